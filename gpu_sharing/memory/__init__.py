@@ -1,0 +1,1 @@
+"""Memory: the ledger that admits loads by bytes, and the arenas that tensors cross processes in."""

@@ -1,0 +1,64 @@
+"""What a runtime is: it checks an artefact, loads it, and runs it as a sequence of segments."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import msgspec
+import numpy as np
+
+from gpu_sharing.tensors import Signature
+from gpu_sharing.units import Bytes, ComputeUnits
+from gpu_sharing.worker.messages import WarmupTensor
+
+Tensors: TypeAlias = Mapping[str, np.ndarray]
+"""Tensors by name. BYTES are object arrays of `bytes`; BF16 is carried as uint16."""
+
+Run: TypeAlias = Generator[None, None, dict[str, np.ndarray]]
+"""A batch in flight: each `next` runs one segment and stops at a boundary; the outputs are the generator's return value."""
+
+
+class ArtefactRefused(Exception):
+    """The artefact is hostile, broken or not supported. The message names the member and what is wrong with it."""
+
+
+class LoadConfig(msgspec.Struct, frozen=True):
+    """How to load an artefact. threads: processor threads that one segment may use."""
+
+    threads: int
+    compute_units: ComputeUnits
+    max_batch_size: int | None = None
+    batch_axes: dict[str, int] = {}
+    warmup: tuple[WarmupTensor, ...] = ()
+
+
+class LoadedModel(Protocol):
+    """A model ready to run on one lane; used by one thread at a time."""
+
+    signature: Signature
+    weight_bytes: Bytes
+    segments: tuple[str, ...]
+
+    def run(self, inputs: Tensors) -> Run:
+        """Starts a batch. `inputs` hold every input of the signature that is not optional, joined along the batch axes."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of everything it holds."""
+        ...
+
+
+class Runtime(Protocol):
+    """One kind of artefact."""
+
+    name: str
+
+    def check(self, path: Path) -> None:
+        """Raises ArtefactRefused unless the artefact is safe to deserialise. Deserialises nothing itself."""
+        ...
+
+    def load(self, path: Path, config: LoadConfig) -> LoadedModel:
+        """Loads a checked artefact. Raises ArtefactRefused where it cannot be served."""
+        ...

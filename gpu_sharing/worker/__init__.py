@@ -1,0 +1,1 @@
+"""The process that holds models, lanes and their arbiters, and the way in and out of it."""

@@ -1,0 +1,257 @@
+"""What an executor and its worker say to each other: msgpack over a socket pair, tensors by reference into shared memory.
+
+A worker may run hostile artefacts, so nothing it sends is ever unpickled: every message is decoded against these types.
+All times are of the monotonic clock, which both processes share. Inputs lie in an arena that the executor allocates,
+outputs in one that the worker allocates; each side only reads the other's.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from gpu_sharing.tensors import Signature
+from gpu_sharing.units import Bytes, ComputeUnits, Millidevices, Nanoseconds
+
+
+class TensorRef(msgspec.Struct, array_like=True, frozen=True):
+    """A tensor's bytes in an arena: row-major, little-endian. `index` is its place in the signature."""
+
+    index: int
+    shape: tuple[int, ...]
+    offset: int
+    length_bytes: int
+
+
+class ProfilePoint(msgspec.Struct, frozen=True):
+    """How long a batch of `rows` takes at one shape. shape_bucket: the shapes without the batch axis, as text."""
+
+    rows: int
+    shape_bucket: str
+    compute_units: ComputeUnits
+    p50_ns: Nanoseconds
+    p99_ns: Nanoseconds
+    runs: int
+    activation_bytes: Bytes = 0
+
+
+class SegmentCost(msgspec.Struct, frozen=True):
+    """One segment of a model, in the runtime's own words, and its cost at one row."""
+
+    name: str
+    p50_ns: Nanoseconds
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """Measured on load, kept per (digest, device kind)."""
+
+    digest: str
+    device_kind: str
+    weight_bytes: Bytes
+    points: tuple[ProfilePoint, ...] = ()
+    segments: tuple[SegmentCost, ...] = ()
+
+
+class WarmupTensor(msgspec.Struct, frozen=True):
+    """One input of a warm-up request of one row; no data: zeros."""
+
+    name: str
+    shape: tuple[int, ...]
+    data: bytes = b""
+
+
+# From the executor.
+
+
+class Load(msgspec.Struct, tag=True, frozen=True):
+    """Load a replica from a local file whose digest has been verified. Answered by Stage (several), then Loaded or LoadFailed.
+
+    format: the runtime's name, "onnx" or "torch_export".
+    batch_axes: by tensor name where the artefact does not tell; -1: none.
+    profile: known from before; then nothing is measured again.
+    """
+
+    replica: int
+    tenant: str
+    model: str
+    version: int
+    digest: str
+    path: str
+    format: str
+    bandwidth: Millidevices
+    weight: int
+    max_batch_size: int | None = None
+    batch_axes: dict[str, int] = {}
+    warmup: tuple[WarmupTensor, ...] = ()
+    objective_ns: Nanoseconds | None = None
+    signature: Signature | None = None
+    profile: Profile | None = None
+
+
+class Update(msgspec.Struct, tag=True, frozen=True):
+    """The replica's share or objective has changed."""
+
+    replica: int
+    bandwidth: Millidevices
+    weight: int
+    objective_ns: Nanoseconds | None = None
+
+
+class Unload(msgspec.Struct, tag=True, frozen=True):
+    """Finish what the replica has for at most `drain_ns`, then let go. Answered by Unloaded."""
+
+    replica: int
+    drain_ns: Nanoseconds
+
+
+class Submit(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """One request, already checked against the signature. Answered by exactly one Done or Failed.
+
+    rows: extent at the batch axis; 1 where there is none.
+    shape_key: requests with equal keys may share a batch: shapes without the batch axis, and the bytes of inputs that
+        have none.
+    outputs: indices of the outputs wanted, in the order wanted.
+    deadline: drop it past this moment. objective: None: class `batch`.
+    """
+
+    call: int
+    replica: int
+    rows: int
+    shape_key: bytes
+    inputs: tuple[TensorRef, ...]
+    outputs: tuple[int, ...]
+    arrived: Nanoseconds
+    deadline: Nanoseconds | None = None
+    objective: Nanoseconds | None = None
+    priority: int = 0
+
+
+class Cancel(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Nobody waits for this call any more: dequeue it. Answered all the same by Done or Failed (CANCELLED)."""
+
+    call: int
+
+
+class Release(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """The outputs of this call have been read: their memory may be used again."""
+
+    call: int
+
+
+class Stop(msgspec.Struct, tag=True, frozen=True):
+    """Finish within `grace_ns` and exit."""
+
+    grace_ns: Nanoseconds
+
+
+Command: TypeAlias = Load | Update | Unload | Submit | Cancel | Release | Stop
+
+
+# From the worker.
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """The worker's loop runs."""
+
+    pid: int
+    device_kind: str
+    backend: str
+    compute_units: ComputeUnits
+    reason: str
+
+
+class Stage(msgspec.Struct, tag=True, frozen=True):
+    """What a load is doing, for people: "checking", "loading", "warming up", "profiling"."""
+
+    replica: int
+    stage: str
+
+
+class Loaded(msgspec.Struct, tag=True, frozen=True):
+    """The replica serves. memory_bytes: weights and the largest activations."""
+
+    replica: int
+    signature: Signature
+    profile: Profile
+    memory_bytes: Bytes
+
+
+class LoadFailed(msgspec.Struct, tag=True, frozen=True):
+    """The replica cannot serve. refused: the artefact itself is at fault, and trying again cannot help."""
+
+    replica: int
+    refused: bool
+    message: str
+
+
+class Unloaded(msgspec.Struct, tag=True, frozen=True):
+    """The replica is gone and its memory is free."""
+
+    replica: int
+
+
+class Batch(msgspec.Struct, array_like=True, frozen=True):
+    """The batch a call rode in, by moments of the monotonic clock.
+
+    joined_from: when the batch could have started, had it not waited for others (0 where it did not wait).
+    preempted: time in between given to other batches.
+    segments: end of each of its slices.
+    """
+
+    number: int
+    lane: int
+    rows: int
+    requests: int
+    started: Nanoseconds
+    ended: Nanoseconds
+    waited_for_others: Nanoseconds
+    preempted: Nanoseconds
+    preemptions: int
+    segment_ends: tuple[Nanoseconds, ...] = ()
+
+
+class Done(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """The call's outputs, in the order wanted. Its input memory may be used again; its output memory is held until Release."""
+
+    call: int
+    outputs: tuple[TensorRef, ...]
+    received: Nanoseconds
+    batch: Batch
+
+
+class Failed(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """The call was refused, dropped or broken. Its input memory may be used again.
+
+    reason: DEADLINE_EXCEEDED, CANCELLED, OVERLOADED, OUT_OF_MEMORY, MODEL_FAILED, MODEL_NOT_READY.
+    facts: the numbers that led here.
+    """
+
+    call: int
+    reason: str
+    message: str
+    facts: dict[str, str] = {}
+    received: Nanoseconds = 0
+    batch: Batch | None = None
+
+
+class Used(msgspec.Struct, array_like=True, frozen=True):
+    """Device time of one replica since the worker started."""
+
+    replica: int
+    device_ns: Nanoseconds
+    requests: int
+    batches: int
+    waiting: int
+
+
+class Statistics(msgspec.Struct, tag=True, frozen=True):
+    """Sent at least every second while anything changes. busy_ns: of the lane, since the worker started."""
+
+    busy_ns: Nanoseconds
+    waiting: int
+    used: tuple[Used, ...]
+    memory_used_bytes: Bytes
+
+
+Event: TypeAlias = Ready | Stage | Loaded | LoadFailed | Unloaded | Done | Failed | Statistics

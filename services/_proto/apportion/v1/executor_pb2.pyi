@@ -1,0 +1,178 @@
+from services._proto.apportion.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class StreamKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STREAM_KIND_UNSPECIFIED: _ClassVar[StreamKind]
+    STREAM_KIND_PRIMARY: _ClassVar[StreamKind]
+    STREAM_KIND_BULK: _ClassVar[StreamKind]
+STREAM_KIND_UNSPECIFIED: StreamKind
+STREAM_KIND_PRIMARY: StreamKind
+STREAM_KIND_BULK: StreamKind
+
+class ExecuteRequest(_message.Message):
+    __slots__ = ("hello", "infers", "chunks", "cancels", "verdicts", "credits")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    INFERS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    CANCELS_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
+    hello: ExecuteHello
+    infers: _containers.RepeatedCompositeFieldContainer[Infer]
+    chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
+    cancels: _containers.RepeatedCompositeFieldContainer[Cancel]
+    verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
+    credits: _containers.RepeatedCompositeFieldContainer[Credit]
+    def __init__(self, hello: _Optional[_Union[ExecuteHello, _Mapping]] = ..., infers: _Optional[_Iterable[_Union[Infer, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., cancels: _Optional[_Iterable[_Union[Cancel, _Mapping]]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., credits: _Optional[_Iterable[_Union[Credit, _Mapping]]] = ...) -> None: ...
+
+class ExecuteResponse(_message.Message):
+    __slots__ = ("welcome", "results", "chunks", "loads", "credits")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
+    welcome: ExecuteWelcome
+    results: _containers.RepeatedCompositeFieldContainer[Result]
+    chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
+    loads: _containers.RepeatedCompositeFieldContainer[Load]
+    credits: _containers.RepeatedCompositeFieldContainer[Credit]
+    def __init__(self, welcome: _Optional[_Union[ExecuteWelcome, _Mapping]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., loads: _Optional[_Iterable[_Union[Load, _Mapping]]] = ..., credits: _Optional[_Iterable[_Union[Credit, _Mapping]]] = ...) -> None: ...
+
+class ExecuteHello(_message.Message):
+    __slots__ = ("frontend_id", "session", "kind", "tenant_credit_bytes")
+    FRONTEND_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TENANT_CREDIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    frontend_id: str
+    session: bytes
+    kind: StreamKind
+    tenant_credit_bytes: int
+    def __init__(self, frontend_id: _Optional[str] = ..., session: _Optional[bytes] = ..., kind: _Optional[_Union[StreamKind, str]] = ..., tenant_credit_bytes: _Optional[int] = ...) -> None: ...
+
+class ExecuteWelcome(_message.Message):
+    __slots__ = ("executor_id", "incarnation", "inline_bytes", "tenant_credit_bytes")
+    EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    INLINE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TENANT_CREDIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    executor_id: str
+    incarnation: str
+    inline_bytes: int
+    tenant_credit_bytes: int
+    def __init__(self, executor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., inline_bytes: _Optional[int] = ..., tenant_credit_bytes: _Optional[int] = ...) -> None: ...
+
+class Infer(_message.Message):
+    __slots__ = ("call", "replica_id", "payload", "bulk_bytes", "deadline_us", "objective_us", "priority", "span")
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    BULK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_US_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_US_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    SPAN_FIELD_NUMBER: _ClassVar[int]
+    call: int
+    replica_id: int
+    payload: bytes
+    bulk_bytes: int
+    deadline_us: int
+    objective_us: int
+    priority: int
+    span: SpanContext
+    def __init__(self, call: _Optional[int] = ..., replica_id: _Optional[int] = ..., payload: _Optional[bytes] = ..., bulk_bytes: _Optional[int] = ..., deadline_us: _Optional[int] = ..., objective_us: _Optional[int] = ..., priority: _Optional[int] = ..., span: _Optional[_Union[SpanContext, _Mapping]] = ...) -> None: ...
+
+class SpanContext(_message.Message):
+    __slots__ = ("trace_id", "span_id")
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    SPAN_ID_FIELD_NUMBER: _ClassVar[int]
+    trace_id: bytes
+    span_id: bytes
+    def __init__(self, trace_id: _Optional[bytes] = ..., span_id: _Optional[bytes] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("call", "offset", "data")
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    call: int
+    offset: int
+    data: bytes
+    def __init__(self, call: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Cancel(_message.Message):
+    __slots__ = ("call",)
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    call: int
+    def __init__(self, call: _Optional[int] = ...) -> None: ...
+
+class Stages(_message.Message):
+    __slots__ = ("decode_ns", "queue_ns", "batch_ns", "compute_ns", "preempted_ns", "encode_ns", "batch_rows", "lane")
+    DECODE_NS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_NS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_NS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_NS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTED_NS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_NS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    decode_ns: int
+    queue_ns: int
+    batch_ns: int
+    compute_ns: int
+    preempted_ns: int
+    encode_ns: int
+    batch_rows: int
+    lane: int
+    def __init__(self, decode_ns: _Optional[int] = ..., queue_ns: _Optional[int] = ..., batch_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., preempted_ns: _Optional[int] = ..., encode_ns: _Optional[int] = ..., batch_rows: _Optional[int] = ..., lane: _Optional[int] = ...) -> None: ...
+
+class Result(_message.Message):
+    __slots__ = ("call", "payload", "bulk_bytes", "status", "stages")
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    BULK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    call: int
+    payload: bytes
+    bulk_bytes: int
+    status: bytes
+    stages: Stages
+    def __init__(self, call: _Optional[int] = ..., payload: _Optional[bytes] = ..., bulk_bytes: _Optional[int] = ..., status: _Optional[bytes] = ..., stages: _Optional[_Union[Stages, _Mapping]] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("call", "violated", "keep")
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    VIOLATED_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    call: int
+    violated: bool
+    keep: bool
+    def __init__(self, call: _Optional[int] = ..., violated: bool = ..., keep: bool = ...) -> None: ...
+
+class Load(_message.Message):
+    __slots__ = ("replica_id", "waiting_requests", "expected_wait_us")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_WAIT_US_FIELD_NUMBER: _ClassVar[int]
+    replica_id: int
+    waiting_requests: int
+    expected_wait_us: int
+    def __init__(self, replica_id: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., expected_wait_us: _Optional[int] = ...) -> None: ...
+
+class Credit(_message.Message):
+    __slots__ = ("tenant", "bytes")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    bytes: int
+    def __init__(self, tenant: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...

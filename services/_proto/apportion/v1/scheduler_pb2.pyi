@@ -1,0 +1,406 @@
+from services._proto.apportion.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Backend(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BACKEND_UNSPECIFIED: _ClassVar[Backend]
+    BACKEND_CPU: _ClassVar[Backend]
+    BACKEND_CUDA_GREEN: _ClassVar[Backend]
+    BACKEND_CUDA_MPS: _ClassVar[Backend]
+    BACKEND_CUDA_MIG: _ClassVar[Backend]
+    BACKEND_CUDA_STREAMS: _ClassVar[Backend]
+    BACKEND_SIMULATED: _ClassVar[Backend]
+
+class ReplicaState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REPLICA_STATE_UNSPECIFIED: _ClassVar[ReplicaState]
+    REPLICA_STATE_LOADING: _ClassVar[ReplicaState]
+    REPLICA_STATE_READY: _ClassVar[ReplicaState]
+    REPLICA_STATE_DRAINING: _ClassVar[ReplicaState]
+    REPLICA_STATE_REFUSED: _ClassVar[ReplicaState]
+    REPLICA_STATE_FAILED: _ClassVar[ReplicaState]
+
+class VersionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VERSION_STATE_UNSPECIFIED: _ClassVar[VersionState]
+    VERSION_STATE_LOADING: _ClassVar[VersionState]
+    VERSION_STATE_READY: _ClassVar[VersionState]
+    VERSION_STATE_REFUSED: _ClassVar[VersionState]
+    VERSION_STATE_UNPLACED: _ClassVar[VersionState]
+BACKEND_UNSPECIFIED: Backend
+BACKEND_CPU: Backend
+BACKEND_CUDA_GREEN: Backend
+BACKEND_CUDA_MPS: Backend
+BACKEND_CUDA_MIG: Backend
+BACKEND_CUDA_STREAMS: Backend
+BACKEND_SIMULATED: Backend
+REPLICA_STATE_UNSPECIFIED: ReplicaState
+REPLICA_STATE_LOADING: ReplicaState
+REPLICA_STATE_READY: ReplicaState
+REPLICA_STATE_DRAINING: ReplicaState
+REPLICA_STATE_REFUSED: ReplicaState
+REPLICA_STATE_FAILED: ReplicaState
+VERSION_STATE_UNSPECIFIED: VersionState
+VERSION_STATE_LOADING: VersionState
+VERSION_STATE_READY: VersionState
+VERSION_STATE_REFUSED: VersionState
+VERSION_STATE_UNPLACED: VersionState
+
+class LaneInfo(_message.Message):
+    __slots__ = ("lane", "worker", "compute_units")
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_UNITS_FIELD_NUMBER: _ClassVar[int]
+    lane: int
+    worker: int
+    compute_units: int
+    def __init__(self, lane: _Optional[int] = ..., worker: _Optional[int] = ..., compute_units: _Optional[int] = ...) -> None: ...
+
+class DeviceInfo(_message.Message):
+    __slots__ = ("backend", "device_kind", "compute_units", "memory_bytes", "lanes", "backend_reason")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_UNITS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LANES_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_REASON_FIELD_NUMBER: _ClassVar[int]
+    backend: Backend
+    device_kind: str
+    compute_units: int
+    memory_bytes: int
+    lanes: _containers.RepeatedCompositeFieldContainer[LaneInfo]
+    backend_reason: str
+    def __init__(self, backend: _Optional[_Union[Backend, str]] = ..., device_kind: _Optional[str] = ..., compute_units: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., lanes: _Optional[_Iterable[_Union[LaneInfo, _Mapping]]] = ..., backend_reason: _Optional[str] = ...) -> None: ...
+
+class AttachRequest(_message.Message):
+    __slots__ = ("hello", "report")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    hello: ExecutorHello
+    report: ExecutorReport
+    def __init__(self, hello: _Optional[_Union[ExecutorHello, _Mapping]] = ..., report: _Optional[_Union[ExecutorReport, _Mapping]] = ...) -> None: ...
+
+class ExecutorHello(_message.Message):
+    __slots__ = ("executor_id", "incarnation", "address", "device", "report")
+    EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    executor_id: str
+    incarnation: str
+    address: str
+    device: DeviceInfo
+    report: ExecutorReport
+    def __init__(self, executor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., address: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., report: _Optional[_Union[ExecutorReport, _Mapping]] = ...) -> None: ...
+
+class ReplicaReport(_message.Message):
+    __slots__ = ("replica_id", "key", "version", "digest", "lane", "state", "message", "signature", "profile", "memory_bytes", "waiting_requests", "bandwidth", "stage", "crashes")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    BANDWIDTH_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    CRASHES_FIELD_NUMBER: _ClassVar[int]
+    replica_id: int
+    key: _common_pb2.ModelKey
+    version: int
+    digest: str
+    lane: int
+    state: ReplicaState
+    message: str
+    signature: _common_pb2.Signature
+    profile: _common_pb2.Profile
+    memory_bytes: int
+    waiting_requests: int
+    bandwidth: _common_pb2.Share
+    stage: str
+    crashes: int
+    def __init__(self, replica_id: _Optional[int] = ..., key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., lane: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., message: _Optional[str] = ..., signature: _Optional[_Union[_common_pb2.Signature, _Mapping]] = ..., profile: _Optional[_Union[_common_pb2.Profile, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., bandwidth: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., stage: _Optional[str] = ..., crashes: _Optional[int] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("key", "device_ns", "compute_unit_ns", "requests", "batches", "incarnation")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_UNIT_NS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    device_ns: int
+    compute_unit_ns: int
+    requests: int
+    batches: int
+    incarnation: str
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., device_ns: _Optional[int] = ..., compute_unit_ns: _Optional[int] = ..., requests: _Optional[int] = ..., batches: _Optional[int] = ..., incarnation: _Optional[str] = ...) -> None: ...
+
+class LaneReport(_message.Message):
+    __slots__ = ("lane", "busy_ppm", "waiting_requests")
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    BUSY_PPM_FIELD_NUMBER: _ClassVar[int]
+    WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    lane: int
+    busy_ppm: int
+    waiting_requests: int
+    def __init__(self, lane: _Optional[int] = ..., busy_ppm: _Optional[int] = ..., waiting_requests: _Optional[int] = ...) -> None: ...
+
+class ExecutorReport(_message.Message):
+    __slots__ = ("replicas", "lanes", "usage", "memory_used_bytes", "draining")
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    LANES_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    replicas: _containers.RepeatedCompositeFieldContainer[ReplicaReport]
+    lanes: _containers.RepeatedCompositeFieldContainer[LaneReport]
+    usage: _containers.RepeatedCompositeFieldContainer[Usage]
+    memory_used_bytes: int
+    draining: bool
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[LaneReport, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., draining: bool = ...) -> None: ...
+
+class AttachResponse(_message.Message):
+    __slots__ = ("welcome", "load", "unload", "update")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    UNLOAD_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    welcome: AttachWelcome
+    load: LoadReplica
+    unload: UnloadReplica
+    update: UpdateReplica
+    def __init__(self, welcome: _Optional[_Union[AttachWelcome, _Mapping]] = ..., load: _Optional[_Union[LoadReplica, _Mapping]] = ..., unload: _Optional[_Union[UnloadReplica, _Mapping]] = ..., update: _Optional[_Union[UpdateReplica, _Mapping]] = ...) -> None: ...
+
+class AttachWelcome(_message.Message):
+    __slots__ = ("epoch", "report_interval_ms")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REPORT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    report_interval_ms: int
+    def __init__(self, epoch: _Optional[int] = ..., report_interval_ms: _Optional[int] = ...) -> None: ...
+
+class LoadReplica(_message.Message):
+    __slots__ = ("replica_id", "key", "version", "digest", "size_bytes", "config", "lane", "bandwidth", "weight", "objective_us", "traffic_class", "signature", "profile")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    BANDWIDTH_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_US_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    replica_id: int
+    key: _common_pb2.ModelKey
+    version: int
+    digest: str
+    size_bytes: int
+    config: bytes
+    lane: int
+    bandwidth: _common_pb2.Share
+    weight: int
+    objective_us: int
+    traffic_class: _common_pb2.TrafficClass
+    signature: _common_pb2.Signature
+    profile: _common_pb2.Profile
+    def __init__(self, replica_id: _Optional[int] = ..., key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., config: _Optional[bytes] = ..., lane: _Optional[int] = ..., bandwidth: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., objective_us: _Optional[int] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., signature: _Optional[_Union[_common_pb2.Signature, _Mapping]] = ..., profile: _Optional[_Union[_common_pb2.Profile, _Mapping]] = ...) -> None: ...
+
+class UnloadReplica(_message.Message):
+    __slots__ = ("replica_id", "drain_us")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_US_FIELD_NUMBER: _ClassVar[int]
+    replica_id: int
+    drain_us: int
+    def __init__(self, replica_id: _Optional[int] = ..., drain_us: _Optional[int] = ...) -> None: ...
+
+class UpdateReplica(_message.Message):
+    __slots__ = ("replica_id", "bandwidth", "weight", "objective_us", "traffic_class")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    BANDWIDTH_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_US_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
+    replica_id: int
+    bandwidth: _common_pb2.Share
+    weight: int
+    objective_us: int
+    traffic_class: _common_pb2.TrafficClass
+    def __init__(self, replica_id: _Optional[int] = ..., bandwidth: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., objective_us: _Optional[int] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ...) -> None: ...
+
+class WatchRoutesRequest(_message.Message):
+    __slots__ = ("epoch", "after_revision")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_REVISION_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    after_revision: int
+    def __init__(self, epoch: _Optional[int] = ..., after_revision: _Optional[int] = ...) -> None: ...
+
+class WatchRoutesResponse(_message.Message):
+    __slots__ = ("epoch", "revision", "snapshot", "changes", "bookmark")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    BOOKMARK_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    revision: int
+    snapshot: RouteSnapshot
+    changes: RouteChanges
+    bookmark: RouteBookmark
+    def __init__(self, epoch: _Optional[int] = ..., revision: _Optional[int] = ..., snapshot: _Optional[_Union[RouteSnapshot, _Mapping]] = ..., changes: _Optional[_Union[RouteChanges, _Mapping]] = ..., bookmark: _Optional[_Union[RouteBookmark, _Mapping]] = ...) -> None: ...
+
+class RouteSnapshot(_message.Message):
+    __slots__ = ("routes", "first_part", "last_part")
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_PART_FIELD_NUMBER: _ClassVar[int]
+    LAST_PART_FIELD_NUMBER: _ClassVar[int]
+    routes: _containers.RepeatedCompositeFieldContainer[ModelRoute]
+    first_part: bool
+    last_part: bool
+    def __init__(self, routes: _Optional[_Iterable[_Union[ModelRoute, _Mapping]]] = ..., first_part: bool = ..., last_part: bool = ...) -> None: ...
+
+class RouteChanges(_message.Message):
+    __slots__ = ("routes", "removed")
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    routes: _containers.RepeatedCompositeFieldContainer[ModelRoute]
+    removed: _containers.RepeatedCompositeFieldContainer[_common_pb2.ModelKey]
+    def __init__(self, routes: _Optional[_Iterable[_Union[ModelRoute, _Mapping]]] = ..., removed: _Optional[_Iterable[_Union[_common_pb2.ModelKey, _Mapping]]] = ...) -> None: ...
+
+class RouteBookmark(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ModelRoute(_message.Message):
+    __slots__ = ("key", "slo", "traffic_class", "versions", "splits")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SLO_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    SPLITS_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    slo: _common_pb2.Slo
+    traffic_class: _common_pb2.TrafficClass
+    versions: _containers.RepeatedCompositeFieldContainer[VersionRoute]
+    splits: _containers.RepeatedCompositeFieldContainer[RouteSplit]
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., versions: _Optional[_Iterable[_Union[VersionRoute, _Mapping]]] = ..., splits: _Optional[_Iterable[_Union[RouteSplit, _Mapping]]] = ...) -> None: ...
+
+class RouteSplit(_message.Message):
+    __slots__ = ("version", "ppm")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PPM_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    ppm: int
+    def __init__(self, version: _Optional[int] = ..., ppm: _Optional[int] = ...) -> None: ...
+
+class VersionRoute(_message.Message):
+    __slots__ = ("version", "state", "message", "signature", "replicas")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    state: VersionState
+    message: str
+    signature: _common_pb2.Signature
+    replicas: _containers.RepeatedCompositeFieldContainer[ReplicaRoute]
+    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[VersionState, str]] = ..., message: _Optional[str] = ..., signature: _Optional[_Union[_common_pb2.Signature, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaRoute, _Mapping]]] = ...) -> None: ...
+
+class ReplicaRoute(_message.Message):
+    __slots__ = ("replica_id", "executor_id", "address")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    replica_id: int
+    executor_id: str
+    address: str
+    def __init__(self, replica_id: _Optional[int] = ..., executor_id: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class GetFleetRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetFleetResponse(_message.Message):
+    __slots__ = ("executors", "tenants", "epoch", "unplaced")
+    EXECUTORS_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    UNPLACED_FIELD_NUMBER: _ClassVar[int]
+    executors: _containers.RepeatedCompositeFieldContainer[ExecutorStatus]
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantStatus]
+    epoch: int
+    unplaced: _containers.RepeatedCompositeFieldContainer[UnplacedVersion]
+    def __init__(self, executors: _Optional[_Iterable[_Union[ExecutorStatus, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ..., epoch: _Optional[int] = ..., unplaced: _Optional[_Iterable[_Union[UnplacedVersion, _Mapping]]] = ...) -> None: ...
+
+class UnplacedVersion(_message.Message):
+    __slots__ = ("key", "version", "message")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    version: int
+    message: str
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., version: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ExecutorStatus(_message.Message):
+    __slots__ = ("executor_id", "address", "device", "report", "attached")
+    EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    ATTACHED_FIELD_NUMBER: _ClassVar[int]
+    executor_id: str
+    address: str
+    device: DeviceInfo
+    report: ExecutorReport
+    attached: bool
+    def __init__(self, executor_id: _Optional[str] = ..., address: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., report: _Optional[_Union[ExecutorReport, _Mapping]] = ..., attached: bool = ...) -> None: ...
+
+class TenantStatus(_message.Message):
+    __slots__ = ("tenant", "reservation", "weight", "device_ns", "requests")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    RESERVATION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    reservation: _common_pb2.Share
+    weight: int
+    device_ns: int
+    requests: int
+    def __init__(self, tenant: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., device_ns: _Optional[int] = ..., requests: _Optional[int] = ...) -> None: ...
+
+class CheckReservationRequest(_message.Message):
+    __slots__ = ("tenant", "reservation")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    RESERVATION_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    reservation: _common_pb2.Share
+    def __init__(self, tenant: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ...) -> None: ...
+
+class CheckReservationResponse(_message.Message):
+    __slots__ = ("free_after", "capacity")
+    FREE_AFTER_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    free_after: _common_pb2.Share
+    capacity: _common_pb2.Share
+    def __init__(self, free_after: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., capacity: _Optional[_Union[_common_pb2.Share, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""What the services share: settings, servers, channels, errors, telemetry. The one shared room with I/O."""

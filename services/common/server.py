@@ -1,0 +1,210 @@
+"""How every service runs: one gRPC server with health, refusals mapped to statuses, a ready file, and a drain on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from services.common.errors import Reason, Refusal
+from services.common.settings import ServiceSettings, is_loopback
+from services.common.status import DETAILS_KEY, abort, to_status
+
+log = structlog.get_logger()
+
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0),
+)
+
+
+class StartupError(Exception):
+    """The service cannot start; the message is one line that says what to do."""
+
+
+class Server:
+    """A grpc.aio server on one address.
+
+    Listening beyond loopback without a mesh token is refused unless `public` (the frontend, which has credentials of
+    its own). Raises StartupError where the port is taken.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        listen: str,
+        *,
+        name: str,
+        public: bool = False,
+        options: Sequence[tuple[str, int]] = (),
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        if not public and settings.mesh_token is None and not is_loopback(listen):
+            raise StartupError(
+                f"{name}: refusing to listen on {listen} without a mesh token; set APPORTION_MESH_TOKEN or listen on 127.0.0.1"
+            )
+        token = [] if public or settings.mesh_token is None else [MeshToken(settings.mesh_token)]
+        self.name, self._settings, self._listen = name, settings, listen
+        self.grpc = grpc.aio.server(
+            options=merged(SERVER_OPTIONS, options), interceptors=[*token, Refusals(), *interceptors]
+        )
+        self.health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
+        self.address = ""
+
+    async def start(self) -> str:
+        """Binds and serves; returns HOST:PORT with the port that was got."""
+        host = self._listen.rpartition(":")[0]
+        try:
+            port = self.grpc.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            port = 0
+            log.debug("bind failed", error=str(error))
+        if port == 0:
+            raise StartupError(
+                f"{self.name}: cannot listen on {self._listen}: the port is in use; stop what holds it or choose another with --listen"
+            )
+        self.address = f"{host}:{port}"
+        await self.grpc.start()
+        return self.address
+
+    async def set_serving(self, serving: bool, service: str = "") -> None:
+        """Says to health checks whether `service` ("" for the whole) can serve."""
+        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self.health.set(service, state)
+
+    async def stop(self) -> None:
+        """Drains: health says NOT_SERVING, calls in flight get `drain_s`, then the port closes."""
+        await self.health.enter_graceful_shutdown()
+        await self.grpc.stop(self._settings.drain_s)
+
+
+def merged(base: Sequence[tuple[str, int]], more: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Channel or server options, later ones winning."""
+    return list({**dict(base), **dict(more)}.items())
+
+
+def write_ready(settings: ServiceSettings, **addresses: str) -> None:
+    """Tells whoever started this process that it is ready, and where: an atomic write of `ready_file`."""
+    log.info("ready", **addresses)
+    if settings.ready_file is None:
+        return
+    target = Path(settings.ready_file)
+    partial = target.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps({"pid": os.getpid(), **addresses}))
+    partial.replace(target)
+
+
+def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Runs a service's `main(stop)` on uvloop until it returns; SIGTERM and SIGINT set `stop`.
+
+    A StartupError ends the process with status 2 and its one line.
+    """
+    import uvloop
+
+    async def body() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await main(stop)
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(body())
+    except StartupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+class Refusals(grpc.aio.ServerInterceptor):
+    """Turns a Refusal that a method raises into its gRPC status; anything else into INTERNAL, logged with its traceback."""
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        method = details.method
+        if handler.response_streaming:
+            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+            async def streaming(request: Any, context: Any) -> Any:
+                try:
+                    async for response in inner(request, context):
+                        yield response
+                except Exception as error:
+                    await _refuse(context, error, method)
+
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return make(streaming, handler.request_deserializer, handler.response_serializer)
+        inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+
+        async def single(request: Any, context: Any) -> Any:
+            try:
+                return await inner(request, context)
+            except Exception as error:
+                await _refuse(context, error, method)
+
+        make = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        return make(single, handler.request_deserializer, handler.response_serializer)
+
+
+async def _refuse(context: Any, error: Exception, method: str) -> None:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if not isinstance(error, Refusal):
+        log.error("unexpected error", method=method, exc_info=error)
+        error = Refusal(Reason.INTERNAL, f"{method}: an unexpected error; the service's log has it")
+    await abort(context, error)
+
+
+class MeshToken(grpc.aio.ServerInterceptor):
+    """Refuses calls that do not carry the mesh token; health checks need none."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        given = next((value for key, value in details.invocation_metadata if key == "authorization"), "")
+        given = given.encode() if isinstance(given, str) else given
+        if details.method.startswith("/grpc.health.v1.") or hmac.compare_digest(given, self._expected):
+            return await continuation(details)
+        refusal = Refusal(Reason.KEY_MISSING, "authorization: this service needs the mesh token")
+
+        async def refuse(_: Any, context: Any) -> None:
+            context.set_trailing_metadata(((DETAILS_KEY, to_status(refusal).SerializeToString()),))
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, refusal.message)
+
+        # Whatever the method's kind, a unary handler that aborts answers it.
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+async def first_done(*tasks: asyncio.Task[Any]) -> None:
+    """Waits until one task ends and raises its error, if it had one; the others are cancelled."""
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    for task in done:
+        task.result()

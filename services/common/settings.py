@@ -1,0 +1,68 @@
+"""Settings: every one has a flag, an APPORTION_ variable and a documented default. Frozen; they read nothing themselves later."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated
+
+from pydantic import AfterValidator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT with a port of 0 to 65535")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
+"""HOST:PORT; port 0 takes a free one."""
+
+
+class ServiceSettings(BaseSettings):
+    """What every service has.
+
+    With the prefix APPORTION_REGISTRY_, the field `listen` is read from APPORTION_REGISTRY_LISTEN, else from
+    APPORTION_LISTEN: what all services share, like APPORTION_MESH_TOKEN, is written once.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the service's own variables, then the ones all share."""
+        return init_settings, env_settings, EnvSettingsSource(settings_cls, env_prefix="APPORTION_")
+
+    ready_file: str | None = None
+    """Written, once the service is ready, with a JSON object that names the addresses it got."""
+    log_format: str = "auto"
+    """json, text, or auto: text on a terminal."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    mesh_token: str | None = None
+    """Shared secret of the services; needed wherever one listens beyond loopback."""
+    otlp_endpoint: str | None = None
+    """HOST:PORT of an OTLP/gRPC collector for traces; none: spans are not exported."""
+    metrics_listen: str | None = None
+    """HOST:PORT for Prometheus metrics over HTTP; none: not exposed."""
+    drain_s: float = 5.0
+    """How long calls in flight may take to finish when the service is told to stop."""
+
+
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT is reachable from this machine alone."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host in ("localhost", ""):
+        return host == "localhost"
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,57 @@
+"""Following a watch: a snapshot, then changes in the order of revisions, through every reconnection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Callable
+from typing import Generic, TypeVar
+
+import grpc
+import structlog
+
+from services.common.channel import backoff
+from services.common.errors import Reason
+from services.common.status import from_rpc_error
+
+Message = TypeVar("Message")
+Position = TypeVar("Position")
+log = structlog.get_logger()
+
+
+class Follower(Generic[Message, Position]):
+    """Keeps a local copy up to date for ever.
+
+    start: the position that asks for a snapshot.
+    opens: begins a stream after a position.
+    applies: takes one message in and returns the position after it. It must not fail on what it does not know.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        start: Position,
+        opens: Callable[[Position], AsyncIterable[Message]],
+        applies: Callable[[Message], Position],
+    ) -> None:
+        self._name, self._start, self._position = name, start, start
+        self._opens, self._applies = opens, applies
+        self.synced = asyncio.Event()
+        """Set while the copy follows the source; unset while it is only what was known last."""
+
+    async def run(self) -> None:
+        """Follows until cancelled."""
+        delays = backoff(first_s=0.1, most_s=2.0)
+        while True:
+            try:
+                async for message in self._opens(self._position):
+                    self._position = self._applies(message)
+                    self.synced.set()
+                    delays = backoff(first_s=0.1, most_s=2.0)
+            except grpc.RpcError as error:
+                refusal = from_rpc_error(error)
+                if refusal is not None and refusal.reason is Reason.REVISION_COMPACTED:
+                    self._position = self._start
+                else:
+                    log.info("watch interrupted", watch=self._name, error=str(error.code()))
+            self.synced.clear()
+            await asyncio.sleep(next(delays))
