@@ -1,0 +1,69 @@
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test test-slow test-gpu lint format proto verify-proto release-proto bench constraints clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+# One environment, installed in two steps: what the demo needs, and what development needs on top.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@echo "setting up $(VENV): torch and friends, a minute or two the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@$(PIP) --editable '.[demo,dev]'
+	@touch $@
+
+demo: $(VENV)/.demo ## the whole mesh, three real models, three tenants, real traffic; leaves nothing running
+	@$(BIN)/python -m demo
+
+up: $(VENV)/.demo ## the whole mesh in the foreground until Ctrl-C
+	@$(BIN)/apportion up
+
+test: $(VENV)/.dev ## every test that needs no GPU and takes no more than seconds
+	@$(BIN)/pytest
+
+test-slow: $(VENV)/.dev ## the tests that take longer
+	@$(BIN)/pytest -m 'slow and not gpu' --timeout 900
+
+test-gpu: $(VENV)/.dev ## the tests that need a CUDA device; fails where there is none
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu: there is no CUDA device here")'
+	@$(BIN)/pytest -m gpu
+
+lint: $(VENV)/.dev verify-proto ## ruff, mypy --strict, import contracts, contracts of the wire
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## what `lint` can mend by itself
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+proto: $(VENV)/.dev ## generate services/_proto from protos/
+	@$(BIN)/buf format -w protos
+	@$(BIN)/python protos/generate.py
+
+verify-proto: $(VENV)/.dev ## contracts linted, unbroken since the last release, and the generated code fresh
+	@$(BIN)/buf lint protos
+	@$(BIN)/buf format -d --exit-code protos
+	@$(BIN)/buf breaking protos --against protos/released.binpb
+	@$(BIN)/python protos/generate.py --check
+
+release-proto: $(VENV)/.dev ## take today's contracts as the ones that must not break
+	@$(BIN)/buf build protos -o protos/released.binpb
+
+bench: $(VENV)/.dev ## every benchmark, each against a baseline of the same run
+	@for each in bench/*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
+
+constraints: $(VENV)/.dev ## write constraints.txt from what is installed
+	@(sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//') > constraints.new && mv constraints.new constraints.txt
+
+clean: ## remove the environment and every cache
+	@rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
