@@ -63,7 +63,7 @@ bench: $(VENV)/.dev ## every benchmark, each against a baseline of the same run
 	@for each in bench/*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
 
 constraints: $(VENV)/.dev ## write constraints.txt from what is installed
-	@(sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//') > constraints.new && mv constraints.new constraints.txt
+	@(sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --all --exclude-editable | grep -v "^pip==" | sed 's/+cpu//') > constraints.new && mv constraints.new constraints.txt
 
 clean: ## remove the environment and every cache
 	@rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
