@@ -1,0 +1,111 @@
+"""OTLP on the wire: span records as protobuf, and the client that sends them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
+
+if TYPE_CHECKING:
+    from services.common.telemetry import SpanRecord
+
+log = structlog.get_logger()
+
+Value = str | bool | int | float | Sequence[str]
+"""What an attribute may hold. Integers are 64 bits, signed."""
+
+_SCOPE = InstrumentationScope(name="apportion")
+_INT64_MOST = (1 << 63) - 1
+
+
+def value_of(value: Value) -> AnyValue:
+    """An attribute's value; an integer beyond 64 bits and anything of another kind become text."""
+    if isinstance(value, str):
+        return AnyValue(string_value=value)
+    if isinstance(value, bool):
+        return AnyValue(bool_value=value)
+    if isinstance(value, int) and -_INT64_MOST <= value <= _INT64_MOST:
+        return AnyValue(int_value=value)
+    if isinstance(value, float):
+        return AnyValue(double_value=value)
+    if isinstance(value, Sequence):
+        return AnyValue(array_value=ArrayValue(values=[AnyValue(string_value=str(item)) for item in value]))
+    return AnyValue(string_value=str(value))
+
+
+def pairs(attributes: Mapping[str, Value]) -> list[KeyValue]:
+    """Attributes as OTLP has them."""
+    return [KeyValue(key=key, value=value_of(value)) for key, value in attributes.items()]
+
+
+def encoded(record: SpanRecord, offset_ns: int) -> Span:
+    """A record as OTLP has it; `offset_ns` is what turns the monotonic clock into Unix time."""
+    failed = record.error is not None
+    span = Span(
+        trace_id=record.trace_id,
+        span_id=record.span_id,
+        parent_span_id=record.parent_span_id or b"",
+        name=record.name,
+        kind=record.kind,  # type: ignore[arg-type]
+        start_time_unix_nano=record.start_ns + offset_ns,
+        end_time_unix_nano=record.end_ns + offset_ns,
+        attributes=pairs(record.attributes),
+        status=Status(code=Status.STATUS_CODE_ERROR, message=record.error or "") if failed else None,
+    )
+    for name, at_ns, attributes in record.events:
+        span.events.add(name=name, time_unix_nano=at_ns + offset_ns, attributes=pairs(attributes))
+    for trace_id, span_id, attributes in record.links:
+        span.links.add(trace_id=trace_id, span_id=span_id, attributes=pairs(attributes))
+    return span
+
+
+def request_for(resource: Mapping[str, Value], spans: Iterable[Span]) -> ExportTraceServiceRequest:
+    """One export message of one process."""
+    of_scope = ScopeSpans(scope=_SCOPE, spans=spans)
+    return ExportTraceServiceRequest(
+        resource_spans=[ResourceSpans(resource=Resource(attributes=pairs(resource)), scope_spans=[of_scope])]
+    )
+
+
+class Exporter:
+    """A blocking OTLP/gRPC client for one thread. It does not retry: spans are worth less than the time of those behind."""
+
+    def __init__(self, endpoint: str, token: str | None, timeout_s: float) -> None:
+        scheme, _, address = endpoint.rpartition("://")
+        options = (("grpc.max_reconnect_backoff_ms", 2_000), ("grpc.initial_reconnect_backoff_ms", 100))
+        if scheme == "https":
+            self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(), options=options)
+        else:
+            self._channel = grpc.insecure_channel(address, options=options)
+        self._export = TraceServiceStub(self._channel).Export
+        self._metadata: Any = (("authorization", f"Bearer {token}"),) if token else ()
+        self._timeout_s, self._failing = timeout_s, False
+        self._closed = threading.Event()
+
+    def export(self, request: ExportTraceServiceRequest) -> bool:
+        """Sends; says whether the collector took it. Takes at most the timeout, or until `close`."""
+        try:
+            self._export(request, timeout=self._timeout_s, metadata=self._metadata)
+        except (grpc.RpcError, ValueError) as error:
+            if not self._failing and not self._closed.is_set():
+                code = error.code() if isinstance(error, grpc.RpcError) else error
+                log.warning("spans are being lost: the collector does not take them", error=str(code))
+            self._failing = True
+            return False
+        if self._failing:
+            log.info("the collector takes spans again")
+        self._failing = False
+        return True
+
+    def close(self) -> None:
+        """Ends a call in flight, and the connection."""
+        self._closed.set()
+        self._channel.close()

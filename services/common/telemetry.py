@@ -1,0 +1,288 @@
+"""Spans, made afterwards from monotonic timestamps, and exported off the path of requests.
+
+A request's code notes times; when it is over it hands `SpanRecord`s to a `Tracer` (or to `HeldSpans`, until the verdict
+is known). `Tracer.emit` appends to a bounded queue and returns; a thread of its own encodes and sends them. A backend
+that is slow, hung or absent costs spans, which are counted, and never time.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import structlog
+
+from services.common import attributes
+from services.common.otlp import Exporter, Value, encoded, request_for
+
+log = structlog.get_logger()
+
+EXPORT_SPANS = 512
+"""Spans in one export message."""
+SLICE_SPANS = 16
+"""Spans encoded before the exporter's thread lets others run: about half a millisecond of the interpreter's lock."""
+EXPORT_EVERY_S = 0.2
+
+
+class Kind(IntEnum):
+    """The kinds of OTLP's Span.SpanKind."""
+
+    INTERNAL = 1
+    SERVER = 2
+    CLIENT = 3
+    PRODUCER = 4
+    CONSUMER = 5
+
+
+@dataclass(slots=True)
+class SpanRecord:
+    """One finished span. Times are nanoseconds of this process' monotonic clock (`time.monotonic_ns`).
+
+    trace_id: 16 bytes; span_id and parent_span_id: 8 bytes. Not changed once it has been handed on.
+    """
+
+    name: str
+    trace_id: bytes
+    span_id: bytes
+    parent_span_id: bytes | None
+    start_ns: int
+    end_ns: int
+    kind: Kind = Kind.INTERNAL
+    attributes: dict[str, Value] = field(default_factory=dict)
+    events: list[tuple[str, int, dict[str, Value]]] = field(default_factory=list)
+    """(name, monotonic ns, attributes)"""
+    links: list[tuple[bytes, bytes, dict[str, Value]]] = field(default_factory=list)
+    """(trace id, span id, attributes)"""
+    error: str | None = None
+    """What went wrong, for people; None: nothing did."""
+
+
+class Tracer:
+    """Sends spans to an OTLP/gRPC collector; without an `endpoint` it does nothing at all.
+
+    endpoint: HOST:PORT, or https://HOST:PORT for TLS.
+    resource: attributes of everything this process sends, beside service.name.
+    queue_spans: spans that may wait; further ones are dropped and counted.
+    mesh_token: sent as a bearer token where the collector is our trace store beyond loopback.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        endpoint: str | None,
+        *,
+        resource: Mapping[str, Value] | None = None,
+        queue_spans: int = 8192,
+        mesh_token: str | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        self.service, self.enabled = service, endpoint is not None
+        self._resource = {attributes.SERVICE_NAME: service, **(resource or {})}
+        self._queue: deque[SpanRecord] = deque()
+        self._capacity = queue_spans
+        self._refused = self._lost = self._exported = 0
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+        self._wake, self._idle, self._stop = threading.Event(), threading.Event(), threading.Event()
+        self._idle.set()
+        self._exporter = Exporter(endpoint, mesh_token, timeout_s) if endpoint is not None else None
+        self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
+        if self._exporter is not None:
+            self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Spans that were lost since the start: the queue was full, or the collector did not take them."""
+        return self._refused + self._lost
+
+    @property
+    def exported(self) -> int:
+        """Spans that the collector has taken."""
+        return self._exported
+
+    def emit(self, record: SpanRecord) -> None:
+        """Takes a finished span. Never blocks, never raises."""
+        if not self.enabled:
+            return
+        waiting = len(self._queue)
+        if waiting >= self._capacity:
+            self._refused += 1
+            return
+        self._queue.append(record)
+        if waiting == EXPORT_SPANS:
+            self._wake.set()
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Waits, at most `timeout` seconds, until what was emitted has been sent or lost. Blocks: not for an event loop."""
+        end = time.monotonic() + timeout
+        while self.enabled and (self._queue or not self._idle.is_set()):
+            self._wake.set()
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(0.01, left))
+        return True
+
+    def shutdown(self, timeout: float = 5.0) -> None:
+        """Sends what waits, at most `timeout` seconds long, and ends. Further spans are ignored. Blocks."""
+        if not self.enabled or self._exporter is None:
+            return
+        self.flush(timeout)
+        self.enabled = False
+        self._stop.set()
+        self._wake.set()
+        self._exporter.close()
+        self._thread.join(max(0.1, timeout))
+        self._lost += len(self._queue)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(EXPORT_EVERY_S)
+            self._wake.clear()
+            while self._queue and not self._stop.is_set():
+                self._idle.clear()
+                self._export_some()
+            self._idle.set()
+
+    def _export_some(self) -> None:
+        assert self._exporter is not None
+        spans = []
+        taken = min(EXPORT_SPANS, len(self._queue))
+        try:
+            for index in range(taken):
+                spans.append(encoded(self._queue.popleft(), self._offset_ns))
+                if index % SLICE_SPANS == SLICE_SPANS - 1:
+                    time.sleep(0)
+            accepted = self._exporter.export(request_for(self._resource, spans))
+        except Exception as error:
+            # A span that cannot be encoded must not end the thread that sends all others.
+            log.warning("spans could not be encoded", error=repr(error))
+            accepted = False
+        if accepted:
+            self._exported += taken
+        else:
+            self._lost += taken
+
+
+class HeldSpans:
+    """Spans that wait for the verdict on their request.
+
+    capacity: spans and remembered verdicts held at most; max_age_ns: how long. The oldest go first, and those that go
+    without a verdict are counted in `dropped`. Not for several threads.
+    """
+
+    def __init__(self, tracer: Tracer, capacity: int, max_age_ns: int) -> None:
+        self._tracer, self._capacity, self._max_age_ns = tracer, capacity, max_age_ns
+        self._held: OrderedDict[Hashable, tuple[int, list[SpanRecord]]] = OrderedDict()
+        self._verdicts: OrderedDict[Hashable, tuple[int, bool]] = OrderedDict()
+        self._spans = 0
+        self.dropped = 0
+        """Spans that went because they were too many or too old."""
+
+    def __len__(self) -> int:
+        return self._spans
+
+    def hold(self, key: Hashable, records: Sequence[SpanRecord], now: int) -> None:
+        """Keeps `records` until the verdict on `key`; where it has come already, follows it at once."""
+        if not self._tracer.enabled:
+            return
+        verdict = self._verdicts.get(key)
+        if verdict is not None:
+            self._follow(records, verdict[1])
+            return
+        entry = self._held.get(key)
+        if entry is None:
+            self._held[key] = (now, list(records))
+        else:
+            entry[1].extend(records)
+        self._spans += len(records)
+        self._trim(now)
+
+    def verdict(self, key: Hashable, keep: bool, now: int) -> None:
+        """Emits what is held for `key`, or forgets it; spans that come later are treated alike.
+
+        A later `keep=True` overrules an earlier `keep=False` for spans still to come, never the other way round.
+        """
+        if not self._tracer.enabled:
+            return
+        entry = self._held.pop(key, None)
+        if entry is not None:
+            self._spans -= len(entry[1])
+            self._follow(entry[1], keep)
+        earlier = self._verdicts.pop(key, None)
+        self._verdicts[key] = (now, keep or (earlier is not None and earlier[1]))
+        self._trim(now)
+
+    def _follow(self, records: Sequence[SpanRecord], keep: bool) -> None:
+        if keep:
+            for record in records:
+                self._tracer.emit(record)
+
+    def _trim(self, now: int) -> None:
+        oldest = now - self._max_age_ns
+        while self._held and (self._spans > self._capacity or next(iter(self._held.values()))[0] < oldest):
+            _, (_, records) = self._held.popitem(last=False)
+            self._spans -= len(records)
+            self.dropped += len(records)
+        while self._verdicts and (
+            len(self._verdicts) > self._capacity or next(iter(self._verdicts.values()))[0] < oldest
+        ):
+            self._verdicts.popitem(last=False)
+
+
+class Sampler:
+    """Says, for each trace id alike in every process, whether it belongs to the sampled share. ratio: 0 to 1."""
+
+    def __init__(self, ratio: float) -> None:
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"sample ratio: {ratio} is not between 0 and 1")
+        self.ratio = ratio
+        self._bound = round(ratio * (1 << 64))
+
+    def keeps(self, trace_id: bytes) -> bool:
+        """Whether this trace is sampled. It reads the low 8 bytes, as OpenTelemetry's TraceIdRatioBased does."""
+        return int.from_bytes(trace_id[8:16], "big") < self._bound
+
+
+def new_trace_id() -> bytes:
+    """16 random bytes, never all zero. Unguessable by nobody's promise: ids name things, they protect nothing."""
+    return (random.getrandbits(128) or 1).to_bytes(16, "big")
+
+
+def new_span_id() -> bytes:
+    """8 random bytes, never all zero."""
+    return (random.getrandbits(64) or 1).to_bytes(8, "big")
+
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_LONGEST_TRACEPARENT = 256
+
+
+def parse_traceparent(text: str) -> tuple[bytes, bytes, int] | None:
+    """(trace id, parent span id, flags) of a W3C `traceparent`; None for anything that is not one.
+
+    Source: W3C Trace Context, level 1: lower case only, no zero ids, version ff refused, further fields allowed in
+    versions that we do not know yet and in no other.
+    """
+    if len(text) > _LONGEST_TRACEPARENT:
+        return None
+    match = _TRACEPARENT.fullmatch(text)
+    if match is None:
+        return None
+    version, trace, parent, flags, more = match.groups()
+    if version == "ff" or (version == "00" and more is not None):
+        return None
+    trace_id, parent_span_id = bytes.fromhex(trace), bytes.fromhex(parent)
+    if not any(trace_id) or not any(parent_span_id):
+        return None
+    return trace_id, parent_span_id, int(flags, 16)
+
+
+def format_traceparent(trace_id: bytes, span_id: bytes, *, sampled: bool = True) -> str:
+    """The W3C `traceparent` of a span: "00-…-…-01"."""
+    return f"00-{trace_id.hex()}-{span_id.hex()}-{'01' if sampled else '00'}"
