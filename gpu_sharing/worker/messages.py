@@ -64,7 +64,7 @@ class WarmupTensor(msgspec.Struct, frozen=True):
 # From the executor.
 
 
-class Load(msgspec.Struct, tag=True, frozen=True):
+class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Load a replica from a local file whose digest has been verified. Answered by Stage (several), then Loaded or LoadFailed.
 
     format: the runtime's name, "onnx" or "torch_export".
@@ -89,7 +89,7 @@ class Load(msgspec.Struct, tag=True, frozen=True):
     profile: Profile | None = None
 
 
-class Update(msgspec.Struct, tag=True, frozen=True):
+class Update(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """The replica's share or objective has changed."""
 
     replica: int
@@ -98,7 +98,7 @@ class Update(msgspec.Struct, tag=True, frozen=True):
     objective_ns: Nanoseconds | None = None
 
 
-class Unload(msgspec.Struct, tag=True, frozen=True):
+class Unload(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Finish what the replica has for at most `drain_ns`, then let go. Answered by Unloaded."""
 
     replica: int
@@ -139,7 +139,7 @@ class Release(msgspec.Struct, tag=True, array_like=True, frozen=True):
     call: int
 
 
-class Stop(msgspec.Struct, tag=True, frozen=True):
+class Stop(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Finish within `grace_ns` and exit."""
 
     grace_ns: Nanoseconds
@@ -151,7 +151,7 @@ Command: TypeAlias = Load | Update | Unload | Submit | Cancel | Release | Stop
 # From the worker.
 
 
-class Ready(msgspec.Struct, tag=True, frozen=True):
+class Ready(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """The worker's loop runs."""
 
     pid: int
@@ -161,14 +161,14 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     reason: str
 
 
-class Stage(msgspec.Struct, tag=True, frozen=True):
+class Stage(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """What a load is doing, for people: "checking", "loading", "warming up", "profiling"."""
 
     replica: int
     stage: str
 
 
-class Loaded(msgspec.Struct, tag=True, frozen=True):
+class Loaded(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """The replica serves. memory_bytes: weights and the largest activations."""
 
     replica: int
@@ -177,7 +177,7 @@ class Loaded(msgspec.Struct, tag=True, frozen=True):
     memory_bytes: Bytes
 
 
-class LoadFailed(msgspec.Struct, tag=True, frozen=True):
+class LoadFailed(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """The replica cannot serve. refused: the artefact itself is at fault, and trying again cannot help."""
 
     replica: int
@@ -185,7 +185,7 @@ class LoadFailed(msgspec.Struct, tag=True, frozen=True):
     message: str
 
 
-class Unloaded(msgspec.Struct, tag=True, frozen=True):
+class Unloaded(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """The replica is gone and its memory is free."""
 
     replica: int
@@ -245,7 +245,7 @@ class Used(msgspec.Struct, array_like=True, frozen=True):
     waiting: int
 
 
-class Statistics(msgspec.Struct, tag=True, frozen=True):
+class Statistics(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Sent at least every second while anything changes. busy_ns: of the lane, since the worker started."""
 
     busy_ns: Nanoseconds

@@ -1,0 +1,174 @@
+"""An executor's end of one worker: starts it, sends it commands, hands on its events, notices its loss. asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gpu_sharing.memory.arena import Arena, ArenaView, create_memory, read_only
+from gpu_sharing.worker import wire
+from gpu_sharing.worker.config import WorkerConfig
+from gpu_sharing.worker.messages import Command, Done, Event, Ready, Stop
+from gpu_sharing.worker.process import WorkerProcess
+
+__all__ = ["WorkerClient", "WorkerConfig", "WorkerLost"]
+
+OnEvents = Callable[[Sequence[Event]], None]
+
+_NS_PER_S = 1_000_000_000
+
+
+class WorkerLost(Exception):
+    """The worker could not be started. The message says why and ends with what it last wrote to its standard error."""
+
+
+class WorkerClient:
+    """One worker process. Belongs to the event loop it was started on.
+
+    ready: what the worker said of its device.
+    pid: its process.
+    inputs: the arena that requests' tensors are written to. The client never frees it: whoever allocated for a call
+        frees once its Done or Failed has come, or the worker is lost.
+    outputs: read-only; where the TensorRefs of Done point. They stay until Release is sent.
+    lost: resolves with the reason once the process has exited or talked rubbish; never an exception. Nothing it held can be
+        answered any more: calls are failed by whoever sent them.
+    """
+
+    def __init__(self, process: WorkerProcess, inputs: Arena, outputs: ArenaView, on_events: OnEvents) -> None:
+        """Use `start`."""
+        self._loop = asyncio.get_running_loop()
+        self._process = process
+        self._on_events = on_events
+        self._outgoing: list[Command] = []
+        self._transport: asyncio.Transport | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._first: asyncio.Future[Ready] = self._loop.create_future()
+        self._outputs = outputs
+        self.pid = process.pid
+        self.inputs = inputs
+        self.outputs = outputs.view
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+
+    @property
+    def ready(self) -> Ready:
+        """What the worker said of its device when it started."""
+        return self._first.result()
+
+    @classmethod
+    async def start(cls, config: WorkerConfig, *, on_events: OnEvents, timeout_s: float = 30.0) -> WorkerClient:
+        """Starts a worker and waits until its loop runs.
+
+        on_events: called on the loop with the events of one frame, in order, Ready not among them; must not raise.
+        Raises WorkerLost, with the end of what it wrote to standard error, where the worker exits before it is ready or is
+        not ready within timeout_s; ValueError for arenas that are not whole pages.
+        """
+        inputs = Arena.create(config.input_arena_bytes, "inputs")
+        outputs_fd = create_memory(config.output_arena_bytes, "outputs")
+        outputs = ArenaView(read_only(outputs_fd), config.output_arena_bytes)
+        inputs_fd = read_only(inputs.fd)
+        process = WorkerProcess.spawn(config, inputs_fd, outputs_fd)
+        client = cls(process, inputs, outputs, on_events)
+        try:
+            await client._connect(timeout_s)
+        except BaseException:
+            await client._let_go()
+            raise
+        return client
+
+    def send(self, command: Command) -> None:
+        """Sends a command, in one frame with all others of this turn of the loop. Does nothing once the worker is lost."""
+        if self._transport is None:
+            return
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(command)
+
+    async def stop(self, grace_s: float) -> None:
+        """Asks the worker to finish within grace_s, then kills it; returns once it is gone and its memory let go."""
+        self.send(Stop(grace_ns=int(grace_s * _NS_PER_S)))
+        await asyncio.wait([self.lost], timeout=grace_s + 1.0)
+        await self._let_go()
+
+    async def _connect(self, timeout_s: float) -> None:
+        await self._process.forward_stderr()
+        transport, _ = await self._loop.create_unix_connection(lambda: _Frames(self), sock=self._process.socket)
+        self._transport = transport
+        waited: list[asyncio.Future[Any]] = [self._first, self.lost]
+        await asyncio.wait(waited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not self._first.done():
+            reason = self.lost.result() if self.lost.done() else f"not ready within {timeout_s} s"
+            await self._process.kill()
+            raise WorkerLost(f"worker {self.pid}: {reason}\n{self._process.stderr_tail()}".rstrip())
+
+    def _flush(self) -> None:
+        commands, self._outgoing = self._outgoing, []
+        if self._transport is not None and commands:
+            # The transport buffers what the socket does not take, so the loop never waits for the worker.
+            self._transport.write(wire.encode(commands))
+
+    def _received(self, events: list[Event]) -> None:
+        """The events of one frame. wire.WireError where they break the contract."""
+        if not self._first.done():
+            if not events or not isinstance(events[0], Ready):
+                raise wire.WireError("the first event was not Ready")
+            self._first.set_result(events[0])
+            events = events[1:]
+        for event in events:
+            if isinstance(event, Done):
+                self._check_outputs(event)
+        if events:
+            self._on_events(events)
+
+    def _check_outputs(self, done: Done) -> None:
+        for ref in done.outputs:
+            if ref.offset < 0 or ref.length_bytes < 0 or ref.offset + ref.length_bytes > self._outputs.capacity_bytes:
+                raise wire.WireError(f"an output of call {done.call} lies outside the arena: {ref}")
+
+    def _disconnected(self, reason: str | None) -> None:
+        """The socket is closed. reason: what was wrong with what came; None where the worker closed it."""
+        self._transport = None
+        self._ending = asyncio.ensure_future(self._end(reason))
+
+    async def _end(self, reason: str | None) -> None:
+        exit_status = await self._process.kill(after_s=0.0 if reason else 2.0)
+        if not self.lost.done():
+            self.lost.set_result(reason or exit_status)
+
+    async def _let_go(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+        await self._process.kill()
+        self._process.close()
+        if not self.lost.done():
+            self.lost.set_result("stopped")
+        self.inputs.close()
+        self._outputs.close()
+
+
+class _Frames(asyncio.Protocol):
+    """Cuts the stream into frames."""
+
+    def __init__(self, client: WorkerClient) -> None:
+        self._client = client
+        self._decoder = wire.events()
+        self._transport: asyncio.Transport | None = None
+        self._problem: str | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._problem is not None:
+            return
+        try:
+            for events in self._decoder.feed(data):
+                self._client._received(events)
+        except wire.WireError as error:
+            self._problem = f"talked rubbish: {error}"
+            if self._transport is not None:
+                self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the process's end says more
+        self._client._disconnected(self._problem)

@@ -1,0 +1,27 @@
+"""What a worker is started with."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gpu_sharing.units import Bytes, GiB
+
+
+class WorkerConfig(msgspec.Struct, frozen=True):
+    """Frozen; it travels to the worker on its command line, so it holds no secrets.
+
+    cores: the processor cores the worker is pinned to; its compute units.
+    input_arena_bytes, output_arena_bytes: capacity of each arena, whole pages; sparse, so only what is used takes memory.
+    lane: the lane's number, for traces.
+    prewarm: runtimes ("onnx", "torch_export") whose libraries are imported at start, so that the first load is quick.
+    queue_limit: requests that one replica may have waiting; one more is refused as OVERLOADED.
+    memory_bytes: what loaded models may take together; None: what the device has.
+    """
+
+    cores: tuple[int, ...]
+    input_arena_bytes: Bytes = GiB
+    output_arena_bytes: Bytes = GiB
+    lane: int = 0
+    prewarm: tuple[str, ...] = ()
+    queue_limit: int = 4096
+    memory_bytes: Bytes | None = None
