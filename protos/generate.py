@@ -1,6 +1,7 @@
 """Generates `services/_proto` from `protos/`: `python protos/generate.py [--check]`.
 
 protoc writes imports as if its output were a top-level package; ours lives in `services._proto`, so they are rewritten.
+OpenTelemetry's contracts are here for imports alone; their code comes from the package opentelemetry-proto.
 `--check` writes nothing and fails where what is checked in differs from what would be generated.
 """
 
@@ -18,12 +19,14 @@ SOURCE = Path(__file__).parent
 TARGET = SOURCE.parent / "services" / "_proto"
 PACKAGE = "services._proto"
 ROOTS = ("apportion", "inference", "jaeger")
+FOREIGN = "opentelemetry"
 IMPORT = re.compile(rf"^(from|import) ((?:{'|'.join(ROOTS)})[\w.]*)", re.MULTILINE)
 
 
 def generate(target: Path) -> None:
     """Writes messages, their type stubs and the gRPC stubs of every contract below `target`."""
-    files = sorted(str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.proto"))
+    found = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.proto"))
+    files = [str(path) for path in found if path.parts[0] != FOREIGN]
     well_known = Path(protoc.__file__).parent / "_proto"
     arguments = ["protoc", f"-I{SOURCE}", f"-I{well_known}"]
     arguments += [f"--python_out={target}", f"--pyi_out={target}", f"--grpc_python_out={target}", *files]
