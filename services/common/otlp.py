@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import structlog
@@ -14,13 +14,9 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, Instr
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
-if TYPE_CHECKING:
-    from services.common.telemetry import SpanRecord
+from services.common.spans import SpanRecord, Value
 
 log = structlog.get_logger()
-
-Value = str | bool | int | float | Sequence[str]
-"""What an attribute may hold. Integers are 64 bits, signed."""
 
 _SCOPE = InstrumentationScope(name="apportion")
 _INT64_MOST = (1 << 63) - 1
