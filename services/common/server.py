@@ -40,7 +40,7 @@ class Server:
     """A grpc.aio server on one address.
 
     Listening beyond loopback without a mesh token is refused unless `public` (the frontend, which has credentials of
-    its own). Raises StartupError where the port is taken.
+    its own). Raises StartupError where the port is taken; `flag` is the setting that the message points to.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Server:
         *,
         name: str,
         public: bool = False,
+        flag: str = "--listen",
         options: Sequence[tuple[str, int]] = (),
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
@@ -58,7 +59,7 @@ class Server:
                 f"{name}: refusing to listen on {listen} without a mesh token; set APPORTION_MESH_TOKEN or listen on 127.0.0.1"
             )
         token = [] if public or settings.mesh_token is None else [MeshToken(settings.mesh_token)]
-        self.name, self._settings, self._listen = name, settings, listen
+        self.name, self._settings, self._listen, self._flag = name, settings, listen, flag
         self.grpc = grpc.aio.server(
             options=merged(SERVER_OPTIONS, options), interceptors=[*token, Refusals(), *interceptors]
         )
@@ -76,7 +77,7 @@ class Server:
             log.debug("bind failed", error=str(error))
         if port == 0:
             raise StartupError(
-                f"{self.name}: cannot listen on {self._listen}: the port is in use; stop what holds it or choose another with --listen"
+                f"{self.name}: cannot listen on {self._listen}: the port is in use; stop what holds it or choose another with {self._flag}"
             )
         self.address = f"{host}:{port}"
         await self.grpc.start()

@@ -20,6 +20,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.MODEL_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.VERSION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.ARTEFACT_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.TRACE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.TENANT_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
     Reason.VERSION_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
     Reason.TENANT_NOT_EMPTY: grpc.StatusCode.FAILED_PRECONDITION,

@@ -1,0 +1,1 @@
+"""What is read from traces, as pure functions of spans: waterfalls and verdicts."""
