@@ -1,0 +1,191 @@
+"""`apportion model`: what is served."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services._proto.apportion.v1 import common_pb2, registry_pb2
+from services.cli import remote, show
+from services.cli.errors import usage
+from services.cli.options import Data, Json, Mesh, Registry, Scheduler, find_mesh
+from services.cli.push import artefact, parse, run
+
+app = typer.Typer(no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+Tenant = Annotated[str, typer.Option("--tenant", metavar="T", help="Whose model it is.")]
+
+
+class Traffic(StrEnum):
+    """The classes of traffic."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+CLASSES = {
+    None: common_pb2.TRAFFIC_CLASS_UNSPECIFIED,
+    Traffic.INTERACTIVE: common_pb2.TRAFFIC_CLASS_INTERACTIVE,
+    Traffic.BATCH: common_pb2.TRAFFIC_CLASS_BATCH,
+}
+
+
+@app.command()
+def push(
+    name: Name,
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", exists=True, help="A .onnx or a .pt2 file.", show_default=False)
+    ],
+    tenant: Tenant = "default",
+    slo_ms: Annotated[
+        float | None, typer.Option(metavar="N", help="The objective: from arrival to answer, in milliseconds.")
+    ] = None,
+    traffic_class: Annotated[Traffic | None, typer.Option("--class", help="interactive unless told otherwise.")] = None,
+    version: Annotated[int | None, typer.Option(metavar="N", min=1, help="The next free number unless given.")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=4096, help="Rows that one batch may hold.")
+    ] = None,
+    batch_axis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=AXIS", help="Batch axis of a tensor, or none, where the artefact does not tell."),
+    ] = None,
+    warmup: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHAPE:VALUE:TYPE",
+            help="An input to warm up with: ids=1x16:1, sr=scalar:16000; VALUE and TYPE may be left out.",
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=64, help="Copies on different executors.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")] = True,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait.")] = 300.0,
+    as_json: Json = False,
+    data: Data = None,
+    registry: Registry = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """Push a model and wait until it serves."""
+    if slo_ms is not None and slo_ms <= 0:
+        raise usage(f"--slo-ms: {slo_ms:g} is not above 0")
+    request = registry_pb2.CreateVersionRequest(
+        key=common_pb2.ModelKey(tenant=tenant, name=name),
+        version=version,
+        config=registry_pb2.VersionConfig(max_batch_size=max_batch, batch_axes=parse.batch_axes(batch_axis or [])),
+        slo=None if slo_ms is None else common_pb2.Slo(objective_us=round(slo_ms * 1000)),
+        traffic_class=CLASSES[traffic_class],
+        replicas=replicas,
+    )
+    for text in warmup or []:
+        named, shape, filled = parse.warmup(text)
+        request.config.warmup.append(registry_pb2.WarmupTensor(name=named, shape=shape, data=filled))
+    mesh = find_mesh(data, registry=registry, scheduler=scheduler)
+    asyncio.run(run.push(mesh, request, artefact.inspect(path), timeout_s=timeout if wait else None, as_json=as_json))
+
+
+@app.command("list")
+def list_models(
+    tenant: Annotated[str, typer.Option("--tenant", metavar="T", help="Only this tenant's.")] = "",
+    as_json: Json = False,
+    data: Data = None,
+    registry: Registry = None,
+) -> None:
+    """List models."""
+    models = asyncio.run(_all(find_mesh(data, registry=registry), tenant))
+    if as_json:
+        show.print_json(models)
+        return
+    rows = [
+        [
+            one.key.tenant,
+            one.key.name,
+            str(len(one.versions)),
+            _objective(one.slo),
+            run.class_name(one),
+            str(one.replicas or 1),
+        ]
+        for one in models
+    ]
+    show.print_table(show.table(None, ["tenant", "model", ">versions", ">objective", "class", ">replicas"], rows))
+
+
+@app.command("show")
+def show_model(
+    name: Name, tenant: Tenant = "default", as_json: Json = False, data: Data = None, registry: Registry = None
+) -> None:
+    """Show one model with its versions."""
+    model = asyncio.run(_get(find_mesh(data, registry=registry), tenant, name))
+    if as_json:
+        show.print_json(model)
+        return
+    show.out.print(f"[bold]{tenant}/{name}[/]  objective {_objective(model.slo)}, {run.class_name(model)}")
+    rows = [
+        [
+            str(v.version),
+            show.size(v.size_bytes),
+            _inspection(v),
+            v.digest[:19],
+            v.created_at.ToJsonString(),
+            v.inspection_message,
+        ]
+        for v in model.versions
+    ]
+    show.print_table(show.table(None, [">version", ">size", "inspection", "digest", "created", ""], rows))
+    for one in model.versions:
+        if one.inspection == registry_pb2.INSPECTION_PASSED:
+            show.out.print(f"\nversion {one.version}")
+            run.print_signature(one.signature)
+            for profile in one.profiles:
+                run.print_profile(profile, model.slo)
+
+
+@app.command()
+def remove(
+    name: Name,
+    tenant: Tenant = "default",
+    version: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only this version.")] = None,
+    data: Data = None,
+    registry: Registry = None,
+) -> None:
+    """Remove a model, or one of its versions."""
+
+    async def call(mesh: Mesh) -> None:
+        async with remote.registry(mesh) as stub:
+            key = common_pb2.ModelKey(tenant=tenant, name=name)
+            await stub.DeleteModel(registry_pb2.DeleteModelRequest(key=key, version=version), timeout=remote.CALL_S)
+
+    asyncio.run(call(find_mesh(data, registry=registry)))
+    show.out.print(f"{tenant}/{name}{'' if version is None else f' version {version}'} removed")
+
+
+def _objective(slo: Any) -> str:
+    return show.duration(slo.objective_us * 1000) if slo.HasField("objective_us") else "none"
+
+
+def _inspection(version: Any) -> str:
+    return registry_pb2.Inspection.Name(version.inspection).removeprefix("INSPECTION_").lower()
+
+
+async def _all(mesh: Mesh, tenant: str) -> list[Any]:
+    found: list[Any] = []
+    async with remote.registry(mesh) as stub:
+        token = ""
+        while True:
+            request = registry_pb2.ListModelsRequest(tenant=tenant, page_token=token)
+            page = await stub.ListModels(request, timeout=remote.CALL_S)
+            found.extend(page.models)
+            token = page.next_page_token
+            if not token:
+                return found
+
+
+async def _get(mesh: Mesh, tenant: str, name: str) -> Any:
+    async with remote.registry(mesh) as stub:
+        key = common_pb2.ModelKey(tenant=tenant, name=name)
+        return (await stub.GetModel(registry_pb2.GetModelRequest(key=key), timeout=remote.CALL_S)).model

@@ -1,0 +1,102 @@
+"""`apportion up`: the whole mesh as local processes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+import typer
+
+from services.cli import show
+from services.cli.errors import CommandError, usage
+from services.cli.options import Data, data_folder
+from services.cli.up.files import Folder, Lock
+from services.cli.up.follow import stream_logs
+from services.cli.up.plan import Listen, Plan
+from services.cli.up.shell import Shell
+
+app = typer.Typer()
+
+
+def _listens(what: str, variable: str) -> Any:
+    return typer.Option(metavar="HOST:PORT", envvar=variable, help=f"{what}; port 0 takes a free one.")
+
+
+@app.command()
+def up(
+    data: Data = None,
+    frontend: Annotated[str, _listens("Where clients reach it", "APPORTION_FRONTEND_LISTEN")] = Listen.frontend,
+    metrics: Annotated[str, _listens("Prometheus metrics", "APPORTION_FRONTEND_METRICS_LISTEN")] = Listen.metrics,
+    registry: Annotated[str, _listens("The registry", "APPORTION_REGISTRY_LISTEN")] = Listen.registry,
+    scheduler: Annotated[str, _listens("The scheduler", "APPORTION_SCHEDULER_LISTEN")] = Listen.scheduler,
+    executor: Annotated[str, _listens("The executor", "APPORTION_EXECUTOR_LISTEN")] = Listen.executor,
+    otlp: Annotated[str, _listens("Traces in, over OTLP", "APPORTION_TRACESTORE_LISTEN")] = Listen.otlp,
+    query: Annotated[str, _listens("Jaeger's query API", "APPORTION_TRACESTORE_QUERY_LISTEN")] = Listen.query,
+    trace_sample: Annotated[
+        float | None,
+        typer.Option(metavar="RATIO", help="Part of the requests whose traces are kept; violations always are."),
+    ] = None,
+    logs: Annotated[bool, typer.Option("--logs", help="Show every service's log.")] = False,
+) -> None:
+    """Run the whole mesh as local processes, in the foreground, until Ctrl-C."""
+    started = time.monotonic()
+    listen = Listen(frontend, metrics, registry, scheduler, executor, otlp, query)
+    check(listen)
+    folder = Folder(data_folder(data).absolute())
+    folder.make()
+    lock = Lock(folder)
+    lock.acquire()
+    plan = Plan(listen, folder.root, sampled(trace_sample))
+
+    def announce(addresses: dict[str, str]) -> None:
+        _announce(addresses, folder, time.monotonic() - started, default_data=data is None)
+
+    async def body() -> None:
+        shell = Shell(plan, folder, says=lambda text: show.err.print(f"[yellow]{text}[/]"), announces=announce)
+        tail = asyncio.create_task(stream_logs(folder, [s.name for s in plan.services])) if logs else None
+        finish = await shell.run()
+        if tail is not None:
+            tail.cancel()
+        if finish.status:
+            raise CommandError(finish.error or "the mesh failed", status=finish.status)
+
+    try:
+        asyncio.run(body())
+    finally:
+        lock.release()
+    show.out.print("stopped")
+
+
+def check(listen: Listen) -> None:
+    """Raises CommandError unless every address is HOST:PORT."""
+    for name, address in vars(listen).items():
+        host, colon, port = address.rpartition(":")
+        if not (host and colon and port.isdigit() and int(port) <= 65535):
+            raise usage(f"--{name}: {address!r} is not HOST:PORT with a port of 0 to 65535")
+
+
+def sampled(ratio: float | None) -> float | None:
+    """The part of traces to keep, where it was given. Raises CommandError unless it is 0 to 1."""
+    if ratio is not None and not 0 <= ratio <= 1:
+        raise usage(f"--trace-sample: {ratio:g} is not within 0 to 1")
+    return ratio
+
+
+def _announce(addresses: dict[str, str], folder: Folder, took_s: float, *, default_data: bool) -> None:
+    what = {
+        "frontend": "requests (Open Inference Protocol over gRPC)",
+        "metrics": "metrics (Prometheus)",
+        "registry": "tenants, models, artefacts",
+        "scheduler": "the fleet",
+        "executor": "where requests run",
+        "otlp": "traces in (OTLP)",
+        "query": "traces out (Jaeger's query API)",
+    }
+    show.out.print(f"[bold green]apportion is up[/] after {took_s:.1f} s, data in {folder.root}")
+    rows = [[f"  {name}", addresses[name], f"[dim]{text}[/]"] for name, text in what.items() if name in addresses]
+    made = show.table(None, ["", "", ""], rows)
+    made.show_header = False
+    show.print_table(made)
+    option = "" if default_data else f" --data {folder.root}"
+    show.out.print(f"next: apportion model push NAME PATH{option}    stop: Ctrl-C")

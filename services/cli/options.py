@@ -1,0 +1,96 @@
+"""Options that several commands share, and where the mesh is to be found."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.errors import usage
+
+DEFAULTS: dict[str, str] = {
+    "registry": "127.0.0.1:8101",
+    "scheduler": "127.0.0.1:8102",
+    "query": "127.0.0.1:16685",
+    "frontend": "127.0.0.1:8001",
+}
+"""Where each service listens unless told otherwise."""
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", help="Data of the local mesh (env APPORTION_DATA; default ~/.local/share/apportion)."
+    ),
+]
+Registry = Annotated[
+    str | None, typer.Option("--registry", metavar="HOST:PORT", help="Where the registry is (env APPORTION_REGISTRY).")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option("--scheduler", metavar="HOST:PORT", help="Where the scheduler is (env APPORTION_SCHEDULER)."),
+]
+Query = Annotated[
+    str | None,
+    typer.Option("--query", metavar="HOST:PORT", help="Where Jaeger's query API is (env APPORTION_QUERY)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Where the mesh is: a flag, else APPORTION_…, else what `apportion up` wrote into the data folder, else the default."""
+
+    data: Path
+    flags: Mapping[str, str]
+    written: Mapping[str, str]
+    environment: Mapping[str, str]
+
+    def address(self, service: str) -> str:
+        """HOST:PORT of registry, scheduler, query or frontend. Raises CommandError where it is not of that form."""
+        found = (
+            self.flags.get(service)
+            or self.environment.get(f"APPORTION_{service.upper()}")
+            or self.written.get(service)
+            or DEFAULTS[service]
+        )
+        host, colon, port = found.rpartition(":")
+        if not (host and colon and port.isdigit()):
+            raise usage(f"--{service}: {found!r} is not HOST:PORT")
+        return found
+
+    @property
+    def token(self) -> str | None:
+        """The mesh token, where the services have one."""
+        return self.environment.get("APPORTION_MESH_TOKEN")
+
+
+def data_folder(flag: Path | None, environment: Mapping[str, str] | None = None) -> Path:
+    """Where the local mesh keeps its data."""
+    environment = os.environ if environment is None else environment
+    if flag is not None:
+        return flag.expanduser()
+    if "APPORTION_DATA" in environment:
+        return Path(environment["APPORTION_DATA"]).expanduser()
+    return Path.home() / ".local" / "share" / "apportion"
+
+
+def find_mesh(data: Path | None = None, **flags: str | None) -> Mesh:
+    """Where the mesh is, from a command's options."""
+    folder = data_folder(data)
+    given = {name: value for name, value in flags.items() if value is not None}
+    return Mesh(folder, given, read_addresses(folder / "mesh.json"), dict(os.environ))
+
+
+def read_addresses(path: Path) -> dict[str, str]:
+    """The addresses that a running `apportion up` wrote; empty where there are none."""
+    try:
+        written: Any = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    addresses = written.get("addresses", {}) if isinstance(written, dict) else {}
+    return {str(name): str(address) for name, address in addresses.items()}

@@ -1,0 +1,1 @@
+"""`apportion model push`: look at the artefact, upload it, and follow it until it serves."""

@@ -1,0 +1,108 @@
+"""A push from end to end, with what the user sees of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from services._proto.apportion.v1 import common_pb2, registry_pb2
+from services.cli import remote, show
+from services.cli.errors import CommandError
+from services.cli.options import Mesh
+from services.cli.push.artefact import Artefact
+from services.cli.push.follow import until_serving, upload
+from services.cli.push.standing import Serving, at_one_row
+
+DEFAULT_TENANT = "default"
+"""Whom callers from this machine are, when they say nothing else."""
+
+
+async def push(mesh: Mesh, request: Any, artefact: Artefact, *, timeout_s: float | None, as_json: bool) -> None:
+    """Uploads, makes the version and, unless timeout_s is None, waits until it serves."""
+    request.digest, request.config.format = artefact.digest, artefact.format
+    async with remote.registry(mesh) as stub:
+        await _default_tenant(stub, request.key.tenant)
+        existed = await _upload(stub, request.key.tenant, artefact)
+        made = await stub.CreateVersion(request, timeout=remote.CALL_S)
+    what = f"{request.key.tenant}/{request.key.name} version {made.version}"
+    if not as_json:
+        how = "was there already" if made.existed else ("stored; its bytes were there" if existed else "stored")
+        show.out.print(f"[bold]{what}[/] {how}, {show.size(artefact.size_bytes)}")
+    if timeout_s is None:
+        if as_json:
+            show.print_json({"model": made.model, "version": made.version})
+        return
+    found = await _follow(mesh, request.key, made.version, timeout_s, what)
+    if as_json:
+        show.print_json(
+            {"model": made.model, "version": made.version, "signature": found.signature, "profile": found.profile}
+        )
+        return
+    show.out.print(f"serves on {found.executor_id}, lane {found.lane}")
+    print_signature(found.signature)
+    if found.profile is not None:
+        print_profile(found.profile, made.model.slo)
+
+
+async def _follow(mesh: Mesh, key: Any, version: int, timeout_s: float, what: str) -> Serving:
+    with show.err.status("waiting for a place") as spinner:
+        try:
+            return await until_serving(mesh, key, version, timeout_s=timeout_s, stage=lambda text: spinner.update(text))
+        except remote.Unreachable as error:
+            raise CommandError(f"{what} is stored, but nobody can say whether it serves: {error.message}") from None
+
+
+async def _default_tenant(stub: Any, tenant: str) -> None:
+    """Makes the tenant `default` where it is missing, for callers from this machine."""
+    if tenant != DEFAULT_TENANT:
+        return
+    existing = await stub.ListTenants(registry_pb2.ListTenantsRequest(), timeout=remote.CALL_S)
+    if any(one.name == tenant for one in existing.tenants):
+        return
+    await stub.CreateTenant(
+        registry_pb2.CreateTenantRequest(name=tenant, reservation=common_pb2.Share(millidevices=0)),
+        timeout=remote.CALL_S,
+    )
+    show.err.print("[dim]note: created the tenant default, with nothing reserved, for callers from this machine[/]")
+
+
+async def _upload(stub: Any, tenant: str, artefact: Artefact) -> bool:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=show.err, transient=True) as progress:
+        bar = progress.add_task(artefact.path.name, total=artefact.size_bytes)
+        return await upload(stub, tenant, artefact, sent=lambda count: progress.advance(bar, count))
+
+
+def print_signature(signature: Any) -> None:
+    """The tensors of a version, and along which axis requests are joined."""
+    rows = []
+    for kind, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        for spec in specs:
+            axis = f"axis {spec.batch_axis}" if spec.HasField("batch_axis") else "none"
+            rows.append([kind, spec.name, spec.datatype, show.shape(spec.shape).replace("[", "\\["), axis])
+    show.print_table(show.table(None, ["", "tensor", "type", "shape", "batch"], rows))
+    most = signature.max_batch_size
+    show.out.print(f"batches of up to {most} rows" if most else "no batches: requests run one at a time")
+
+
+def print_profile(profile: Any, slo: Any) -> None:
+    """What one row costs, and whether that leaves room for the objective."""
+    point = at_one_row(profile)
+    if point is None:
+        return
+    rows = f"{point.rows} row{'' if point.rows == 1 else 's'}"
+    show.out.print(
+        f"{rows} of {point.shape_bucket}: p50 {show.duration(point.p50_ns)}, p99 {show.duration(point.p99_ns)} "
+        f"on {point.compute_units} compute units of {profile.device_kind}, {len(profile.segments)} segments"
+    )
+    if slo.HasField("objective_us") and point.p99_ns > slo.objective_us * 1000:
+        show.err.print(
+            f"[yellow]warning:[/] the objective of {show.duration(slo.objective_us * 1000)} is below the model's own p99 "
+            f"of {show.duration(point.p99_ns)}: requests will miss it"
+        )
+
+
+def class_name(model: Any) -> str:
+    """The class of a model's traffic in a word."""
+    return common_pb2.TrafficClass.Name(model.traffic_class).removeprefix("TRAFFIC_CLASS_").lower()

@@ -1,0 +1,1 @@
+"""`apportion up`: the whole mesh as local processes. `core` decides, the other modules do."""
