@@ -31,9 +31,9 @@ ALLOWED = {
     "functools", "hashlib", "heapq", "itertools", "json", "math", "msgspec", "numpy", "operator", "re", "statistics",
     "string", "struct", "types", "typing",
 }  # fmt: skip
-# Our own modules that a pure room may use: other pure rooms, and errors that know no transport.
+# Our own modules that a pure room may use: other pure rooms, errors that know no transport, names in traces.
 ALLOWED_OURS = re.compile(
-    r"gpu_sharing\.(arbiter|partitioning|units|tensors|memory\.(ledger|extents))\b|services\.\w+\.core\b|services\.common\.errors\b"
+    r"gpu_sharing\.(arbiter|partitioning|units|tensors|memory\.(ledger|extents))\b|services\.\w+\.core\b|services\.common\.(errors|attributes)\b"
 )
 
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping, MutableMapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 import structlog
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+SECRET = frozenset({"key", "api_key", "token", "mesh_token", "authorization", "password", "secret", "payload"})
+"""Values under these names are never printed, at any depth, in mappings and in (name, value) pairs."""
+REDACTED = "[redacted]"
+MOST_DEPTH = 8
 
 
 def configure(service: str, *, form: str = "auto", level: str = "info") -> None:
@@ -25,6 +32,7 @@ def configure(service: str, *, form: str = "auto", level: str = "info") -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            redact,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *exceptions,
@@ -36,3 +44,37 @@ def configure(service: str, *, form: str = "auto", level: str = "info") -> None:
     )
     structlog.contextvars.bind_contextvars(service=service)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+
+
+def about(*, trace_id: bytes | None = None, tenant: str | None = None) -> AbstractContextManager[None]:
+    """Every line logged within names the trace and the tenant: `with about(trace_id=…, tenant=…):`."""
+    facts = {"trace_id": trace_id.hex() if trace_id else None, "tenant": tenant}
+    return structlog.contextvars.bound_contextvars(**{name: fact for name, fact in facts.items() if fact is not None})
+
+
+def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor that takes secrets out of a line."""
+    return {name: REDACTED if _is_secret(name) else _without_secrets(value, 0) for name, value in event.items()}
+
+
+def _is_secret(name: object) -> bool:
+    if isinstance(name, bytes):
+        name = name.decode("latin-1")
+    return isinstance(name, str) and name.lower().replace("-", "_") in SECRET
+
+
+def _without_secrets(value: Any, depth: int) -> Any:
+    if depth >= MOST_DEPTH:
+        return "…"
+    if isinstance(value, Mapping):
+        return {key: REDACTED if _is_secret(key) else _without_secrets(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        if len(value) == 2 and _is_secret(value[0]):
+            return (value[0], REDACTED)
+        # exc_info is a tuple that structlog itself has to see; what it holds is no container of names.
+        return type(value)(_without_secrets(item, depth + 1) for item in value) if _is_plain(value) else value
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in (tuple, list)
