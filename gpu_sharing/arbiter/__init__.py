@@ -1,1 +1,5 @@
-"""Whose slice runs next: queue, order, estimates, batching, admission. PURE: events and time in, actions out."""
+"""Whose slice runs next on a lane. PURE: no clock, no chance, no I/O; time is an argument."""
+
+from gpu_sharing.arbiter.core import Arbiter
+
+__all__ = ["Arbiter"]

@@ -1,0 +1,144 @@
+"""What the arbiter is told, what it answers, and the slices it hands out. PURE."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from gpu_sharing.units import Millidevices, Nanoseconds
+from gpu_sharing.worker.messages import Batch, ProfilePoint
+
+# Events.
+
+
+class ReplicaAdded(msgspec.Struct, frozen=True):
+    """A model is loaded. max_batch_size: rows a batch may hold; 0: requests run one at a time. points: seed estimates."""
+
+    replica: int
+    max_batch_size: int
+    bandwidth: Millidevices = 0
+    weight: int = 1
+    points: tuple[ProfilePoint, ...] = ()
+
+
+class ReplicaUpdated(msgspec.Struct, frozen=True):
+    """The replica's share has changed."""
+
+    replica: int
+    bandwidth: Millidevices
+    weight: int
+
+
+class ReplicaRemoved(msgspec.Struct, frozen=True):
+    """No new requests for this replica; what it has may finish until `drain_until`. Answered by ReplicaGone."""
+
+    replica: int
+    drain_until: Nanoseconds
+
+
+class Arrived(msgspec.Struct, frozen=True):
+    """A request has come. request: a `Request`. shape_bucket: as in the profile's points, for estimates."""
+
+    request: Any
+    shape_bucket: str = ""
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    """Nobody waits for this call any more. A call that is not known any more is ignored."""
+
+    call: int
+
+
+class SliceDone(msgspec.Struct, frozen=True):
+    """The slice handed out last has run for `took`. finished: it was the batch's last, and the outputs are there."""
+
+    batch: int
+    took: Nanoseconds
+    finished: bool
+
+
+class BatchFailed(msgspec.Struct, frozen=True):
+    """The slice handed out last has run for `took` and broke. message: for the callers."""
+
+    batch: int
+    took: Nanoseconds
+    message: str
+
+
+class TimePassed(msgspec.Struct, frozen=True):
+    """Nothing else happened: drop what is late."""
+
+
+Event: TypeAlias = (
+    ReplicaAdded | ReplicaUpdated | ReplicaRemoved | Arrived | Cancelled | SliceDone | BatchFailed | TimePassed
+)
+
+# Actions.
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Answer this call with a failure. batch: the one it rode in, if it did."""
+
+    call: int
+    reason: str
+    message: str
+    facts: dict[str, str] = {}
+    batch: Batch | None = None
+
+
+class Complete(msgspec.Struct, frozen=True):
+    """Answer these calls with their rows of the batch's outputs. Calls of the batch that are not named have been dropped."""
+
+    batch: Batch
+    calls: tuple[int, ...]
+
+
+class Abandon(msgspec.Struct, frozen=True):
+    """Nobody waits for this batch: let go of it without running it to its end."""
+
+    batch: int
+
+
+class ReplicaGone(msgspec.Struct, frozen=True):
+    """The replica has no request left and gets none: it may be unloaded."""
+
+    replica: int
+
+
+Action: TypeAlias = Drop | Complete | Abandon | ReplicaGone
+
+
+class Slice(msgspec.Struct, frozen=True):
+    """Run the batch's next segment. first: it has not started. calls: in the order of their rows.
+
+    predicted: device time of the whole batch, by the estimate; None: nothing is known yet.
+    """
+
+    batch: int
+    replica: int
+    calls: tuple[int, ...]
+    first: bool
+    predicted: Nanoseconds | None
+
+
+# Snapshots.
+
+
+class ReplicaStatistics(msgspec.Struct, frozen=True):
+    """What one replica has used since it was added. requests: those that rode in a batch."""
+
+    replica: int
+    device_ns: Nanoseconds
+    requests: int
+    batches: int
+    waiting: int
+
+
+class ArbiterStatistics(msgspec.Struct, frozen=True):
+    """One lane, now. busy_ns: device time since the start."""
+
+    busy_ns: Nanoseconds
+    waiting: int
+    in_flight: int
+    replicas: tuple[ReplicaStatistics, ...]

@@ -1,0 +1,35 @@
+"""What the arbiter needs to know of a request. PURE."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gpu_sharing.units import Nanoseconds
+
+
+class Request(Protocol):
+    """One request. `worker.messages.Submit` is one; a simulator brings its own.
+
+    rows: extent at the batch axis.
+    shape_key: requests of a replica with equal keys may share a batch.
+    deadline: dropped past this moment; None: never.
+    objective: the moment it should be answered by, which orders it; None: class `batch`.
+    priority: higher goes first among one replica's requests of one class.
+    """
+
+    @property
+    def call(self) -> int: ...
+    @property
+    def replica(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def shape_key(self) -> bytes: ...
+    @property
+    def arrived(self) -> Nanoseconds: ...
+    @property
+    def deadline(self) -> Nanoseconds | None: ...
+    @property
+    def objective(self) -> Nanoseconds | None: ...
+    @property
+    def priority(self) -> int: ...
