@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grpc
 
@@ -23,8 +24,9 @@ def connect(
     address: str, *, mesh_token: str | None = None, options: Sequence[tuple[str, int]] = ()
 ) -> grpc.aio.Channel:
     """A channel to another service of the mesh, with its token on every call."""
-    interceptors = [_Token(mesh_token)] if mesh_token else None
-    return grpc.aio.insecure_channel(address, options=(*BASE_OPTIONS, *options), interceptors=interceptors)
+    # A later option wins over an earlier one of the same name.
+    channel = grpc.aio.insecure_channel(address, options=list({**dict(BASE_OPTIONS), **dict(options)}.items()))
+    return _WithToken(channel, mesh_token) if mesh_token else channel
 
 
 def backoff(*, first_s: float = 0.1, most_s: float = 5.0, chance: random.Random | None = None) -> Iterator[float]:
@@ -39,23 +41,49 @@ def backoff(*, first_s: float = 0.1, most_s: float = 5.0, chance: random.Random 
         ceiling = min(most_s, ceiling * 2)
 
 
-class _Token(
-    grpc.aio.UnaryUnaryClientInterceptor,
-    grpc.aio.UnaryStreamClientInterceptor,
-    grpc.aio.StreamUnaryClientInterceptor,
-    grpc.aio.StreamStreamClientInterceptor,
-):
-    """Puts the mesh token on every call."""
+class _WithToken(grpc.aio.Channel):
+    """A channel that puts the mesh token on every call of every kind.
 
-    def __init__(self, token: str) -> None:
+    Not an interceptor: grpc.aio registers one for a single kind of call, and sends intercepted streams through a queue.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, token: str) -> None:
+        self._channel = channel
         self._entry = ("authorization", f"Bearer {token}")
 
-    def _with_token(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
-        return details._replace(metadata=grpc.aio.Metadata(*(details.metadata or ()), self._entry))
+    def _with_token(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def with_token(*request: Any, metadata: Any = None, **more: Any) -> Any:
+            return call(*request, metadata=(*(metadata or ()), self._entry), **more)
 
-    async def intercept_unary_unary(self, continuation, details, request):  # type: ignore[no-untyped-def]
-        return await continuation(self._with_token(details), request)
+        return with_token
 
-    intercept_unary_stream = intercept_unary_unary
-    intercept_stream_unary = intercept_unary_unary
-    intercept_stream_stream = intercept_unary_unary
+    def unary_unary(self, *method: Any, **codec: Any) -> Any:
+        return self._with_token(self._channel.unary_unary(*method, **codec))
+
+    def unary_stream(self, *method: Any, **codec: Any) -> Any:
+        return self._with_token(self._channel.unary_stream(*method, **codec))
+
+    def stream_unary(self, *method: Any, **codec: Any) -> Any:
+        return self._with_token(self._channel.stream_unary(*method, **codec))
+
+    def stream_stream(self, *method: Any, **codec: Any) -> Any:
+        return self._with_token(self._channel.stream_stream(*method, **codec))
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._channel.channel_ready()
+
+    async def __aenter__(self) -> grpc.aio.Channel:
+        await self._channel.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._channel.__aexit__(*error)

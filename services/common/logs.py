@@ -71,10 +71,6 @@ def _without_secrets(value: Any, depth: int) -> Any:
     if isinstance(value, tuple | list):
         if len(value) == 2 and _is_secret(value[0]):
             return (value[0], REDACTED)
-        # exc_info is a tuple that structlog itself has to see; what it holds is no container of names.
-        return type(value)(_without_secrets(item, depth + 1) for item in value) if _is_plain(value) else value
+        if type(value) in (tuple, list):
+            return type(value)(_without_secrets(item, depth + 1) for item in value)
     return value
-
-
-def _is_plain(value: Any) -> bool:
-    return type(value) in (tuple, list)
