@@ -22,13 +22,13 @@ GRACE_S = 8.0
 
 
 def main() -> None:
-    """`python -m services.cli.up.child LIFELINE SERVICE`: LIFELINE is the descriptor of the pipe's reading end."""
-    lifeline, service = int(sys.argv[1]), sys.argv[2]
+    """`python -m services.cli.up.child LIFELINE MODULE`: LIFELINE is the descriptor of the pipe's reading end."""
+    lifeline, module = int(sys.argv[1]), sys.argv[2]
     os.set_inheritable(lifeline, False)
     _ask_kernel()
     threading.Thread(target=_watch, args=(lifeline,), name="lifeline", daemon=True).start()
-    sys.argv = [f"services.{service}"]
-    runpy.run_module(f"services.{service}", run_name="__main__", alter_sys=True)
+    sys.argv = [module]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _ask_kernel() -> None:

@@ -44,6 +44,10 @@ class Plan:
         """The services, in the order in which they are started where nothing else says."""
         return SERVICES
 
+    def module(self, name: str) -> str:
+        """What Python runs for a service."""
+        return f"services.{name}"
+
     def environment(self, start: Start, ready: Path, inherited: Mapping[str, str]) -> dict[str, str]:
         """All variables of a service's process. What it listened on before, it listens on again.
 

@@ -101,7 +101,7 @@ class Shell:
                 "-m",
                 "services.cli.up.child",
                 str(self._lifeline[0]),
-                name,
+                self._plan.module(name),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
