@@ -1,0 +1,115 @@
+"""What is wanted: tenants, models and versions, as the registry has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+MILLION = 1_000_000
+
+
+class Key(NamedTuple):
+    """The key of a model."""
+
+    tenant: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.name}"
+
+
+class Ref(NamedTuple):
+    """One content under one number: what a replica holds. A number that is used again for other content is another Ref."""
+
+    key: Key
+    version: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.key} version {self.version}"
+
+
+class TrafficClass(Enum):
+    """The class of a model's traffic."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class Inspection(Enum):
+    """Where the inspection of a version stands."""
+
+    PENDING = "pending"
+    PASSED = "passed"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant's promise (in millidevices) and its weight in what is unused."""
+
+    name: str
+    reservation: int = 0
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """A model's objective; None and zeros where the registry says nothing."""
+
+    objective_us: int | None = None
+    ratio_ppm: int = 0
+    window_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a version needs on one kind of device. memory_bytes: weights and the largest activations; blob: as it was sent."""
+
+    device_kind: str
+    memory_bytes: int
+    blob: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """An immutable version. config and signature are serialised messages that the core only passes on."""
+
+    number: int
+    digest: str
+    size_bytes: int = 0
+    config: bytes = b""
+    inspection: Inspection = Inspection.PENDING
+    inspection_message: str = ""
+    signature: bytes | None = None
+    profiles: tuple[Profile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A version's part, in parts per million, of the requests that name none."""
+
+    version: int
+    ppm: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model and how it is to be served. isolated: in a worker process that holds no other tenant's models."""
+
+    key: Key
+    slo: Slo = Slo()
+    traffic_class: TrafficClass = TrafficClass.INTERACTIVE
+    isolated: bool = False
+    replicas: int = 1
+    versions: tuple[Version, ...] = ()
+    traffic: tuple[Split, ...] = ()
+
+    def version(self, number: int) -> Version | None:
+        """The version of that number, if there is one."""
+        return next((each for each in self.versions if each.number == number), None)
+
+    def ref(self, version: Version) -> Ref:
+        """The version's name in the whole fleet."""
+        return Ref(self.key, version.number, version.digest)

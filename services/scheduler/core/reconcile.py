@@ -1,0 +1,215 @@
+"""Wanted against actual: who has to go, who has to come, and which commands bring it about.
+
+Every step is derived from the state alone, so that doing it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from services.scheduler.core.catalogue import Inspection, Model, Ref, Version
+from services.scheduler.core.events import (
+    Action,
+    Command,
+    Noted,
+    Passed,
+    RecordInspection,
+    Refused,
+    SendLoad,
+    SendUnload,
+    SendUpdate,
+)
+from services.scheduler.core.fleet import Executor
+from services.scheduler.core.placement import Ask, NoPlace, Place, holds, place
+from services.scheduler.core.replicas import Phase, Replica
+from services.scheduler.core.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class _Want:
+    """A version that needs `missing` more replicas. moving: those it has would be better off elsewhere."""
+
+    model: Model
+    version: Version
+    ref: Ref
+    missing: int
+    moving: bool = False
+
+
+def retire(state: State) -> None:
+    """Sends away what is not wanted: removed and replaced versions, and replicas beyond the number asked for."""
+    held = state.fleet.by_ref()
+    for replica in state.fleet.replicas():
+        if state.version(replica.ref) is None:
+            replica.leave("it is no longer in the catalogue", state.policy.drain_s)
+    for model in state.models.values():
+        numbers = {split.version for split in state.wanted(model)}
+        refs = {version.number: model.ref(version) for version in model.versions}
+        waiting = [number for number in numbers if not _serves(held.get(refs[number], []))]
+        for number, ref in refs.items():
+            if number in numbers:
+                _retire_surplus(state, model, held.get(ref, []))
+            else:
+                _retire_replaced(state, held.get(ref, []), waiting)
+
+
+def next_wants(state: State, now: float) -> list[_Want]:
+    """What is missing, those with the largest reservations first."""
+    held = state.fleet.by_ref()
+    wants: list[_Want] = []
+    for model in state.models.values():
+        for version in state.wanted_versions(model):
+            ref = model.ref(version)
+            failures = state.failures.get(ref)
+            if failures is None or failures.retry_at <= now:
+                wants += _want(state, model, version, held.get(ref, []))
+    return sorted(wants, key=lambda want: (want.moving, -state.model_demand(want.model), want.ref))
+
+
+def place_missing(state: State, now: float, next_id: Iterator[int]) -> Iterator[Noted]:
+    """Gives every version that lacks replicas a place, or remembers with numbers why there is none."""
+    before, state.unplaced = state.unplaced, {}
+    for want in next_wants(state, now):
+        for _ in range(want.missing):
+            failures = state.failures.get(want.ref)
+            shunned = failures.executor_id if failures else None
+            version = state.with_learnt(want.ref, want.version)
+            ask = Ask(want.ref, state.model_demand(want.model), want.model.isolated, version, shunned)
+            found = place(state.fleet, ask, state.isolated)
+            if isinstance(found, NoPlace):
+                if not want.moving:
+                    state.unplaced[want.ref] = found
+                    if before.get(want.ref) != found:
+                        yield Noted(f"{want.ref} has no place", found.detail)
+                break
+            _order(want, found, ask.demand, next(next_id))
+
+
+def commands(state: State, now: float) -> Iterator[Command]:
+    """What executors have to be told, and have not been, or not to any effect."""
+    for executor in state.fleet.executors.values():
+        if executor.attached:
+            for replica in executor.replicas.values():
+                yield from _command(state, executor, replica, now)
+
+
+def inspections(state: State) -> Iterator[Action]:
+    """What the registry has to be told, once each."""
+    for _, version, ref in state.refs():
+        message = state.refused.get(ref)
+        if message is not None and version.inspection is not Inspection.REFUSED:
+            yield from _record(state, ref, "", Refused(message))
+        learnt = state.learnt.get(ref)
+        if learnt is None or message is not None:
+            continue
+        if version.inspection is Inspection.PENDING and not learnt.profiles:
+            yield from _record(state, ref, "", Passed(learnt.signature, None))
+        known = {profile.device_kind for profile in version.profiles}
+        for kind, profile in learnt.profiles.items():
+            if version.inspection is Inspection.PENDING or kind not in known:
+                yield from _record(state, ref, kind, Passed(learnt.signature, profile))
+
+
+def _serves(replicas: list[Replica]) -> bool:
+    return any(replica.phase is Phase.READY for replica in replicas)
+
+
+def _retire_replaced(state: State, replicas: list[Replica], waiting: list[int]) -> None:
+    """A version that is no longer wanted serves on until every wanted one does; one that never served goes at once."""
+    for replica in replicas:
+        if not waiting:
+            replica.leave("other versions serve in its place", state.policy.drain_s)
+        elif not replica.served:
+            replica.leave("its version is no longer wanted", 0.0)
+
+
+def _retire_surplus(state: State, model: Model, replicas: list[Replica]) -> None:
+    """Keeps as many as are wanted: those that serve before others, those in the right place first, the oldest first.
+
+    A replica on its way may stay for each one kept that serves in the wrong place: it is there to take over.
+    """
+    wanted = model.replicas or 1
+    ranked = sorted(_one_each(state, replicas), key=lambda replica: _worth(state, replica))
+    kept, beyond = ranked[:wanted], ranked[wanted:]
+    takeovers = sum(each.phase is Phase.READY and state.misplaced(each) for each in kept)
+    for replica in beyond:
+        if takeovers and replica.phase is not Phase.READY and not state.misplaced(replica):
+            takeovers -= 1
+        else:
+            replica.leave(f"{wanted} replicas are wanted, {len(ranked)} are there", state.policy.drain_s)
+
+
+def _one_each(state: State, replicas: list[Replica]) -> list[Replica]:
+    """The best on each executor; the others are sent away."""
+    best: dict[str, Replica] = {}
+    for replica in sorted(replicas, key=lambda each: _worth(state, each)):
+        first = best.setdefault(replica.executor_id, replica)
+        if first is not replica:
+            replica.leave(f"{replica.executor_id} holds it twice", state.policy.drain_s)
+    return list(best.values())
+
+
+def _worth(state: State, replica: Replica) -> tuple[bool, bool, int]:
+    return (replica.phase is not Phase.READY, state.misplaced(replica), replica.replica_id)
+
+
+def _want(state: State, model: Model, version: Version, replicas: list[Replica]) -> Iterator[_Want]:
+    ref, wanted = model.ref(version), model.replicas or 1
+    if len(replicas) < wanted:
+        yield _Want(model, version, ref, wanted - len(replicas))
+    elif len(replicas) == wanted:
+        misplaced = sum(each.phase is Phase.READY and state.misplaced(each) for each in replicas)
+        if misplaced:
+            yield _Want(model, version, ref, 1, moving=True)
+
+
+def _order(want: _Want, found: Place, demand: int, replica_id: int) -> None:
+    executor = found.executor
+    replica = Replica(replica_id, want.ref, executor.executor_id, found.lane, found.memory_bytes)
+    replica.why = f"{'moved: ' if want.moving else ''}{found.why}"
+    assert not holds(executor, want.ref)
+    executor.adopt(replica, demand)
+
+
+def _command(state: State, executor: Executor, replica: Replica, now: float) -> Iterator[Command]:
+    if not replica.live:
+        if replica.sent_at is None or now >= replica.sent_at + replica.drain_s + state.policy.resend_s:
+            replica.sent_at = now
+            yield SendUnload(executor.executor_id, replica.replica_id, replica.drain_s, replica.why)
+        return
+    terms = state.terms(replica)
+    overdue = replica.sent_at is not None and now >= replica.sent_at + state.policy.resend_s
+    if replica.phase is Phase.ORDERED and (replica.sent_at is None or overdue):
+        replica.sent_at, replica.told = now, terms
+        yield _load(state, executor, replica)
+    elif replica.told != terms:
+        why = "it was adopted" if replica.told is None else f"was {replica.told}"
+        replica.told = terms
+        yield SendUpdate(executor.executor_id, replica.replica_id, terms, why)
+
+
+def _load(state: State, executor: Executor, replica: Replica) -> SendLoad:
+    version = state.version(replica.ref)
+    assert version is not None
+    known = state.with_learnt(replica.ref, version)
+    kind = executor.hello.device.kind
+    profile = next((each for each in known.profiles if each.device_kind == kind), None)
+    return SendLoad(
+        executor.executor_id,
+        replica.replica_id,
+        replica.ref,
+        replica.lane,
+        state.terms(replica),
+        version.size_bytes,
+        version.config,
+        known.signature,
+        profile,
+        replica.why,
+    )
+
+
+def _record(state: State, ref: Ref, kind: str, outcome: Passed | Refused) -> Iterator[Action]:
+    if (ref, kind) not in state.recorded:
+        state.recorded.add((ref, kind))
+        yield RecordInspection(ref, outcome)

@@ -1,0 +1,114 @@
+"""What executors say of themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from services.scheduler.core.catalogue import Key, Profile, Ref
+
+
+class Seen(Enum):
+    """A replica as its executor's latest report has it; ABSENT where the report does not list it."""
+
+    ABSENT = "absent"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Where slices run one after another. compute_units: SMs or cores."""
+
+    number: int
+    worker: int
+    compute_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What an executor has. memory_bytes 0: not told, and not checked. backend: a number that the core only passes on."""
+
+    kind: str
+    compute_units: int
+    memory_bytes: int
+    lanes: tuple[Lane, ...]
+    backend: int = 0
+    backend_reason: str = ""
+
+    def capacity(self, number: int) -> int:
+        """What a lane is worth in millidevices: its part of the device's compute units; 0 for a lane it has not.
+
+        Lanes that overlap (plain streams, where each sees the whole device) share what the device is worth, so that the
+        lanes of one device are never worth more than 1000 together.
+        """
+        whole = max(self.compute_units, sum(lane.compute_units for lane in self.lanes), 1)
+        return next((1000 * lane.compute_units // whole for lane in self.lanes if lane.number == number), 0)
+
+    def lane(self, number: int) -> Lane | None:
+        """The lane of that number, if the device has it."""
+        return next((lane for lane in self.lanes if lane.number == number), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """A replica as its executor sees it. bandwidth: millidevices granted to its tenant on the lane."""
+
+    replica_id: int
+    ref: Ref
+    lane: int
+    state: Seen
+    message: str = ""
+    signature: bytes | None = None
+    profile: Profile | None = None
+    memory_bytes: int = 0
+    waiting_requests: int = 0
+    bandwidth: int = 0
+    stage: str = ""
+    crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LaneReport:
+    """A lane's state. busy_ppm: device time in use since the last report."""
+
+    lane: int
+    busy_ppm: int = 0
+    waiting_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """Device time of one model, counted since `incarnation` began."""
+
+    key: Key
+    incarnation: str
+    device_ns: int = 0
+    compute_unit_ns: int = 0
+    requests: int = 0
+    batches: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything an executor holds, whole: what it does not list, it does not have."""
+
+    replicas: tuple[ReplicaReport, ...] = ()
+    lanes: tuple[LaneReport, ...] = ()
+    usage: tuple[UsageReport, ...] = ()
+    memory_used_bytes: int = 0
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """An executor's first words. incarnation: new at every start of its process."""
+
+    executor_id: str
+    incarnation: str
+    address: str
+    device: Device
+    report: Report = Report()

@@ -1,0 +1,117 @@
+"""Routes: where each model can be reached; their revisions, and a bounded log of changes for those who watch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from services.scheduler.core.catalogue import MILLION, Key, Slo, Split, TrafficClass
+
+
+class VersionState(Enum):
+    """Where a version stands for its callers."""
+
+    LOADING = "loading"
+    READY = "ready"
+    REFUSED = "refused"
+    UNPLACED = "unplaced"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRoute:
+    """A replica that serves."""
+
+    replica_id: int
+    executor_id: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRoute:
+    """One version of a model. message names no other tenant: its readers are the model's callers."""
+
+    version: int
+    state: VersionState
+    message: str = ""
+    signature: bytes | None = None
+    replicas: tuple[ReplicaRoute, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How to reach a model."""
+
+    key: Key
+    slo: Slo
+    traffic_class: TrafficClass
+    versions: tuple[VersionRoute, ...]
+    splits: tuple[Split, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesChanged:
+    """What one decision changed: the routes of `upserts` are new or different, those of `removals` are gone."""
+
+    revision: int
+    upserts: tuple[Route, ...] = ()
+    removals: tuple[Key, ...] = ()
+
+
+class RouteLog:
+    """The routes as they are, and the last `length` changes that led here. Revisions count up from 1."""
+
+    def __init__(self, length: int = 1024) -> None:
+        self.revision = 1
+        self._routes: dict[Key, Route] = {}
+        self._changes: deque[RoutesChanged] = deque(maxlen=length)
+
+    def publish(self, routes: Mapping[Key, Route]) -> RoutesChanged | None:
+        """Takes the routes in place of those before; the difference as one change, None where there is none."""
+        upserts = tuple(route for key, route in sorted(routes.items()) if self._routes.get(key) != route)
+        removals = tuple(sorted(self._routes.keys() - routes.keys()))
+        if not upserts and not removals:
+            return None
+        self.revision += 1
+        self._routes = dict(routes)
+        change = RoutesChanged(self.revision, upserts, removals)
+        self._changes.append(change)
+        return change
+
+    def snapshot(self) -> tuple[int, tuple[Route, ...]]:
+        """The revision, and every route at it, by key."""
+        return self.revision, tuple(route for _, route in sorted(self._routes.items()))
+
+    def after(self, revision: int) -> tuple[RoutesChanged, ...] | None:
+        """The changes after `revision`, oldest first; None where they are not all held, or it lies ahead."""
+        missing = self.revision - revision
+        if missing < 0 or missing > len(self._changes):
+            return None
+        return tuple(self._changes)[len(self._changes) - missing :] if missing else ()
+
+
+def shares(wanted: Sequence[Split], ready: Sequence[int], known: Sequence[int]) -> tuple[Split, ...]:
+    """Who gets the requests that name no version; parts add up to a million, empty only where no version is known.
+
+    wanted: the parts asked for. ready: versions that serve. known: all versions with a route.
+    A version that is not ready gets nothing while another one is: first the wanted ones share in proportion, then the
+    highest that serves stands in, so that a version on its way never takes its model down.
+    """
+    serving = [split for split in wanted if split.version in ready]
+    if serving:
+        return scaled(serving)
+    if ready:
+        return (Split(max(ready), MILLION),)
+    if wanted:
+        return scaled(wanted)
+    return (Split(max(known), MILLION),) if known else ()
+
+
+def scaled(splits: Sequence[Split]) -> tuple[Split, ...]:
+    """The same proportions, adding up to exactly a million; what rounding leaves goes to the largest part."""
+    total = sum(split.ppm for split in splits)
+    parts = {split.version: split.ppm * MILLION // total for split in splits}
+    largest = max(parts, key=lambda version: (parts[version], version))
+    parts[largest] += MILLION - sum(parts.values())
+    return tuple(Split(version, ppm) for version, ppm in sorted(parts.items()) if ppm > 0)

@@ -1,0 +1,168 @@
+"""Everything the scheduler knows, and the questions that its parts ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from services.scheduler.core.catalogue import MILLION, Inspection, Key, Model, Profile, Ref, Split, Tenant, Version
+from services.scheduler.core.events import Terms
+from services.scheduler.core.fleet import Fleet
+from services.scheduler.core.placement import NoPlace, allows, demand
+from services.scheduler.core.replicas import Replica
+from services.scheduler.core.routes import scaled
+from services.scheduler.core.usage import UsageLedger
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What an operator may set. Times in seconds.
+
+    grace_s: how long the replicas of an executor whose stream ended are counted on.
+    settle_s: how long after its start the scheduler waits for executors to come back before it places anything.
+    drain_s: how long an unloaded replica may take to finish what it has.
+    retry_first_s, retry_most_s: the delay after a first failure, doubling up to the most.
+    steady_s: a replica that served for so long has shown that its version works: earlier failures are forgotten.
+    resend_s: a command without visible effect is sent again after so long.
+    forget_s: an executor that has been gone for so long is no longer listed.
+    """
+
+    grace_s: float = 10.0
+    settle_s: float = 2.0
+    drain_s: float = 10.0
+    retry_first_s: float = 1.0
+    retry_most_s: float = 60.0
+    steady_s: float = 60.0
+    resend_s: float = 10.0
+    forget_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """How often in a row a version failed to serve, when it is tried again, and where it failed last."""
+
+    count: int
+    retry_at: float
+    message: str
+    executor_id: str
+
+
+@dataclass(slots=True)
+class Learnt:
+    """What workers found of a version: its signature, and profiles by the kind of device they were measured on."""
+
+    signature: bytes
+    profiles: dict[str, Profile] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class State:
+    """The scheduler's memory. None of it is kept over a restart: the catalogue and the executors tell it again."""
+
+    policy: Policy
+    started_at: float
+    catalogue_known: bool = False
+    tenants: dict[str, Tenant] = field(default_factory=dict)
+    models: dict[Key, Model] = field(default_factory=dict)
+    fleet: Fleet = field(default_factory=Fleet)
+    usage: UsageLedger = field(default_factory=UsageLedger)
+    refused: dict[Ref, str] = field(default_factory=dict)
+    failures: dict[Ref, Failures] = field(default_factory=dict)
+    learnt: dict[Ref, Learnt] = field(default_factory=dict)
+    unplaced: dict[Ref, NoPlace] = field(default_factory=dict)
+    recorded: set[tuple[Ref, str]] = field(default_factory=set)
+
+    def settled(self, now: float) -> bool:
+        """Whether it is time to decide: the catalogue is known and executors have had the time to come back."""
+        return self.catalogue_known and now >= self.started_at + self.policy.settle_s
+
+    def version(self, ref: Ref) -> Version | None:
+        """The catalogue's version behind a ref; None where it is gone or has other content by now."""
+        model = self.models.get(ref.key)
+        version = model.version(ref.version) if model else None
+        return version if version is not None and version.digest == ref.digest else None
+
+    def refs(self) -> Iterator[tuple[Model, Version, Ref]]:
+        """Every version of the catalogue, by key."""
+        for _, model in sorted(self.models.items()):
+            for version in model.versions:
+                yield model, version, model.ref(version)
+
+    def refusal(self, model: Model, version: Version) -> str | None:
+        """Why a version's artefact was refused; None where it was not."""
+        if version.inspection is Inspection.REFUSED:
+            return version.inspection_message or "the artefact was refused"
+        return self.refused.get(model.ref(version))
+
+    def wanted(self, model: Model) -> tuple[Split, ...]:
+        """The versions that are to be loaded, with the parts they are to get; empty where none can be.
+
+        Those with traffic that are not refused; where that leaves none, the highest that is not refused.
+        """
+        usable = {each.number for each in model.versions if self.refusal(model, each) is None}
+        split = [each for each in model.traffic if each.ppm > 0 and each.version in usable]
+        if split:
+            return scaled(split)
+        return (Split(max(usable), MILLION),) if usable else ()
+
+    def wanted_versions(self, model: Model) -> list[Version]:
+        """The versions of `wanted`."""
+        numbers = {split.version for split in self.wanted(model)}
+        return [version for version in model.versions if version.number in numbers]
+
+    def tenant(self, name: str) -> Tenant:
+        """A tenant; one that the catalogue does not have yet is promised nothing."""
+        return self.tenants.get(name) or Tenant(name)
+
+    def demand(self, replica: Replica) -> int | None:
+        """Millidevices that a replica's tenant needs on its lane; None where its model is gone."""
+        model = self.models.get(replica.ref.key)
+        return None if model is None else self.model_demand(model)
+
+    def model_demand(self, model: Model) -> int:
+        """Millidevices that a model's tenant needs on each lane where the model lives."""
+        return demand(self.tenant(model.key.tenant), model, len(self.fleet.usable()))
+
+    def isolated(self, key: Key) -> bool:
+        """Whether a model wants a worker process of its tenant's own."""
+        model = self.models.get(key)
+        return model is not None and model.isolated
+
+    def misplaced(self, replica: Replica) -> bool:
+        """Whether its lane cannot give what its tenant was promised, or a wall that was asked for does not stand."""
+        executor = self.fleet.executors[replica.executor_id]
+        short = executor.grant(replica.lane, replica.ref.key.tenant) < (self.demand(replica) or 0)
+        lane = executor.hello.device.lane(replica.lane)
+        return short or lane is None or not allows(executor, lane, replica.ref.key, self.isolated)
+
+    def terms(self, replica: Replica) -> Terms:
+        """The terms on which a replica of a known model is to be served."""
+        model = self.models[replica.ref.key]
+        grant = self.fleet.executors[replica.executor_id].grant(replica.lane, replica.ref.key.tenant)
+        weight = self.tenant(replica.ref.key.tenant).weight or 1
+        return Terms(grant, weight, model.slo.objective_us, model.traffic_class)
+
+    def with_learnt(self, ref: Ref, version: Version) -> Version:
+        """The version with what workers found since, which the catalogue may not have yet."""
+        learnt = self.learnt.get(ref)
+        if learnt is None:
+            return version
+        kinds = {profile.device_kind: profile for profile in version.profiles} | learnt.profiles
+        return Version(
+            version.number,
+            version.digest,
+            version.size_bytes,
+            version.config,
+            version.inspection,
+            version.inspection_message,
+            version.signature or learnt.signature,
+            tuple(kinds.values()),
+        )
+
+    def forget_removed(self) -> None:
+        """Drops what was remembered of versions that the catalogue no longer has."""
+        known = {ref for _, _, ref in self.refs()}
+        for memory in (self.refused, self.failures, self.learnt, self.unplaced):
+            for ref in memory.keys() - known:
+                del memory[ref]
+        self.recorded = {entry for entry in self.recorded if entry[0] in known}

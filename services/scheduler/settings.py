@@ -1,0 +1,50 @@
+"""The scheduler's settings."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import Address, ServiceSettings
+from services.scheduler.core.state import Policy
+
+
+class SchedulerSettings(ServiceSettings):
+    """What the scheduler can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="APPORTION_SCHEDULER_", frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
+
+    listen: Address = "127.0.0.1:8102"
+    """HOST:PORT where executors attach and frontends watch routes."""
+    registry: Address = "127.0.0.1:8101"
+    """HOST:PORT of the registry."""
+    report_interval_s: float = Field(default=1.0, gt=0, le=60)
+    """How often executors report when nothing changes."""
+    tick_s: float = Field(default=0.5, gt=0, le=10)
+    """How often the scheduler looks whether something is due."""
+    bookmark_s: float = Field(default=5.0, gt=0, le=60)
+    """How often a watcher of routes hears of the scheduler when nothing changes."""
+    grace_s: float = Field(default=10.0, ge=0)
+    """How long an executor whose stream ended is counted on before its replicas are placed elsewhere."""
+    settle_s: float = Field(default=2.0, ge=0)
+    """How long after its start the scheduler waits for executors to come back before it places anything."""
+    replica_drain_s: float = Field(default=10.0, ge=0)
+    """How long a replica that is unloaded may take to finish what it has."""
+    retry_first_s: float = Field(default=1.0, gt=0)
+    """Delay before a replica that failed is tried again; it doubles with each failure in a row."""
+    retry_most_s: float = Field(default=60.0, gt=0)
+    """The longest such delay."""
+    route_changes: int = Field(default=1024, ge=1)
+    """Changes of routes that are kept for watchers that come back; one that is further behind takes a new snapshot."""
+
+    def policy(self) -> Policy:
+        """The part of the settings that decides."""
+        return Policy(
+            grace_s=self.grace_s,
+            settle_s=self.settle_s,
+            drain_s=self.replica_drain_s,
+            retry_first_s=self.retry_first_s,
+            retry_most_s=self.retry_most_s,
+        )
