@@ -106,7 +106,9 @@ class Archive:
             self._check_entry(info)
             below = info.filename.removeprefix(f"{root}/")
             if below == info.filename or not _MEMBER.fullmatch(below):
-                raise ArtefactRefused(f"{self._name}: member {info.filename[:200]!r} does not belong in an exported program{_hint(below)}")
+                raise ArtefactRefused(
+                    f"{self._name}: member {info.filename[:200]!r} does not belong in an exported program{_hint(below)}"
+                )
             members[below] = info
         if len({below.lower() for below in members}) != len(infos):
             # torch looks members up without regard to case, and takes another than this check would.

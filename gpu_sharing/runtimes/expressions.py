@@ -18,7 +18,19 @@ SYMBOL = re.compile(r"(?:s|u|zf|zuf)\d{1,6}", re.ASCII)
 """How torch names symbols. Six digits, since loading counts up to the largest unbacked one."""
 
 ASSUMPTIONS = frozenset(
-    ("integer", "positive", "nonnegative", "negative", "nonpositive", "real", "zero", "nonzero", "finite", "even", "odd")
+    (
+        "integer",
+        "positive",
+        "nonnegative",
+        "negative",
+        "nonpositive",
+        "real",
+        "zero",
+        "nonzero",
+        "finite",
+        "even",
+        "odd",
+    )
 )
 
 FUNCTIONS = frozenset(
@@ -130,6 +142,6 @@ class _Checker:
             case _:
                 raise _refused(self._where, self._text, f"{name} needs one plain name or number")
         for keyword in keywords:
-            value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
-            if keyword.arg not in allowed or not isinstance(value, int) or not 0 <= value <= 64:
+            said = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
+            if keyword.arg not in allowed or not isinstance(said, int) or not 0 <= said <= 64:
                 raise _refused(self._where, self._text, f"{name}: {keyword.arg} is not an allowed assumption")

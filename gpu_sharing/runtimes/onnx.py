@@ -64,11 +64,11 @@ class OnnxModel:
     """
 
     segments: tuple[str, ...] = ("graph",)
-    ranges: Ranges = {}
 
     def __init__(self, session: Any, config: LoadConfig, *, weight_bytes: Bytes) -> None:
         self._session: Any = session
         self.weight_bytes = weight_bytes
+        self.ranges: Ranges = {}
         self.signature: Signature = infer(
             [_spec(tensor) for tensor in session.get_inputs()],
             [_spec(tensor) for tensor in session.get_outputs()],

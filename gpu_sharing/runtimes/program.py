@@ -72,7 +72,12 @@ def read_program(archive: Archive) -> Program:
 def write_clean(program: Program, archive: Archive, target: IO[bytes], *, device: str) -> None:
     """Writes an archive with only what was checked, every tensor on `device`; no sample inputs, guards or extra files."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=True) as clean:
-        for name, text in (("archive_format", "pt2"), ("archive_version", "0"), ("byteorder", "little"), (".data/version", "6\n")):
+        for name, text in (
+            ("archive_format", "pt2"),
+            ("archive_version", "0"),
+            ("byteorder", "little"),
+            (".data/version", "6\n"),
+        ):
             clean.writestr(f"{ROOT}/{name}", text)
         for member, document in {MODEL: program.model, **program.configs}.items():
             clean.writestr(f"{ROOT}/{member}", json.dumps(_on_device(document, device)))
@@ -91,7 +96,11 @@ class _Calls:
         self._outputs: tuple[str, ...] = ()
 
     def read(self, value: object, where: str) -> object:
-        roots = [entry for entry in value if isinstance(entry, dict) and entry.get("fqn") == ""] if isinstance(value, list) else []
+        roots = (
+            [entry for entry in value if isinstance(entry, dict) and entry.get("fqn") == ""]
+            if isinstance(value, list)
+            else []
+        )
         signature = roots[0].get("signature") if len(roots) == 1 else None
         if not isinstance(signature, dict):
             raise refused(where, "module_call_graph", "no calling convention for the whole module")
@@ -134,7 +143,9 @@ def _user_inputs(specs: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]
             argument = user["arg"]
             name = argument.get("as_tensor", {}).get("name") or argument.get("as_sym_int", {}).get("as_name")
             if not name:
-                raise refused(f"{MODEL}.input_specs[{index}]", next(iter(argument)), "inputs must be tensors or integers")
+                raise refused(
+                    f"{MODEL}.input_specs[{index}]", next(iter(argument)), "inputs must be tensors or integers"
+                )
             inputs.append((name, argument))
     return inputs
 

@@ -153,7 +153,8 @@ class Walk:
         if kind.startswith("["):
             return self._list(kind[1:-1], value, where, depth)
         if kind.startswith("{"):
-            return self._map(*kind[1:-1].split(":", 1), value, where, depth)
+            key, _, item = kind[1:-1].partition(":")
+            return self._map(key, item, value, where, depth)
         if kind in UNIONS:
             return self._union(UNIONS[kind], value, where, depth)
         return self._struct(STRUCTS[kind], value, where, depth)

@@ -69,7 +69,9 @@ def _keys(context: object, count: int) -> list[str]:
     except (ValueError, RecursionError):
         value = None
     for candidate in (value, *(value if isinstance(value, list) else ())):
-        texts = isinstance(candidate, list) and len(candidate) == count and all(isinstance(key, str) for key in candidate)
+        texts = (
+            isinstance(candidate, list) and len(candidate) == count and all(isinstance(key, str) for key in candidate)
+        )
         if texts and count:
             return [re.sub(r"[^A-Za-z0-9_.\-]", "_", key)[:128] for key in candidate]
     return [""] * count

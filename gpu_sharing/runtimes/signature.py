@@ -64,7 +64,9 @@ def verify(signature: Signature, observed: Mapping[int, Shapes], *, told: Mappin
         if told.get(spec.name) != -1 and expected is None:
             if len(following) != 1:
                 what = "no axis follows" if not following else f"axes {following} all follow"
-                return unbatched(signature), f"output {spec.name!r}: {what} the rows, so a batch could not be taken apart"
+                return unbatched(
+                    signature
+                ), f"output {spec.name!r}: {what} the rows, so a batch could not be taken apart"
             expected = following[0]
         outputs.append(msgspec.structs.replace(spec, batch_axis=expected))
     if not outputs or all(spec.batch_axis is None for spec in outputs):
@@ -76,7 +78,9 @@ def unverified(signature: Signature, told: Mapping[str, int]) -> tuple[Signature
     """The signature where no run could be made: batching only where every output's axis is known from the artefact."""
     lacking = [spec.name for spec in signature.outputs if not _is_named(spec) and spec.name not in told]
     if lacking and signature.max_batch_size:
-        return unbatched(signature), f"output {lacking[0]!r}: its batch axis is not named, and no warm-up run could tell"
+        return unbatched(
+            signature
+        ), f"output {lacking[0]!r}: its batch axis is not named, and no warm-up run could tell"
     return signature, ""
 
 
@@ -108,7 +112,12 @@ def _batch_symbol(inputs: Sequence[TensorSpec], batch_axes: Mapping[str, int]) -
     """The symbol of the batch extent; "": it is unnamed; None: no input varies along its first axis."""
     for spec in inputs:
         axis = batch_axes.get(spec.name, 0)
-        if axis >= 0 and len(spec.shape) > axis and spec.shape[axis] is None and (spec.name in batch_axes or not batch_axes):
+        if (
+            axis >= 0
+            and len(spec.shape) > axis
+            and spec.shape[axis] is None
+            and (spec.name in batch_axes or not batch_axes)
+        ):
             return spec.symbols[axis] if spec.symbols else ""
     return None
 

@@ -46,7 +46,9 @@ class TorchExportRuntime:
             write_clean(program, archive, clean, device="cpu")
             clean.flush()
             exported = _loaded(clean.name, path.name)
-        mutates = any(isinstance(operator, torch._ops.OpOverload) and operator._schema.is_mutable for operator in operators)
+        mutates = any(
+            isinstance(operator, torch._ops.OpOverload) and operator._schema.is_mutable for operator in operators
+        )
         return TorchExportModel(exported, program, config, copies_inputs=mutates)
 
 
@@ -63,7 +65,9 @@ class TorchExportModel:
         self._copies_inputs = copies_inputs
         self._interface: Interface = interface_of(exported, program)
         weights = _weights(exported)
-        self.weight_bytes: Bytes = sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights}.values())
+        self.weight_bytes: Bytes = sum(
+            {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights}.values()
+        )
         self._module: Any = exported.module(check_guards=False)
         self.ranges: Ranges = self._interface.ranges
         self.signature: Signature = infer(

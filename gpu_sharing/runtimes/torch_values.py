@@ -47,7 +47,8 @@ class Interface:
 def interface_of(exported: Any, program: Program) -> Interface:
     """Reads the shapes that export traced. Raises ArtefactRefused for a tensor of a type that cannot be served."""
     nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
-    inputs, slots = [], []
+    inputs: list[TensorSpec] = []
+    slots: list[tuple[str | None, bool, Any]] = []
     for name, argument in program.inputs:
         if "as_tensor" in argument or "as_sym_int" in argument:
             spec = _spec(name, nodes[name].meta["val"])

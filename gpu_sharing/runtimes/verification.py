@@ -20,9 +20,7 @@ TOLERANCES: Mapping[str, float] = {"FP64": 1e-4, "FP32": 1e-3, "FP16": 5e-2}
 """How far a row may differ, relative to the largest value, between a batch and alone: kernels sum in other orders."""
 
 
-def verified(
-    signature: Signature, execute: Execute, config: LoadConfig, ranges: Ranges
-) -> tuple[Signature, int, str]:
+def verified(signature: Signature, execute: Execute, config: LoadConfig, ranges: Ranges) -> tuple[Signature, int, str]:
     """Runs a few rows. Returns the signature as observed, the extent of free dimensions that ran, and why not batched ("": it is).
 
     Raises ArtefactRefused where the operator's own warm-up input is wrong or is rejected by the model.
