@@ -1,0 +1,172 @@
+"""What is told of each request once it is over: counts, the verdict for its executor, the server span."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from services.common import attributes as names
+from services.common.status import CODES
+from services.common.telemetry import Kind, SpanRecord, Tracer, Value
+from services.frontend.core.verdict import OK, Judgement
+from services.frontend.request import Request
+
+METHOD = "inference.GRPCInferenceService/ModelInfer"
+BOUNDS_S = (
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.03,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    0.75,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
+"""Upper bounds of the latency histogram's buckets, in seconds."""
+_BOUNDS_NS = tuple(int(bound * 1e9) for bound in BOUNDS_S)
+
+
+class Counts:
+    """Of one tenant's model. buckets: answers by latency, the last one beyond all bounds."""
+
+    __slots__ = ("buckets", "in_flight", "missed", "outcomes", "sum_ns", "violated", "within")
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, int] = {}
+        self.buckets = [0] * (len(BOUNDS_S) + 1)
+        self.sum_ns = self.in_flight = self.within = self.missed = self.violated = 0
+
+
+class Accounts:
+    """Counts by (tenant, model), and the spans of requests that are kept. A Prometheus collector.
+
+    Plain integers on the path of requests, made into metrics when they are asked for. A model's name is a label only
+    where the model exists, so that callers cannot make up labels.
+    """
+
+    def __init__(self, tracer: Tracer, trace_sample: float) -> None:
+        self._tracer, self._sample = tracer, trace_sample
+        self._counts: dict[tuple[str, str], Counts] = {}
+
+    def counts(self, tenant: str, model: str) -> Counts:
+        """The counts of a tenant's model; "" for what is not known."""
+        counts = self._counts.get((tenant, model))
+        if counts is None:
+            counts = self._counts[tenant, model] = Counts()
+        return counts
+
+    def close(self, request: Request, judgement: Judgement, ended_ns: int) -> bool:
+        """Takes a request that is over; whether its trace is kept."""
+        counts = self.counts(request.tenant, request.model)
+        outcome, elapsed_ns = judgement.outcome, ended_ns - request.arrived_ns
+        counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + 1
+        counts.buckets[bisect_left(_BOUNDS_NS, elapsed_ns)] += 1
+        counts.sum_ns += elapsed_ns
+        if request.objective_ns is not None:
+            if outcome == OK:
+                counts.within += 1
+            elif judgement.violated:
+                counts.missed += 1
+        if judgement.violated:
+            counts.violated += 1
+        keep = judgement.violated or random.random() < self._sample
+        if request.attempts:
+            for call in request.attempts:
+                if call.carrier is not None:
+                    call.carrier.verdict(call, judgement.violated, keep)
+        if keep and self._tracer.enabled:
+            self._tracer.emit(span_of(request, judgement, ended_ns))
+        return keep
+
+    def collect(self) -> Iterator[Metric]:
+        """The counts as metrics. Called by the metrics thread."""
+        by_model, by_outcome = ["tenant", "model"], ["tenant", "model", "outcome"]
+        requests = CounterMetricFamily("apportion_frontend_requests", "Requests that are over.", labels=by_outcome)
+        latency = HistogramMetricFamily(
+            "apportion_frontend_request_seconds", "From arrival to answer, whatever the outcome.", labels=by_model
+        )
+        objective = CounterMetricFamily(
+            "apportion_frontend_objective_requests",
+            "Requests with an objective, by whether it was met; those that the caller broke off or got wrong are in neither.",
+            labels=["tenant", "model", "met"],
+        )
+        violations = CounterMetricFamily(
+            "apportion_frontend_violations",
+            "Requests that were late, refused or failed by the service.",
+            labels=by_model,
+        )
+        in_flight = GaugeMetricFamily(
+            "apportion_frontend_in_flight", "Requests that wait for their answer.", labels=by_model
+        )
+        for (tenant, model), counts in list(self._counts.items()):
+            for outcome, count in list(counts.outcomes.items()):
+                requests.add_metric([tenant, model, outcome], count)
+            latency.add_metric([tenant, model], _cumulative(counts.buckets), counts.sum_ns / 1e9)
+            objective.add_metric([tenant, model, "true"], counts.within)
+            objective.add_metric([tenant, model, "false"], counts.missed)
+            violations.add_metric([tenant, model], counts.violated)
+            in_flight.add_metric([tenant, model], counts.in_flight)
+        yield from (requests, latency, objective, violations, in_flight)
+
+
+def span_of(request: Request, judgement: Judgement, ended_ns: int) -> SpanRecord:
+    """The server span of a request that is over."""
+    reason = request.refusal.reason if request.refusal is not None else None
+    facts: dict[str, Value] = {
+        names.RPC_SYSTEM_NAME: "grpc",
+        names.RPC_METHOD: METHOD,
+        names.RPC_RESPONSE_STATUS_CODE: CODES[reason].name if reason is not None else "OK",
+        names.TENANT_NAME: request.tenant,
+        names.MODEL_NAME: request.model,
+        names.SLO_VIOLATED: judgement.violated,
+        names.SLO_OUTCOME: judgement.outcome,
+        names.SLO_KEPT_BECAUSE: names.KEPT_VIOLATED if judgement.violated else names.KEPT_SAMPLED,
+    }
+    if request.version:
+        facts[names.MODEL_VERSION] = str(request.version)
+    if request.request_id:
+        facts[names.REQUEST_ID] = request.request_id.decode(errors="replace")[:128]
+    if request.objective_ns is not None:
+        facts[names.SLO_OBJECTIVE_US] = request.objective_ns // 1000
+    if request.deadline_ns is not None:
+        facts[names.SLO_DEADLINE_US] = request.deadline_ns // 1000
+    if request.executor_id:
+        facts[names.EXECUTOR_ID] = request.executor_id
+    if request.attempts:
+        facts[names.EXECUTOR_REPLICA] = str(request.attempts[-1].replica_id)
+    if reason is not None:
+        facts[names.ERROR_TYPE] = str(reason)
+    return SpanRecord(
+        name=METHOD,
+        trace_id=request.trace_id,
+        span_id=request.span_id,
+        parent_span_id=request.parent_span_id,
+        start_ns=request.arrived_ns,
+        end_ns=ended_ns,
+        kind=Kind.SERVER,
+        attributes=facts,
+        error=request.refusal.message if request.refusal is not None else None,
+    )
+
+
+def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:
+    total, told = 0, []
+    for bound, count in zip([*map(str, BOUNDS_S), "+Inf"], buckets, strict=True):
+        total += count
+        told.append((bound, float(total)))
+    return told

@@ -1,0 +1,1 @@
+"""What the frontend decides: PURE, no I/O, no clock, no chance."""

@@ -1,0 +1,194 @@
+"""ModelInfer: bytes in, bytes out. Decide where it goes, forward it, judge it by our clock."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns
+from typing import Any
+
+from services.common.errors import Reason, Refusal
+from services.common.status import CODES, DETAILS_KEY, to_status
+from services.frontend.accounting import Accounts
+from services.frontend.calls import Call, expired
+from services.frontend.core.deadlines import Deadlines
+from services.frontend.core.keys import Keys
+from services.frontend.core.routes import Replica, Route, Version
+from services.frontend.core.routing import RoutingTable
+from services.frontend.core.verdict import RETRYABLE, judge
+from services.frontend.core.wire import Limits, scan
+from services.frontend.forward import Links
+from services.frontend.request import Request
+
+TRACE_KEY = "apportion-trace-id"
+ADMIT = "admit"
+SECOND_NS = 1_000_000_000
+
+
+class Inference:
+    """The path of every request.
+
+    limits: of a request's form. default_deadline_s: of callers that give none.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        table: RoutingTable,
+        links: Links,
+        accounts: Accounts,
+        *,
+        limits: Limits,
+        default_deadline_s: float,
+    ) -> None:
+        self._keys, self._table, self._links, self._accounts = keys, table, links, accounts
+        self._limits, self._default_ns = limits, int(default_deadline_s * SECOND_NS)
+        self._loop = asyncio.get_running_loop()
+        self._deadlines: Deadlines[Call] = Deadlines()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def infer(self, payload: bytes, context: Any) -> bytes:
+        """inference.ModelInferRequest in, inference.ModelInferResponse out, both as bytes. Aborts with a typed status."""
+        request = Request(monotonic_ns())
+        refusal: Refusal
+        try:
+            answer = await self._answer(request, payload, context)
+        except Refusal as raised:
+            refusal = request.refusal = raised
+        except asyncio.CancelledError:
+            self._broken_off(request)
+            raise
+        else:
+            ended_ns = monotonic_ns()
+            judgement = judge(None, ended_ns - request.arrived_ns, request.objective_ns, request.deadline_ns)
+            if self._accounts.close(request, judgement, ended_ns):
+                context.set_trailing_metadata(((TRACE_KEY, request.trace_id.hex()),))
+            return answer
+        ended_ns = monotonic_ns()
+        judgement = judge(refusal.reason, ended_ns - request.arrived_ns, request.objective_ns, request.deadline_ns)
+        self._accounts.close(request, judgement, ended_ns)
+        details = to_status(refusal).SerializeToString()
+        trailing = ((DETAILS_KEY, details), (TRACE_KEY, request.trace_id.hex()))
+        await context.abort(CODES[refusal.reason], refusal.message, trailing)
+        raise AssertionError("abort returned")
+
+    def close(self) -> None:
+        """Stops the clock."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _answer(self, request: Request, payload: bytes, context: Any) -> bytes:
+        route, version = self._admit(request, payload, context)
+        counts = self._accounts.counts(request.tenant, request.model)
+        counts.in_flight += 1
+        try:
+            replica = self._table.replica(route, version)
+            answer = await self._forwarded(request, payload, replica)
+            if isinstance(answer, Refusal) and answer.reason in RETRYABLE:
+                other = self._other(request, route, version, replica)
+                if other is not None:
+                    answer = await self._forwarded(request, payload, other)
+            if isinstance(answer, Refusal):
+                raise answer
+        finally:
+            counts.in_flight -= 1
+        call = request.attempts[-1]
+        if call.bulk_bytes:
+            context.add_done_callback(lambda _: call.release())
+        return answer
+
+    def _admit(self, request: Request, payload: bytes, context: Any) -> tuple[Route, Version]:
+        """Who asks for what, by when; raises Refusal where it cannot be served."""
+        authorization = key = traceparent = None
+        for name, value in context.invocation_metadata():
+            if name == "authorization":
+                authorization = value
+            elif name == "apportion-key":
+                key = value
+            elif name == "traceparent":
+                traceparent = value
+        request.join_trace(traceparent)
+        request.tenant = self._keys.tenant(authorization, key)
+        head = scan(payload, self._limits)
+        request.request_id, request.priority = head.request_id, head.priority
+        route = self._table.route(request.tenant, head.model_name)
+        request.model = route.model
+        request.objective_ns = head.objective_ns if head.objective_ns is not None else route.objective_ns
+        remaining_s = context.time_remaining()
+        deadline_ns = self._default_ns if remaining_s is None else min(int(remaining_s * SECOND_NS), 1 << 56)
+        if head.timeout_ns is not None:
+            deadline_ns = head.timeout_ns if remaining_s is None else min(head.timeout_ns, deadline_ns)
+        request.deadline_ns = deadline_ns
+        if deadline_ns <= 0:
+            raise expired(ADMIT)
+        version = self._table.version(route, head.model_version)
+        request.version = version.version
+        return route, version
+
+    async def _forwarded(self, request: Request, payload: bytes, replica: Replica) -> bytes | Refusal:
+        assert request.deadline_ns is not None
+        deadline_ns = request.arrived_ns + request.deadline_ns
+        objective_ns = None if request.objective_ns is None else request.arrived_ns + request.objective_ns
+        call = Call(
+            request.tenant,
+            replica.replica_id,
+            payload,
+            self._loop.create_future(),
+            deadline_ns=deadline_ns,
+            objective_ns=objective_ns,
+            priority=request.priority,
+            trace_id=request.trace_id,
+            span_id=request.span_id,
+        )
+        request.attempts.append(call)
+        request.executor_id = replica.executor_id
+        replica.outstanding += 1
+        self._links.link(replica.address).submit(call)
+        if self._deadlines.add(call, deadline_ns):
+            self._watch_time()
+        try:
+            return await call.future
+        except asyncio.CancelledError:
+            call.abandon()
+            raise
+        finally:
+            replica.outstanding -= 1
+            self._deadlines.remove(call, deadline_ns)
+
+    def _other(self, request: Request, route: Route, version: Version, failed: Replica) -> Replica | None:
+        """Another replica to try, where there is one and time is left."""
+        assert request.deadline_ns is not None
+        if monotonic_ns() >= request.arrived_ns + request.deadline_ns:
+            return None
+        try:
+            # The route may have changed meanwhile: what it says now counts.
+            route = self._table.route(request.tenant, request.model)
+            version = route.versions.get(version.version, version)
+            return self._table.replica(route, version, excluded=(failed.replica_id,))
+        except Refusal:
+            return None
+
+    def _broken_off(self, request: Request) -> None:
+        """The caller has gone, or gRPC has found its deadline passed."""
+        ended_ns = monotonic_ns()
+        elapsed_ns = ended_ns - request.arrived_ns
+        if request.deadline_ns is not None and elapsed_ns >= request.deadline_ns:
+            stage = request.attempts[-1].stage if request.attempts else ADMIT
+            request.refusal = expired(stage)
+        else:
+            request.refusal = Refusal(Reason.CANCELLED, "the caller has cancelled the request")
+        judgement = judge(request.refusal.reason, elapsed_ns, request.objective_ns, request.deadline_ns)
+        self._accounts.close(request, judgement, ended_ns)
+
+    def _watch_time(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at_ns = self._deadlines.next_ns()
+        if at_ns is not None:
+            self._timer = self._loop.call_later(max(0.0, (at_ns - monotonic_ns()) / SECOND_NS), self._tell_time)
+
+    def _tell_time(self) -> None:
+        self._timer = None
+        for call in self._deadlines.expired(monotonic_ns()):
+            call.expire()
+        self._watch_time()

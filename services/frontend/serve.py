@@ -1,0 +1,111 @@
+"""Builds the frontend from its parts, serves, and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+
+from prometheus_client import REGISTRY
+
+from services.common import metrics
+from services.common.channel import connect
+from services.common.server import Server, write_ready
+from services.common.telemetry import Tracer
+from services.frontend.accounting import Accounts
+from services.frontend.core.keys import Keys
+from services.frontend.core.routing import RoutingTable
+from services.frontend.core.wire import Limits
+from services.frontend.forward import Links
+from services.frontend.inference import Inference
+from services.frontend.servicer import SERVICE, Describer, handlers
+from services.frontend.settings import FrontendSettings
+from services.frontend.watches import CatalogueWatch, RoutesWatch
+
+
+class Frontend:
+    """One frontend process: what it knows, whom it talks to, and its server."""
+
+    def __init__(self, settings: FrontendSettings) -> None:
+        self.settings = settings
+        self.keys = Keys(anonymous=settings.lets_in_anonymous)
+        self.tracer = Tracer("apportion-frontend", settings.otlp_endpoint, mesh_token=settings.mesh_token)
+        self.accounts = Accounts(self.tracer, settings.trace_sample)
+        self.links = Links(f"frontend-{os.urandom(4).hex()}", settings.tenant_credit_bytes, settings.mesh_token)
+        self.table = RoutingTable(self.links.state)
+        self.links.reports = self.table.report
+        self._channels = [
+            connect(address, mesh_token=settings.mesh_token) for address in (settings.registry, settings.scheduler)
+        ]
+        self._catalogue = CatalogueWatch(self.keys, self._channels[0], self._changed)
+        self._routes = RoutesWatch(self.table, self._channels[1], self._changed)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._announced = False
+        self._build()
+
+    @property
+    def ready(self) -> bool:
+        """Whether tenants and routes have been known, if only from before."""
+        return self.keys.known and self.table.known
+
+    async def start(self) -> str:
+        """Binds, follows the registry and the scheduler; returns HOST:PORT. Neither has to be up."""
+        for name in ("", SERVICE):
+            await self.server.set_serving(False, name)
+        address = await self.server.start()
+        followers = (self._catalogue.follower, self._routes.follower)
+        self._tasks = [asyncio.ensure_future(follower.run()) for follower in followers]
+        return address
+
+    async def stop(self) -> None:
+        """Drains, then lets go of everybody."""
+        await self.server.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.inference.close()
+        await self.links.close()
+        for channel in self._channels:
+            await channel.close(None)
+        await asyncio.to_thread(self.tracer.shutdown, 2.0)
+
+    def _build(self) -> None:
+        settings = self.settings
+        self.inference = Inference(
+            self.keys,
+            self.table,
+            self.links,
+            self.accounts,
+            limits=Limits(settings.max_fields, settings.max_parameters),
+            default_deadline_s=settings.default_deadline_s,
+        )
+        options = [(f"grpc.max_{way}_message_length", settings.max_message_bytes) for way in ("receive", "send")]
+        self.server = Server(settings, settings.listen, name="frontend", public=True, options=options)
+        describer = Describer(self.keys, self.table, lambda: self._catalogue.platforms, lambda: self.ready)
+        self.server.grpc.add_generic_rpc_handlers((handlers(describer, self.inference),))
+
+    def _changed(self) -> None:
+        self.links.follow(self.table.addresses())
+        if self.ready and not self._announced:
+            self._announced = True
+            for name in ("", SERVICE):
+                self._tasks.append(asyncio.ensure_future(self.server.set_serving(True, name)))
+
+
+async def serve(settings: FrontendSettings, stop: asyncio.Event) -> None:
+    """Runs the frontend until `stop` is set. Raises StartupError where it cannot start."""
+    frontend = Frontend(settings)
+    address = await frontend.start()
+    addresses, close_metrics = {"listen": address}, None
+    if settings.metrics_listen is not None:
+        addresses["metrics"], close_metrics = metrics.serve(settings.metrics_listen)
+    REGISTRY.register(frontend.accounts)
+    try:
+        write_ready(settings, **addresses)
+        await stop.wait()
+    finally:
+        with suppress(KeyError):
+            REGISTRY.unregister(frontend.accounts)
+        await frontend.stop()
+        if close_metrics is not None:
+            close_metrics()

@@ -1,0 +1,54 @@
+"""The frontend's settings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.server import StartupError
+from services.common.settings import Address, ServiceSettings, is_loopback
+
+
+class FrontendSettings(ServiceSettings):
+    """Flag, APPORTION_FRONTEND_… variable and default of everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="APPORTION_FRONTEND_", frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
+
+    listen: Address = "127.0.0.1:8001"
+    """HOST:PORT where clients of the Open Inference Protocol are served."""
+    metrics_listen: str | None = "127.0.0.1:8002"
+    """HOST:PORT for Prometheus metrics over HTTP; none: not exposed."""
+    scheduler: Address = "127.0.0.1:8102"
+    """HOST:PORT of the scheduler, whose routes are followed."""
+    registry: Address = "127.0.0.1:8101"
+    """HOST:PORT of the registry, whose tenants and API keys are followed."""
+    anonymous: Literal["auto", "on", "off"] = "auto"
+    """Whether a caller without a credential is the tenant `default`. auto: only where `listen` is a loopback address;
+    `on` is refused elsewhere."""
+    max_message_bytes: int = Field(default=64 << 20, ge=1 << 16, le=1 << 30)
+    """Largest request and answer in bytes; beyond it gRPC answers RESOURCE_EXHAUSTED."""
+    max_fields: int = Field(default=4096, ge=16)
+    """Most fields of a request's top level: tensors, their contents and parameters together."""
+    max_parameters: int = Field(default=128, ge=8)
+    """Most entries in a request's `parameters`."""
+    default_deadline_s: float = Field(default=60.0, gt=0, le=86_400)
+    """Deadline in seconds of a request whose caller gives none."""
+    trace_sample: float = Field(default=0.05, ge=0, le=1)
+    """Share of requests whose trace is kept though they broke no promise; violators are always kept."""
+    tenant_credit_bytes: int = Field(default=64 << 20, ge=1 << 20)
+    """Bytes of large results that each tenant may have on their way from one executor."""
+
+    @property
+    def lets_in_anonymous(self) -> bool:
+        """Whether callers without a credential are served. Raises StartupError where that would be open to a network."""
+        loopback = is_loopback(self.listen)
+        if self.anonymous == "on" and not loopback:
+            raise StartupError(
+                f"frontend: refusing to serve callers without credentials on {self.listen}; "
+                "set APPORTION_FRONTEND_ANONYMOUS=off or listen on 127.0.0.1"
+            )
+        return loopback and self.anonymous != "off"

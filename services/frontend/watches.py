@@ -1,0 +1,162 @@
+"""The catalogue and the routes, followed: protobuf in, plain values for the core out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable
+
+import grpc
+
+from services._proto.apportion.v1 import common_pb2, registry_pb2, registry_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
+from services.common.watch import Follower
+from services.frontend.core.keys import Keys
+from services.frontend.core.routes import Replica, Route, Signature, State, Tensor, Version
+from services.frontend.core.routing import RoutingTable
+
+CataloguePosition = int
+RoutesPosition = tuple[int, int]
+"""(epoch, revision)"""
+
+_STATES = {
+    scheduler_pb2.VERSION_STATE_READY: State.READY,
+    scheduler_pb2.VERSION_STATE_REFUSED: State.REFUSED,
+    scheduler_pb2.VERSION_STATE_UNPLACED: State.UNPLACED,
+}
+
+
+class CatalogueWatch:
+    """Keeps `keys` as the registry has them.
+
+    platforms: the artefact's format by (tenant, model, version), as ModelMetadata names it.
+    """
+
+    def __init__(self, keys: Keys, channel: grpc.aio.Channel, changed: Callable[[], None]) -> None:
+        self._keys, self._changed = keys, changed
+        self._stub = registry_pb2_grpc.RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._tenants: list[registry_pb2.Tenant] = []
+        self._models: list[registry_pb2.Model] = []
+        self._position: CataloguePosition = 0
+        self.platforms: dict[tuple[str, str, int], str] = {}
+        self.follower = Follower("catalogue", 0, self._opens, self.apply)
+
+    def apply(self, message: registry_pb2.WatchCatalogueResponse) -> CataloguePosition:
+        """Takes one step of the watch; returns the position after it."""
+        event = message.WhichOneof("event")
+        if event == "snapshot":
+            return self._part(message.revision, message.snapshot)
+        if event == "changes":
+            changes = message.changes
+            if changes.tenants or changes.removed_tenants:
+                self._keys.change(_hashes(changes.tenants), changes.removed_tenants)
+            for key in [*changes.removed_models, *(model.key for model in changes.models)]:
+                self._forget(key)
+            self._platforms(changes.models)
+        self._position = message.revision
+        return self._position
+
+    def _part(self, revision: int, part: registry_pb2.CatalogueSnapshot) -> CataloguePosition:
+        if part.first_part:
+            self._tenants, self._models, self._position = [], [], 0
+        self._tenants.extend(part.tenants)
+        self._models.extend(part.models)
+        if part.last_part:
+            self._keys.replace(_hashes(self._tenants))
+            self.platforms = {}
+            self._platforms(self._models)
+            self._tenants, self._models, self._position = [], [], revision
+            self._changed()
+        return self._position
+
+    def _platforms(self, models: Iterable[registry_pb2.Model]) -> None:
+        for model in models:
+            for version in model.versions:
+                platform = PLATFORMS.get(version.config.format, "")
+                self.platforms[model.key.tenant, model.key.name, version.version] = platform
+
+    def _forget(self, key: common_pb2.ModelKey) -> None:
+        for held in [held for held in self.platforms if held[:2] == (key.tenant, key.name)]:
+            del self.platforms[held]
+
+    def _opens(self, position: CataloguePosition) -> AsyncIterable[registry_pb2.WatchCatalogueResponse]:
+        return self._stub.WatchCatalogue(registry_pb2.WatchCatalogueRequest(after_revision=position))
+
+
+class RoutesWatch:
+    """Keeps `table` as the scheduler has it. changed: told after every change."""
+
+    def __init__(self, table: RoutingTable, channel: grpc.aio.Channel, changed: Callable[[], None]) -> None:
+        self._table, self._changed = table, changed
+        self._stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._parts: list[scheduler_pb2.ModelRoute] = []
+        self._position: RoutesPosition = (0, 0)
+        self.follower = Follower("routes", (0, 0), self._opens, self.apply)
+
+    def apply(self, message: scheduler_pb2.WatchRoutesResponse) -> RoutesPosition:
+        """Takes one step of the watch; returns the position after it."""
+        event = message.WhichOneof("event")
+        if event == "snapshot":
+            part = message.snapshot
+            if part.first_part:
+                self._parts, self._position = [], (0, 0)
+            self._parts.extend(part.routes)
+            if not part.last_part:
+                return self._position
+            self._table.replace(map(route_of, self._parts))
+            self._parts = []
+        elif event == "changes":
+            removed = [(key.tenant, key.name) for key in message.changes.removed]
+            self._table.change(map(route_of, message.changes.routes), removed)
+        if event in ("snapshot", "changes"):
+            self._changed()
+        self._position = (message.epoch, message.revision)
+        return self._position
+
+    def _opens(self, position: RoutesPosition) -> AsyncIterable[scheduler_pb2.WatchRoutesResponse]:
+        return self._stub.WatchRoutes(scheduler_pb2.WatchRoutesRequest(epoch=position[0], after_revision=position[1]))
+
+
+PLATFORMS = {
+    registry_pb2.ARTEFACT_FORMAT_ONNX: "onnxruntime_onnx",
+    registry_pb2.ARTEFACT_FORMAT_TORCH_EXPORT: "pytorch_export",
+}
+"""What ModelMetadata calls the formats: Triton's names where it has one."""
+
+
+def route_of(told: scheduler_pb2.ModelRoute) -> Route:
+    """A route as the core knows it. An interactive model without an objective counts as batch: nothing is promised."""
+    batch = told.traffic_class == common_pb2.TRAFFIC_CLASS_BATCH or not told.slo.HasField("objective_us")
+    versions = sorted((_version(version) for version in told.versions), key=lambda version: version.version)
+    return Route(
+        tenant=told.key.tenant,
+        model=told.key.name,
+        objective_ns=None if batch else told.slo.objective_us * 1000,
+        versions={version.version: version for version in versions},
+        splits=tuple((split.version, split.ppm) for split in told.splits),
+    )
+
+
+def _version(told: scheduler_pb2.VersionRoute) -> Version:
+    return Version(
+        version=told.version,
+        state=_STATES.get(told.state, State.LOADING),
+        message=told.message,
+        signature=_signature(told.signature) if told.HasField("signature") else None,
+        replicas=tuple(Replica(r.replica_id, r.executor_id, r.address) for r in told.replicas),
+    )
+
+
+def _signature(told: common_pb2.Signature) -> Signature:
+    return Signature(tuple(map(_tensor, told.inputs)), tuple(map(_tensor, told.outputs)), told.max_batch_size)
+
+
+def _tensor(told: common_pb2.TensorSpec) -> Tensor:
+    return Tensor(
+        name=told.name,
+        datatype=told.datatype,
+        shape=tuple(d.size if d.HasField("size") else None for d in told.shape),
+        batch_axis=told.batch_axis if told.HasField("batch_axis") else None,
+        optional=told.optional,
+    )
+
+
+def _hashes(tenants: Iterable[registry_pb2.Tenant]) -> dict[str, list[bytes]]:
+    return {tenant.name: [key.sha256 for key in tenant.keys] for tenant in tenants}

@@ -1,0 +1,224 @@
+"""Requests through a real frontend to a faithful executor."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import grpc
+import pytest
+from conftest import Start
+from frontend_fakes import CREDIT_BYTES, FakeExecutor, echo, infer_request, route
+
+from services._proto.apportion.v1 import executor_pb2
+from services.common.errors import Reason, Refusal
+from services.common.status import from_rpc_error
+
+
+async def test_a_request_is_answered_with_the_bytes_that_its_executor_gave(start: Start) -> None:
+    world = await start(FakeExecutor())
+    response = await world.stub.ModelInfer(infer_request("m", b"abc", "17"))
+    assert (response.id, list(response.raw_output_contents)) == ("17", [b"abc"])
+
+
+async def test_each_of_many_answers_of_mixed_sizes_belongs_to_its_question(start: Start) -> None:
+    executor = FakeExecutor()
+    world = await start(executor)
+    chance = random.Random(7)
+    sizes = [64] * 60 + [4_000] * 25 + [200_000] * 11 + [1 << 20] * 3 + [8 << 20]
+    questions = iter(range(2_000))
+
+    async def caller() -> None:
+        for number in questions:
+            size = chance.choice(sizes)
+            content = number.to_bytes(4, "big") + bytes([number % 251]) * (size - 4)
+            response = await world.stub.ModelInfer(infer_request("m", content, str(number)))
+            assert response.id == str(number)
+            assert response.raw_output_contents[0] == content
+
+    await asyncio.gather(*(caller() for _ in range(32)))
+    assert executor.broken == []
+    assert executor.messages < len(executor.infers) + 2_000
+    await world.until(lambda: len(executor.verdicts) == 2_000)
+
+
+async def test_small_requests_that_are_ready_together_share_a_message(start: Start) -> None:
+    executor = FakeExecutor()
+    world = await start(executor)
+    await world.stub.ModelInfer(infer_request("m"))
+    before = executor.messages
+    await asyncio.gather(*(world.stub.ModelInfer(infer_request("m")) for _ in range(200)))
+    assert executor.messages - before < 150
+
+
+async def test_large_payloads_never_exceed_their_tenants_credit_and_all_arrive(start: Start) -> None:
+    executor = FakeExecutor(credit_bytes=3 << 20)
+    world = await start(executor, tenant_credit_bytes=3 << 20)
+    content = bytes(range(256)) * (8 << 12)
+    sizes = [1 << 20, 2 << 20, 8 << 20] * 4
+    answers = await asyncio.gather(*(world.stub.ModelInfer(infer_request("m", content[:size])) for size in sizes))
+    assert [answer.raw_output_contents[0] == content[:size] for answer, size in zip(answers, sizes, strict=True)] == [True] * 12
+    assert executor.broken == []
+    assert executor.most_drawn < (9 << 20)
+    # Everything that large answers drew is granted again.
+    await world.until(lambda: all(not any(s.results_drawn.values()) for s in executor.sessions.values()))
+
+
+async def test_a_tenant_without_credit_holds_up_no_other_tenant(start: Start) -> None:
+    async def stall(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> bytes | None:
+        return None if infer.replica_id == 1 and await asyncio.sleep(3600) else await echo(executor, infer, payload)
+
+    executor = await FakeExecutor(stall, credit_bytes=1 << 20).start()
+    routes = [route("m", [executor.address]), route("n", [executor.address], tenant="other", first_replica=2)]
+    world = await start(executor, routes=routes, tenants=[tenant("other", "k")])
+    blocked = [asyncio.ensure_future(world.stub.ModelInfer(infer_request("m", bytes(1 << 20)))) for _ in range(3)]
+    await world.until(lambda: len(executor.infers) == 1)
+    other = (("authorization", "Bearer k"),)
+    response = await world.stub.ModelInfer(infer_request("n", bytes(1 << 20)), metadata=other, timeout=10)
+    assert len(response.raw_output_contents[0]) == 1 << 20
+    assert sum(infer.replica_id == 1 for infer in executor.infers) == 1
+    for call in blocked:
+        call.cancel()
+
+
+async def test_a_cancelled_request_is_cancelled_at_its_executor_and_frees_its_credit(start: Start) -> None:
+    async def never(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> None:
+        await asyncio.sleep(3600)
+
+    executor = FakeExecutor(never, credit_bytes=1 << 20)
+    world = await start(executor)
+    small, large, waiting = (world.stub.ModelInfer(infer_request("m", bytes(n))) for n in (64, 1 << 20, 1 << 20))
+    await world.until(lambda: len(executor.infers) == 2)
+    for call in (waiting, small, large):
+        call.cancel()
+    await world.until(lambda: len(executor.cancelled) == 2)
+    executor.answer = echo
+    response = await world.stub.ModelInfer(infer_request("m", bytes(1 << 20)), timeout=10)
+    assert len(response.raw_output_contents[0]) == 1 << 20
+    assert executor.broken == []
+
+
+async def test_a_deadline_that_passes_is_answered_with_its_stage_and_cancels_the_work(start: Start) -> None:
+    async def never(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> None:
+        await asyncio.sleep(3600)
+
+    executor = FakeExecutor(never)
+    world = await start(executor)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.stub.ModelInfer(infer_request("m", timeout=("int64_param", 30_000)))
+    refusal = from_rpc_error(caught.value)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert refusal is not None
+    assert refusal.facts == {"stage": "executor"}
+    await world.until(lambda: executor.cancelled == [1])
+    assert 0 < executor.infers[0].deadline_us <= 30_000
+
+
+async def test_a_callers_grpc_deadline_reaches_the_executor_and_its_passing_cancels_the_work(start: Start) -> None:
+    async def never(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> None:
+        await asyncio.sleep(3600)
+
+    executor = FakeExecutor(never)
+    world = await start(executor)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.stub.ModelInfer(infer_request("m"), timeout=0.05)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await world.until(lambda: executor.cancelled == [1])
+    assert executor.infers[0].deadline_us <= 50_000
+    counts = world.frontend.accounts.counts("default", "m")
+    await world.until(lambda: counts.outcomes == {"DEADLINE_EXCEEDED": 1})
+
+
+async def test_a_broken_link_fails_its_calls_at_once_and_is_made_anew(start: Start) -> None:
+    async def never(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> None:
+        await asyncio.sleep(3600)
+
+    executor = FakeExecutor(never)
+    world = await start(executor)
+    calls = [asyncio.ensure_future(world.stub.ModelInfer(infer_request("m"))) for _ in range(5)]
+    await world.until(lambda: len(executor.infers) == 5)
+    await executor.stop()
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(outcome, grpc.aio.AioRpcError)
+        assert outcome.code() is grpc.StatusCode.UNAVAILABLE
+        refusal = from_rpc_error(outcome)
+        assert refusal is not None
+        assert refusal.reason is Reason.EXECUTOR_LOST
+    again = await FakeExecutor().start(executor.address)
+    world.executors.append(again)
+    try:
+        await world.until(lambda: bool(again.sessions))
+        await world.until(lambda: world.frontend.links.state(executor.address) == "up")
+        assert (await world.stub.ModelInfer(infer_request("m", b"abc"))).raw_output_contents[0] == b"abc"
+    finally:
+        await again.stop()
+
+
+@pytest.mark.parametrize("reason", [Reason.MODEL_NOT_READY, Reason.WORKER_LOST])
+async def test_a_failure_of_one_replica_is_tried_once_on_another(start: Start, reason: Reason) -> None:
+    async def gone(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> Refusal:
+        return Refusal(reason, "not here")
+
+    bad, good = FakeExecutor(gone, executor_id="e1"), FakeExecutor(executor_id="e2")
+    world = await start(bad, good)
+    await world.until(lambda: bool(bad.sessions) and bool(good.sessions))
+    response = await world.stub.ModelInfer(infer_request("m", b"abc"))
+    assert response.raw_output_contents[0] == b"abc"
+    assert (len(bad.infers), len(good.infers)) == (1, 1)
+    await world.until(lambda: len(bad.verdicts) == len(good.verdicts) == 1)
+
+
+async def test_calls_of_a_lost_executor_go_to_another_replica(start: Start) -> None:
+    async def never(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> None:
+        await asyncio.sleep(3600)
+
+    bad, good = FakeExecutor(never), FakeExecutor()
+    world = await start(bad, good)
+    await world.until(lambda: bool(bad.sessions) and bool(good.sessions))
+    call = asyncio.ensure_future(world.stub.ModelInfer(infer_request("m", b"abc")))
+    await world.until(lambda: len(bad.infers) == 1)
+    await bad.stop()
+    assert (await call).raw_output_contents[0] == b"abc"
+
+
+async def test_both_replicas_failing_is_told_and_not_tried_for_ever(start: Start) -> None:
+    async def gone(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> Refusal:
+        return Refusal(Reason.WORKER_LOST, "the worker died")
+
+    first, second, third = FakeExecutor(gone), FakeExecutor(gone), FakeExecutor(gone)
+    world = await start(first, second, third)
+    await world.until(lambda: all(e.sessions for e in world.executors))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.stub.ModelInfer(infer_request("m"))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert sum(len(e.infers) for e in world.executors) == 2
+
+
+async def test_a_request_for_an_executor_that_is_not_up_yet_waits_for_the_connection(start: Start) -> None:
+    executor = await FakeExecutor().start()
+    world = await start(executor, routes=[])
+    world.mesh.change_routes([route("m", [executor.address])])
+    await world.until(lambda: bool(world.frontend.table.addresses()))
+    assert (await world.stub.ModelInfer(infer_request("m", b"abc"))).raw_output_contents[0] == b"abc"
+
+
+async def test_a_replica_that_reports_a_long_wait_is_passed_over(start: Start) -> None:
+    busy, idle = FakeExecutor(), FakeExecutor()
+    world = await start(busy, idle)
+    await world.until(lambda: bool(busy.sessions) and bool(idle.sessions))
+    busy.report(1, 9, 50_000)
+    await asyncio.sleep(0.05)
+    for _ in range(10):
+        await world.stub.ModelInfer(infer_request("m"))
+    assert (len(busy.infers), len(idle.infers)) == (0, 10)
+
+
+def tenant(name: str, key: str) -> object:
+    import hashlib
+
+    from services._proto.apportion.v1 import registry_pb2
+
+    return registry_pb2.Tenant(name=name, keys=[registry_pb2.ApiKey(id="k_1", sha256=hashlib.sha256(key.encode()).digest())])
+
+
+assert CREDIT_BYTES > 8 << 20
