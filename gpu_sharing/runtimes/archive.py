@@ -100,6 +100,9 @@ class Archive:
         total = sum(info.file_size for info in infos)
         if total > MAX_TOTAL_BYTES:
             raise ArtefactRefused(f"{self._name}: {total} bytes unpacked; at most {MAX_TOTAL_BYTES} are allowed")
+        if min(info.header_offset for info in infos) or self._zip.comment:
+            # Readers differ in where they take such an archive to begin, and would see different members.
+            raise ArtefactRefused(f"{self._name}: not a whole zip archive: bytes before its first member, or a comment")
         root = infos[0].filename.partition("/")[0]
         members: dict[str, zipfile.ZipInfo] = {}
         for info in infos:
