@@ -106,6 +106,9 @@ class Arbiter:
     def wake_at(self) -> Nanoseconds | None:
         """When something becomes late, if nothing else happens before: `handle` a TimePassed then. None: never."""
         moments = [queue.drain_until for queue in self._replicas.values() if queue.drain_until is not None]
+        # Deadlines of calls that no longer wait would wake the caller for nothing.
+        while self._deadlines and not self._waits(self._deadlines[0][1]):
+            heapq.heappop(self._deadlines)
         if self._deadlines:
             moments.append(self._deadlines[0][0])
         return min(moments, default=None)
@@ -196,6 +199,10 @@ class Arbiter:
         self._calls.pop(call.request.call, None)
         batch = self._batches[call.batch].record(self._lane) if call.batch is not None else None
         self._actions.append(Drop(call.request.call, reason, message, facts or {}, batch))
+
+    def _waits(self, number: int) -> bool:
+        call = self._calls.get(number)
+        return call is not None and call.state is State.WAITING
 
     def _expire(self, now: Nanoseconds) -> None:
         """Drops what waits past its deadline, and ends drains that are over."""

@@ -24,11 +24,12 @@ class Ledger:
             raise ValueError(f"capacity_bytes: must not be negative, is {capacity_bytes}")
         self.capacity_bytes = capacity_bytes
         self._reserved: dict[int, Bytes] = {}
+        self._used_bytes: Bytes = 0
 
     @property
     def used_bytes(self) -> Bytes:
         """What is reserved, over all replicas."""
-        return sum(self._reserved.values())
+        return self._used_bytes
 
     @property
     def free_bytes(self) -> Bytes:
@@ -42,13 +43,18 @@ class Ledger:
         free_bytes = self.free_bytes + self._reserved.get(replica, 0)
         if asked_bytes > free_bytes:
             raise LedgerFull(asked_bytes, free_bytes, self.capacity_bytes)
+        self._used_bytes += asked_bytes - self._reserved.get(replica, 0)
         self._reserved[replica] = asked_bytes
 
     def release(self, replica: int) -> Bytes:
         """Gives back what the replica has, and says how much that was; 0 where it has nothing."""
-        return self._reserved.pop(replica, 0)
+        released_bytes = self._reserved.pop(replica, 0)
+        self._used_bytes -= released_bytes
+        return released_bytes
 
     def check_invariants(self) -> None:
         """Raises AssertionError where more is promised than there is."""
+        if self._used_bytes != sum(self._reserved.values()):
+            raise AssertionError(f"{self._used_bytes} bytes counted, {self._reserved} reserved")
         if any(reserved < 0 for reserved in self._reserved.values()) or self.used_bytes > self.capacity_bytes:
             raise AssertionError(f"{self._reserved} of {self.capacity_bytes} bytes")

@@ -1,0 +1,79 @@
+"""`python -m gpu_sharing.worker SOCKET_FD INPUTS_FD OUTPUTS_FD PARENT_PID CONFIG`: started by an executor, never by hand."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import traceback
+
+import msgspec
+
+from gpu_sharing.devices.probe import probe
+from gpu_sharing.memory.arena import Arena, ArenaView
+from gpu_sharing.worker.config import WorkerConfig
+from gpu_sharing.worker.loop import WorkerLoop
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_SWITCH_INTERVAL_S = 0.0005
+
+
+def confine(parent_pid: int) -> None:
+    """The process dies with its executor, gains no privileges, and leaves no core file with tenants' data."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The executor decides when to stop: Ctrl-C in a terminal reaches the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.getppid() != parent_pid:
+        # It died before the signal was armed.
+        os._exit(1)
+
+
+def fall(failure: threading.ExceptHookArgs) -> None:
+    """A thread of ours has broken: a worker without its lane or loader is of no use, and its executor starts another."""
+    if not isinstance(failure.exc_value, BrokenPipeError | ConnectionResetError):
+        threading.__excepthook__(failure)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs a worker until it is stopped or its executor is gone."""
+    *fds, parent_pid = map(int, arguments[:4])
+    confine(parent_pid)
+    threading.excepthook = fall
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    socket_fd, inputs_fd, outputs_fd = fds
+    config = msgspec.json.decode(arguments[4], type=WorkerConfig)
+    device = probe()
+    if config.cores:
+        device.occupy(config.cores)
+    # The reader must not wait long for a lane that computes in Python.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    inputs = ArenaView(inputs_fd, config.input_arena_bytes)
+    outputs = Arena(outputs_fd, config.output_arena_bytes)
+    WorkerLoop(config, device, socket.socket(fileno=socket_fd), inputs, outputs).run(os.getpid())
+
+
+if __name__ == "__main__":
+    status = 1
+    try:
+        main(sys.argv[1:])
+        status = 0
+    except (BrokenPipeError, ConnectionResetError):
+        # The executor is gone, and so is whoever would read more.
+        status = 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        # Libraries' threads and a lane in the middle of a segment must not hold up the end.
+        os._exit(status)

@@ -1,0 +1,31 @@
+"""A loaded model in a worker, and what is known of it."""
+
+from __future__ import annotations
+
+from gpu_sharing.runtimes.base import LoadedModel
+from gpu_sharing.runtimes.profile import shape_bucket
+from gpu_sharing.worker.messages import Load, Profile, Submit
+
+_BUCKETS_KEPT = 4096
+
+
+class Hosted:
+    """One replica. label: how messages to callers name it."""
+
+    def __init__(self, load: Load, model: LoadedModel, profile: Profile) -> None:
+        self.load = load
+        self.model = model
+        self.profile = profile
+        self.label = f"model {load.model!r} version {load.version}"
+        self._buckets: dict[bytes, str] = {}
+
+    def bucket(self, submit: Submit) -> str:
+        """The request's shapes as the profile's points name them."""
+        bucket = self._buckets.get(submit.shape_key)
+        if bucket is None:
+            signature = self.model.signature
+            bucket = shape_bucket(signature, {signature.inputs[ref.index].name: ref.shape for ref in submit.inputs})
+            if len(self._buckets) >= _BUCKETS_KEPT:
+                self._buckets.clear()
+            self._buckets[submit.shape_key] = bucket
+        return bucket

@@ -1,0 +1,88 @@
+"""The lane: the one thread that runs models. It asks for the next slice, runs it, and tells what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from gpu_sharing.runtimes.base import Run
+from gpu_sharing.units import Nanoseconds
+from gpu_sharing.worker.gather import join
+from gpu_sharing.worker.hosted import Hosted
+from gpu_sharing.worker.messages import Submit
+from gpu_sharing.worker.requests import Finished, Requests, Work
+from gpu_sharing.worker.scatter import checked
+
+_MESSAGE_CHARACTERS = 300
+
+
+class _Flight(NamedTuple):
+    """A batch that has started."""
+
+    hosted: Hosted
+    requests: tuple[Submit, ...]
+    rows: int
+    run: Run
+
+
+class Lane:
+    """Runs slices on the thread that calls `run`."""
+
+    def __init__(self, requests: Requests, inputs: memoryview, *, clock: Callable[[], Nanoseconds]) -> None:
+        """inputs: the executor's arena."""
+        self._requests = requests
+        self._inputs = inputs
+        self._clock = clock
+        self._flights: dict[int, _Flight] = {}
+
+    def run(self) -> None:
+        """Until `Requests.stop`."""
+        while (work := self._requests.next_work(self._let_go)) is not None:
+            self._run_slice(work)
+
+    def _run_slice(self, work: Work) -> None:
+        batch = work.slice.batch
+        started = self._clock()
+        try:
+            finished = self._advance(work)
+        except BaseException as error:  # a model may raise anything; its neighbours must not notice
+            took = self._clock() - started
+            self._let_go(batch)
+            self._requests.fail(batch, took, describe(work.hosted, error))
+            return
+        took = self._clock() - started
+        if finished is not None:
+            del self._flights[batch]
+        self._requests.end_slice(batch, took, finished)
+
+    def _advance(self, work: Work) -> Finished | None:
+        flight = self._start(work) if work.slice.first else self._flights[work.slice.batch]
+        try:
+            next(flight.run)
+        except StopIteration as end:
+            outputs = checked(flight.hosted.model.signature, end.value, flight.rows)
+            return Finished(flight.hosted, flight.requests, outputs)
+        return None
+
+    def _start(self, work: Work) -> _Flight:
+        model = work.hosted.model
+        inputs = join(model.signature, work.requests, self._inputs)
+        rows = sum(request.rows for request in work.requests)
+        flight = _Flight(work.hosted, work.requests, rows, model.run(inputs))
+        self._flights[work.slice.batch] = flight
+        return flight
+
+    def _let_go(self, batch: int) -> None:
+        flight = self._flights.pop(batch, None)
+        if flight is None:
+            return
+        try:
+            flight.run.close()
+        except BaseException:  # the model's own clean-up: nobody waits for it
+            return
+
+
+def describe(hosted: Hosted, error: BaseException) -> str:
+    """One line for callers: which model, what kind of error, and its own words, cut short."""
+    words = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
+    return f"{hosted.label}: {type(error).__name__}: {words}" if words else f"{hosted.label}: {type(error).__name__}"

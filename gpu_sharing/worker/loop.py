@@ -1,0 +1,145 @@
+"""A worker's main loop: reads commands, keeps time, starts the lane and the loader."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+
+from gpu_sharing.arbiter import Arbiter
+from gpu_sharing.arbiter.admission import BoundedQueue
+from gpu_sharing.arbiter.events import ArbiterStatistics
+from gpu_sharing.devices.base import Device
+from gpu_sharing.memory.arena import Arena, ArenaView
+from gpu_sharing.memory.ledger import Ledger
+from gpu_sharing.units import MS, Nanoseconds
+from gpu_sharing.worker import wire
+from gpu_sharing.worker.config import WorkerConfig
+from gpu_sharing.worker.lane import Lane
+from gpu_sharing.worker.loader import Loader, RuntimeFor
+from gpu_sharing.worker.messages import Command, Load, Ready, Statistics, Stop, Unload, Used
+from gpu_sharing.worker.outbox import Outbox
+from gpu_sharing.worker.requests import RequestCommand, Requests
+from gpu_sharing.worker.scatter import Outputs
+
+STATISTICS_EVERY: Nanoseconds = 500 * MS
+_READ_BYTES = 1 << 18
+
+
+class WorkerLoop:
+    """Reads commands on the thread that calls `run`; the lane and the loader have one each."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        device: Device,
+        sock: socket.socket,
+        inputs: ArenaView,
+        outputs: Arena,
+        *,
+        runtime_for: RuntimeFor | None = None,
+    ) -> None:
+        """runtime_for: finds a runtime by its name; None: the registered ones."""
+        clock = time.monotonic_ns
+        units = len(config.cores) or device.compute_units
+        self._config = config
+        self._device = device
+        self._units = units
+        self._socket = sock
+        self._outbox = Outbox(sock)
+        self._ledger = Ledger(device.memory_bytes if config.memory_bytes is None else config.memory_bytes)
+        self._loader = Loader(
+            self._outbox,
+            self._ledger,
+            device_kind=device.device_kind,
+            compute_units=units,
+            clock=clock,
+            runtime_for=runtime_for,
+        )
+        arbiter = Arbiter(lane=config.lane, admission=BoundedQueue(config.queue_limit))
+        self._requests = Requests(arbiter, Outputs(outputs), self._outbox, clock=clock, on_gone=self._loader.unload)
+        self._lane = Lane(self._requests, inputs.view, clock=clock)
+        self._clock = clock
+        self._told: tuple[ArbiterStatistics, int] | None = None
+        self._tell_at: Nanoseconds = 0
+        self._exit_at: Nanoseconds | None = None
+
+    def run(self, pid: int) -> None:
+        """Until Stop has been obeyed or the executor has closed the socket. wire.WireError where it talks rubbish."""
+        self._outbox.send([self._ready(pid)])
+        lane = threading.Thread(target=self._lane.run, name="lane", daemon=True)
+        lane.start()
+        prewarm = self._config.prewarm
+        threading.Thread(target=self._loader.run, args=(self._requests, prewarm), name="loader", daemon=True).start()
+        self._read_until_stopped()
+        self._requests.stop()
+        self._tell_statistics()
+
+    def _ready(self, pid: int) -> Ready:
+        device = self._device
+        return Ready(pid, device.device_kind, device.backend, self._units, device.reason)
+
+    def _read_until_stopped(self) -> None:
+        decoder = wire.commands()
+        readable = select.poll()
+        readable.register(self._socket, select.POLLIN)
+        while not self._is_over():
+            if readable.poll(self._patience_ms()):
+                data = self._socket.recv(_READ_BYTES)
+                if not data:
+                    return
+                for commands in decoder.feed(data):
+                    self._take(commands)
+            self._keep_time()
+
+    def _take(self, commands: list[Command]) -> None:
+        """Runs of request commands are taken together, in the order in which everything came."""
+        together: list[RequestCommand] = []
+        for command in commands:
+            if isinstance(command, Load | Stop):
+                self._requests.take(together)
+                together = []
+                self._obey(command)
+            else:
+                together.append(command)
+        if together:
+            self._requests.take(together)
+
+    def _obey(self, command: Load | Stop) -> None:
+        if isinstance(command, Load):
+            self._loader.load(command)
+            return
+        self._exit_at = self._clock() + command.grace_ns
+        self._requests.take([Unload(replica, command.grace_ns) for replica in self._requests.replicas()])
+
+    def _is_over(self) -> bool:
+        return self._exit_at is not None and (self._clock() >= self._exit_at or not self._requests.replicas())
+
+    def _patience_ms(self) -> float:
+        """How long to wait for commands before something else is due."""
+        moments = [self._requests.wake_at(), self._exit_at, self._tell_at]
+        due = min(moment for moment in moments if moment is not None)
+        # While it drains, nothing wakes this thread when the last request is answered.
+        most_ms = STATISTICS_EVERY / MS if self._exit_at is None else 10.0
+        return min(most_ms, max(0.0, (due - self._clock()) / MS))
+
+    def _keep_time(self) -> None:
+        now = self._clock()
+        wake_at = self._requests.wake_at()
+        if wake_at is not None and wake_at <= now:
+            self._requests.pass_time()
+        if now >= self._tell_at:
+            self._tell_at = now + STATISTICS_EVERY
+            self._tell_statistics()
+
+    def _tell_statistics(self) -> None:
+        statistics, memory_bytes = self._requests.statistics(), self._ledger.used_bytes
+        if (statistics, memory_bytes) == self._told:
+            return
+        self._told = (statistics, memory_bytes)
+        used = tuple(
+            Used(replica.replica, replica.device_ns, replica.requests, replica.batches, replica.waiting)
+            for replica in statistics.replicas
+        )
+        self._outbox.send([Statistics(statistics.busy_ns, statistics.waiting, used, memory_bytes)])

@@ -1,0 +1,241 @@
+"""The arbiter under its lock, and what its decisions mean for requests, models and answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from gpu_sharing.arbiter import Arbiter
+from gpu_sharing.arbiter import events as arbitration
+from gpu_sharing.units import Nanoseconds
+from gpu_sharing.worker.hosted import Hosted
+from gpu_sharing.worker.messages import Batch, Cancel, Done, Event, Failed, Release, Submit, Unload, Update
+from gpu_sharing.worker.outbox import Outbox
+from gpu_sharing.worker.scatter import OutputInvalid, Outputs, OutputsFull, rows_of
+
+RequestCommand: TypeAlias = Submit | Cancel | Release | Update | Unload
+
+
+class Work(NamedTuple):
+    """A slice to run, and what it needs. requests: in the order of their rows, where the slice is its batch's first; else ()."""
+
+    slice: arbitration.Slice
+    hosted: Hosted
+    requests: tuple[Submit, ...]
+
+
+class Finished(NamedTuple):
+    """A batch that has run. outputs: in the signature's order, checked against it."""
+
+    hosted: Hosted
+    requests: tuple[Submit, ...]
+    outputs: list[np.ndarray]
+
+
+class _Effects(NamedTuple):
+    """What follows from actions, and is done outside the lock: answers first, so that none comes after Unloaded."""
+
+    events: list[Event]
+    gone: list[int]
+    completed: list[tuple[arbitration.Complete, dict[int, Nanoseconds]]]
+
+
+class Requests:
+    """Shared by the thread that reads commands, the lane and the loader. Every method may be called by any of them."""
+
+    def __init__(
+        self,
+        arbiter: Arbiter,
+        outputs: Outputs,
+        outbox: Outbox,
+        *,
+        clock: Callable[[], Nanoseconds],
+        on_gone: Callable[[int], None],
+    ) -> None:
+        """on_gone: told of each replica that has left the arbiter, and may be unloaded; must return at once."""
+        self._arbiter = arbiter
+        self._outputs = outputs
+        self._outbox = outbox
+        self._clock = clock
+        self._on_gone = on_gone
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._lane_waits = False
+        self._stopping = False
+        self._hosted: dict[int, Hosted] = {}
+        self._submits: dict[int, tuple[Submit, Nanoseconds]] = {}
+        self._abandoned: list[int] = []
+
+    # Replicas.
+
+    def host(self, hosted: Hosted) -> None:
+        """The model serves from now on."""
+        load = hosted.load
+        added = arbitration.ReplicaAdded(
+            replica=load.replica,
+            max_batch_size=hosted.model.signature.max_batch_size,
+            bandwidth=load.bandwidth,
+            weight=load.weight,
+            points=hosted.profile.points,
+        )
+        with self._lock:
+            self._hosted[load.replica] = hosted
+            self._arbiter.handle(added, self._clock())
+
+    def hosts(self, replica: int) -> bool:
+        """Whether the replica serves or drains."""
+        with self._lock:
+            return replica in self._hosted
+
+    def replicas(self) -> list[int]:
+        """Those that serve or drain."""
+        with self._lock:
+            return list(self._hosted)
+
+    # The reader's side.
+
+    def take(self, commands: Iterable[RequestCommand]) -> None:
+        """Takes what has come in one frame; answers all that can be answered at once in one frame."""
+        with self._lock:
+            now = self._clock()
+            effects = self._perform([action for command in commands for action in self._take(command, now)])
+            if self._lane_waits:
+                self._changed.notify()
+        self._emit(effects)
+
+    def pass_time(self) -> None:
+        """Answers what has become late."""
+        with self._lock:
+            effects = self._perform(self._arbiter.handle(arbitration.TimePassed(), self._clock()))
+        self._emit(effects)
+
+    def wake_at(self) -> Nanoseconds | None:
+        """When `pass_time` is due; None: never, as things are."""
+        with self._lock:
+            return self._arbiter.wake_at()
+
+    def statistics(self) -> arbitration.ArbiterStatistics:
+        """A snapshot."""
+        with self._lock:
+            return self._arbiter.statistics()
+
+    def stop(self) -> None:
+        """The lane ends at its next boundary."""
+        with self._lock:
+            self._stopping = True
+            self._changed.notify_all()
+
+    # The lane's side.
+
+    def next_work(self, let_go: Callable[[int], None]) -> Work | None:
+        """Waits for the next slice; None once stopped. let_go: told of each batch that was abandoned, on this thread."""
+        while not self._stopping:
+            with self._lock:
+                now = self._clock()
+                effects = self._perform(self._arbiter.handle(arbitration.TimePassed(), now))
+                chosen = self._arbiter.next_slice(now)
+                abandoned, self._abandoned = self._abandoned, []
+                work = self._work(chosen) if chosen is not None else None
+                if work is None and not abandoned and not any(effects) and not self._stopping:
+                    self._lane_waits = True
+                    self._changed.wait()
+                    self._lane_waits = False
+            for batch in abandoned:
+                let_go(batch)
+            self._emit(effects)
+            if work is not None:
+                return work
+        return None
+
+    def end_slice(self, batch: int, took: Nanoseconds, finished: Finished | None) -> None:
+        """The slice has run. finished: None where the batch has segments left."""
+        with self._lock:
+            done = arbitration.SliceDone(batch, took, finished is not None)
+            effects = self._perform(self._arbiter.handle(done, self._clock()))
+        for complete, received in effects.completed:
+            if finished is not None:
+                effects.events.extend(self._answers(finished, complete.batch, received))
+        self._emit(effects)
+
+    def fail(self, batch: int, took: Nanoseconds, message: str) -> None:
+        """The slice has broken its batch. message: for the callers."""
+        with self._lock:
+            failed = arbitration.BatchFailed(batch, took, message)
+            effects = self._perform(self._arbiter.handle(failed, self._clock()))
+        self._emit(effects)
+
+    def _answers(self, finished: Finished, batch: Batch, received: Mapping[int, Nanoseconds]) -> Iterator[Event]:
+        start = 0
+        for request in finished.requests:
+            stop = start + request.rows
+            if request.call in received:
+                yield self._answer(finished, request, start, stop, received[request.call], batch)
+            start = stop
+
+    def _answer(
+        self, finished: Finished, request: Submit, start: int, stop: int, received: Nanoseconds, batch: Batch
+    ) -> Done | Failed:
+        specs = finished.hosted.model.signature.outputs
+        wanted = [
+            (index, specs[index].datatype, rows_of(specs[index], finished.outputs[index], start, stop))
+            for index in request.outputs
+        ]
+        try:
+            refs = self._outputs.put(request.call, wanted)
+        except OutputsFull as full:
+            return Failed(request.call, "OUT_OF_MEMORY", str(full), full.facts, received, batch)
+        except OutputInvalid as broken:
+            message = f"{finished.hosted.label}: {broken}"
+            return Failed(request.call, "MODEL_FAILED", message, {}, received, batch)
+        return Done(request.call, refs, received, batch)
+
+    def _emit(self, effects: _Effects) -> None:
+        self._outbox.send(effects.events)
+        for replica in effects.gone:
+            self._on_gone(replica)
+
+    # Inside, under the lock.
+
+    def _take(self, command: RequestCommand, now: Nanoseconds) -> list[arbitration.Action]:
+        match command:
+            case Submit():
+                self._submits[command.call] = (command, now)
+                hosted = self._hosted.get(command.replica)
+                bucket = hosted.bucket(command) if hosted is not None else ""
+                return self._arbiter.handle(arbitration.Arrived(command, bucket), now)
+            case Release():
+                self._outputs.release(command.call)
+                return []
+            case Cancel():
+                return self._arbiter.handle(arbitration.Cancelled(command.call), now)
+            case Update():
+                update = arbitration.ReplicaUpdated(command.replica, command.bandwidth, command.weight)
+                return self._arbiter.handle(update, now)
+            case Unload():
+                return self._arbiter.handle(arbitration.ReplicaRemoved(command.replica, now + command.drain_ns), now)
+
+    def _perform(self, actions: Iterable[arbitration.Action]) -> _Effects:
+        effects = _Effects([], [], [])
+        for action in actions:
+            match action:
+                case arbitration.Complete():
+                    received = {call: self._submits.pop(call)[1] for call in action.calls}
+                    effects.completed.append((action, received))
+                case arbitration.Drop():
+                    _, moment = self._submits.pop(action.call)
+                    facts = (action.reason, action.message, action.facts, moment, action.batch)
+                    effects.events.append(Failed(action.call, *facts))
+                case arbitration.Abandon():
+                    self._abandoned.append(action.batch)
+                    self._changed.notify()
+                case arbitration.ReplicaGone():
+                    self._hosted.pop(action.replica, None)
+                    effects.gone.append(action.replica)
+        return effects
+
+    def _work(self, chosen: arbitration.Slice) -> Work:
+        requests = tuple(self._submits[call][0] for call in chosen.calls) if chosen.first else ()
+        return Work(chosen, self._hosted[chosen.replica], requests)
