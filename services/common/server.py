@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import inspect
 import json
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,15 @@ class Refusals(grpc.aio.ServerInterceptor):
 
             async def streaming(request: Any, context: Any) -> Any:
                 try:
-                    async for response in inner(request, context):
-                        yield response
+                    responses = inner(request, context)
+                    if inspect.isawaitable(responses):
+                        # A method that writes by itself, as health's Watch does.
+                        await responses
+                        return
+                    # Closed at once when the caller goes, so that the method's own clean-up never waits for collection.
+                    async with aclosing(responses):
+                        async for response in responses:
+                            yield response
                 except Exception as error:
                     await _refuse(context, error, method)
 

@@ -137,21 +137,19 @@ class Tracer:
     def _export_some(self) -> None:
         assert self._exporter is not None
         spans = []
-        taken = min(EXPORT_SPANS, len(self._queue))
-        try:
-            for index in range(taken):
+        for index in range(min(EXPORT_SPANS, len(self._queue))):
+            try:
                 spans.append(encoded(self._queue.popleft(), self._offset_ns))
-                if index % SLICE_SPANS == SLICE_SPANS - 1:
-                    time.sleep(0)
-            accepted = self._exporter.export(request_for(self._resource, spans))
-        except Exception as error:
-            # A span that cannot be encoded must not end the thread that sends all others.
-            log.warning("spans could not be encoded", error=repr(error))
-            accepted = False
-        if accepted:
-            self._exported += taken
+            except Exception as error:
+                # One span that cannot be encoded must not take the others with it.
+                self._lost += 1
+                log.warning("a span could not be encoded", error=repr(error))
+            if index % SLICE_SPANS == SLICE_SPANS - 1:
+                time.sleep(0)
+        if spans and self._exporter.export(request_for(self._resource, spans)):
+            self._exported += len(spans)
         else:
-            self._lost += taken
+            self._lost += len(spans)
 
 
 class HeldSpans:

@@ -23,7 +23,8 @@ class Follower(Generic[Message, Position]):
 
     start: the position that asks for a snapshot.
     opens: begins a stream after a position.
-    applies: takes one message in and returns the position after it. It must not fail on what it does not know.
+    applies: takes one message in and returns the position after it. It must not fail on what it does not know; where it
+    does, that is logged and the copy is built anew from a snapshot, less and less often.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class Follower(Generic[Message, Position]):
 
     async def run(self) -> None:
         """Follows until cancelled."""
-        delays = backoff(first_s=0.1, most_s=2.0)
+        delays, breakages = backoff(first_s=0.1, most_s=2.0), backoff(first_s=1.0, most_s=30.0)
         while True:
+            wait_s = None
             try:
                 async for message in self._opens(self._position):
                     self._position = self._applies(message)
@@ -53,5 +55,8 @@ class Follower(Generic[Message, Position]):
                     self._position = self._start
                 else:
                     log.info("watch interrupted", watch=self._name, error=str(error.code()))
+            except Exception as error:
+                log.error("watch broke", watch=self._name, exc_info=error)
+                self._position, wait_s = self._start, next(breakages)
             self.synced.clear()
-            await asyncio.sleep(next(delays))
+            await asyncio.sleep(next(delays) if wait_s is None else wait_s)
