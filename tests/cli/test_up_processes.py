@@ -134,12 +134,12 @@ async def test_asking_twice_ends_a_service_that_will_not_stop(folder, monkeypatc
 
 def test_a_service_ends_when_up_is_killed_outright(folder):
     code = (
-        "import asyncio, sys; sys.path.insert(0, {tests!r})\n"
+        f"import asyncio, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
         "from test_up_processes import StandIns, Folder, Listen, Shell\n"
-        "f = Folder(Path({data!r}))\n"
+        f"f = Folder(Path({str(folder.root)!r}))\n"
         "asyncio.run(Shell(StandIns(Listen(), f.root), f, says=print, announces=print).run())\n"
-    ).format(tests=str(Path(__file__).parent), data=str(folder.root))
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ready = [folder.ready("registry"), folder.ready("scheduler")]
     wait_for(lambda: all(path.exists() for path in ready))

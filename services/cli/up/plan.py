@@ -65,7 +65,7 @@ class Plan:
         """What other commands need to know, from what the services said."""
         names = {
             "frontend": ("frontend", "listen"),
-            "metrics": ("frontend", "metrics_listen"),
+            "metrics": ("frontend", "metrics"),
             "registry": ("registry", "listen"),
             "scheduler": ("scheduler", "listen"),
             "executor": ("executor", "listen"),
@@ -82,6 +82,8 @@ class Plan:
         if start.name == "frontend":
             wanted["metrics_listen"] = listen.metrics
         pinned = start.pinned or {}
+        if "metrics" in pinned:
+            wanted["metrics_listen"] = pinned["metrics"]
         return {key.upper(): pinned.get(key, address) for key, address in wanted.items()}
 
     def _needing(self, start: Start) -> dict[str, str]:
