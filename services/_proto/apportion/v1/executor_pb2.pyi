@@ -72,7 +72,7 @@ class ExecuteWelcome(_message.Message):
     def __init__(self, executor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., inline_bytes: _Optional[int] = ..., tenant_credit_bytes: _Optional[int] = ...) -> None: ...
 
 class Infer(_message.Message):
-    __slots__ = ("call", "replica_id", "payload", "bulk_bytes", "deadline_us", "objective_us", "priority", "span")
+    __slots__ = ("call", "replica_id", "payload", "bulk_bytes", "deadline_us", "objective_us", "priority", "span", "tenant")
     CALL_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,7 @@ class Infer(_message.Message):
     OBJECTIVE_US_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SPAN_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     call: int
     replica_id: int
     payload: bytes
@@ -89,7 +90,8 @@ class Infer(_message.Message):
     objective_us: int
     priority: int
     span: SpanContext
-    def __init__(self, call: _Optional[int] = ..., replica_id: _Optional[int] = ..., payload: _Optional[bytes] = ..., bulk_bytes: _Optional[int] = ..., deadline_us: _Optional[int] = ..., objective_us: _Optional[int] = ..., priority: _Optional[int] = ..., span: _Optional[_Union[SpanContext, _Mapping]] = ...) -> None: ...
+    tenant: str
+    def __init__(self, call: _Optional[int] = ..., replica_id: _Optional[int] = ..., payload: _Optional[bytes] = ..., bulk_bytes: _Optional[int] = ..., deadline_us: _Optional[int] = ..., objective_us: _Optional[int] = ..., priority: _Optional[int] = ..., span: _Optional[_Union[SpanContext, _Mapping]] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class SpanContext(_message.Message):
     __slots__ = ("trace_id", "span_id")

@@ -1,0 +1,384 @@
+"""The calls in hand: from a frontend's Infer to the worker and back. Never waits, makes no task for a usual request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from enum import Enum
+from itertools import count
+from typing import Protocol
+
+import structlog
+
+from gpu_sharing.units import Millidevices, Nanoseconds
+from gpu_sharing.worker.client import WorkerClient
+from gpu_sharing.worker.messages import Batch, Cancel, Done, Failed, Release, Submit
+from services._proto.apportion.v1.executor_pb2 import Infer, Result, Stages
+from services.common.errors import Reason, Refusal
+from services.common.status import to_status
+from services.executor.core.load import smoothed
+from services.executor.core.requests import Invalid, walk_elements
+from services.executor.core.turns import Part
+from services.executor.decode import (
+    ALIGNMENT,
+    WALKED_AT_ONCE,
+    Decoded,
+    Decoder,
+    Placed,
+    as_refusal,
+    check_elements,
+    in_place,
+    out_of_memory,
+    place,
+    place_typed,
+    shape_key,
+)
+from services.executor.encode import Encoder
+from services.executor.spans import Spans
+
+log = structlog.get_logger()
+
+_US = 1_000
+
+
+class Phase(Enum):
+    """Where a call is. RECEIVING: its chunks come. CHECKING: its elements are walked. RUNNING: the worker has it.
+    ANSWERED: its result is on its way; only its output memory may still be held."""
+
+    RECEIVING = 1
+    CHECKING = 2
+    RUNNING = 3
+    ANSWERED = 4
+
+
+class Caller(Protocol):
+    """Where a call came from. key: unlike any other's."""
+
+    key: int
+
+    def answer(self, result: Result) -> None:
+        """Sends the one result of a call."""
+        ...
+
+    def transfer(self, call: Call, parts: Sequence[Part], batch: Batch) -> None:
+        """Sends a large result, as credit allows; `Calls.sent` is called once the last of it has been copied."""
+        ...
+
+    def returned(self, call: Call) -> None:
+        """The call's input memory is free: what it drew is granted again."""
+        ...
+
+
+class Lane:
+    """A lane's worker, and the calls that depend on it. client: None while there is none."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.client: WorkerClient | None = None
+        self.calls: dict[int, Call] = {}
+
+
+class Serving:
+    """A replica that takes requests, or still finishes some. outstanding: its calls that are not answered."""
+
+    def __init__(
+        self,
+        replica: int,
+        tenant: str,
+        model: str,
+        version: int,
+        lane: Lane,
+        bandwidth: Millidevices,
+        decoder: Decoder,
+        encoder: Encoder,
+    ) -> None:
+        assert lane.client is not None
+        self.replica, self.tenant, self.model, self.version = replica, tenant, model, version
+        self.lane, self.client, self.bandwidth = lane, lane.client, bandwidth
+        self.decoder, self.encoder = decoder, encoder
+        self.outstanding = 0
+        self.service_ns: Nanoseconds = 0
+        self.outcomes: dict[str, int] = {}
+        self.rows = self.batched_requests = self.queue_ns = self.compute_ns = 0
+
+
+class Call:
+    """One request. It keeps nothing of its message, whose payload would stay in memory with it.
+
+    number: the executor's own; call: the frontend's. deadline: dropped past it. objective: None: class `batch`.
+    blocks: what it holds of the input arena; base: where chunks are written to.
+    """
+
+    __slots__ = (
+        "arrived",
+        "base",
+        "blocks",
+        "bulk_bytes",
+        "call",
+        "caller",
+        "deadline",
+        "decoded",
+        "handed",
+        "number",
+        "objective",
+        "phase",
+        "priority",
+        "received_bytes",
+        "serving",
+        "span",
+        "wanted",
+    )
+
+    def __init__(self, number: int, caller: Caller, infer: Infer, serving: Serving, arrived: Nanoseconds) -> None:
+        self.number, self.caller, self.call, self.serving = number, caller, infer.call, serving
+        self.arrived = self.handed = arrived
+        self.deadline = arrived + infer.deadline_us * _US if infer.HasField("deadline_us") else None
+        self.objective = arrived + infer.objective_us * _US if infer.HasField("objective_us") else None
+        self.priority, self.bulk_bytes = infer.priority, infer.bulk_bytes
+        self.span = (infer.span.trace_id, infer.span.span_id) if infer.HasField("span") else None
+        self.received_bytes = self.base = 0
+        self.blocks: tuple[int, ...] = ()
+        self.decoded: Decoded | None = None
+        self.phase = Phase.RECEIVING
+        self.wanted = True
+
+
+class Calls:
+    """Every call of this executor.
+
+    inline_bytes: longer answers go as chunks. changed: called with a replica whose load has changed.
+    """
+
+    def __init__(self, inline_bytes: int, spans: Spans, changed: Callable[[Serving], None]) -> None:
+        self._inline_bytes, self._spans, self._changed = inline_bytes, spans, changed
+        self._numbers = count(1)
+        self._walks: set[asyncio.Task[None]] = set()
+        self.serving: dict[int, Serving] = {}
+        """The replicas that take requests, by id."""
+
+    def begin(self, caller: Caller, infer: Infer, serving: Serving, arrived: Nanoseconds) -> Call | None:
+        """Takes a request for a served replica in; None where it has been answered already. Where its payload follows in
+        chunks, `complete` says when it is there."""
+        call = Call(next(self._numbers), caller, infer, serving, arrived)
+        serving.outstanding += 1
+        serving.lane.calls[call.number] = call
+        self._changed(serving)
+        try:
+            if infer.bulk_bytes:
+                self._reserve(call)
+            else:
+                self._start(call, infer.payload)
+        except Refusal as refusal:
+            self.refuse(call, refusal)
+            return None
+        return call
+
+    def complete(self, call: Call) -> None:
+        """The last chunk of a call has been written to its block."""
+        memory = call.serving.client.inputs.view[call.base : call.base + call.bulk_bytes]
+        try:
+            self._start(call, memory)
+        except Refusal as refusal:
+            self.refuse(call, refusal)
+
+    def cancel(self, call: Call) -> None:
+        """Nobody waits for it any more: no result, and its memory as soon as the worker lets go of it."""
+        call.wanted = False
+        if call.phase is Phase.RECEIVING:
+            self._over(call)
+        elif call.phase is Phase.RUNNING:
+            call.serving.client.send(Cancel(call.number))
+
+    def sent(self, call: Call) -> None:
+        """The outputs of an answered call have been read, or nobody wants them."""
+        call.serving.client.send(Release(call.number))
+
+    def done(self, lane: Lane, done: Done) -> None:
+        """The worker's answer."""
+        call = lane.calls.get(done.call)
+        if call is None or call.phase is not Phase.RUNNING:
+            return
+        serving, batch = call.serving, done.batch
+        served_ns = max(0, batch.ended - batch.started - batch.preempted) // max(1, batch.requests)
+        serving.service_ns = smoothed(serving.service_ns, served_ns)
+        serving.queue_ns += max(0, batch.started - call.handed)
+        serving.compute_ns += max(0, batch.ended - batch.started)
+        self._over(call)
+        if not call.wanted:
+            self.sent(call)
+            self._count(call, Reason.CANCELLED)
+            return
+        try:
+            self._answer(call, done)
+        except Refusal as refusal:
+            self.sent(call)
+            self._respond(call, refusal, batch)
+
+    def failed(self, lane: Lane, failed: Failed) -> None:
+        """The worker's refusal."""
+        call = lane.calls.get(failed.call)
+        if call is None or call.phase is not Phase.RUNNING:
+            return
+        reason = Reason(failed.reason) if failed.reason in _WORKER_REASONS else Reason.INTERNAL
+        self._over(call)
+        self._respond(call, Refusal(reason, failed.message[:4000], facts=failed.facts), failed.batch)
+
+    def lost(self, lane: Lane, reason: str) -> None:
+        """The lane's worker is gone: every call that depended on it is answered at once."""
+        for call in list(lane.calls.values()):
+            refusal = Refusal(Reason.WORKER_LOST, f"the worker of {call.serving.model!r} was lost: {reason}")
+            self.refuse(call, refusal)
+
+    def _reserve(self, call: Call) -> None:
+        """Makes room for chunks, with some to spare so that the first tensor can be aligned."""
+        arena, wanted = call.serving.client.inputs, call.bulk_bytes + ALIGNMENT
+        block = arena.allocate(wanted) if wanted <= arena.capacity_bytes else None
+        if block is None:
+            raise out_of_memory(arena, wanted)
+        call.blocks, call.base = (block,), block
+
+    def _start(self, call: Call, payload: bytes | memoryview) -> None:
+        """Decodes, checks, copies and submits. Raises Refusal."""
+        serving = call.serving
+        decoded = call.decoded = serving.decoder.decode(payload)
+        arena = serving.client.inputs
+        if isinstance(payload, bytes):
+            placed = place(arena, decoded, payload)
+        elif decoded.plan.raw:
+            placed = in_place(decoded, payload, call.base)
+        else:
+            placed = place_typed(arena, decoded.plan)
+        if placed.block is not None:
+            call.blocks = (*call.blocks, placed.block)
+        if check_elements(decoded.plan, placed.contents):
+            self._submit(call, decoded, placed)
+            return
+        call.phase = Phase.CHECKING
+        walk = asyncio.ensure_future(self._walk(call, decoded, placed))
+        self._walks.add(walk)
+        walk.add_done_callback(self._walks.discard)
+
+    async def _walk(self, call: Call, decoded: Decoded, placed: Placed) -> None:
+        """Checks many elements of BYTES, others getting their turns in between; then submits."""
+        try:
+            for each, content in zip(decoded.plan.inputs, placed.contents, strict=True):
+                if each.length_bytes is None:
+                    for _ in walk_elements(each, content, WALKED_AT_ONCE):
+                        await asyncio.sleep(0)
+                        if call.phase is not Phase.CHECKING or not call.wanted:
+                            break
+            if call.phase is Phase.CHECKING:
+                self._submit(call, decoded, placed)
+        except Invalid as problem:
+            self.refuse(call, as_refusal(problem))
+        except Refusal as refusal:
+            self.refuse(call, refusal)
+
+    def _submit(self, call: Call, decoded: Decoded, placed: Placed) -> None:
+        """Hands a checked call to the worker. Raises Refusal where its deadline has passed."""
+        if not call.wanted:
+            self._over(call)
+            return
+        call.handed = now = time.monotonic_ns()
+        deadline = call.deadline
+        if deadline is not None and now >= deadline:
+            late_us = (now - deadline) // _US
+            raise Refusal(
+                Reason.DEADLINE_EXCEEDED,
+                f"the deadline passed {late_us} µs before the request could be queued",
+                facts={"stage": "decode", "late_us": late_us},
+            )
+        plan = decoded.plan
+        call.phase = Phase.RUNNING
+        call.serving.client.send(
+            Submit(
+                call.number,
+                call.serving.replica,
+                plan.rows,
+                shape_key(plan, placed.contents, call.number),
+                placed.refs,
+                plan.outputs,
+                call.arrived,
+                deadline,
+                call.objective,
+                call.priority,
+            )
+        )
+
+    def _over(self, call: Call) -> None:
+        """The call needs its inputs no more."""
+        serving = call.serving
+        call.phase = Phase.ANSWERED
+        serving.lane.calls.pop(call.number, None)
+        serving.outstanding -= 1
+        if call.blocks and not serving.client.lost.done():
+            for block in call.blocks:
+                serving.client.inputs.free(block)
+        call.blocks = ()
+        call.caller.returned(call)
+        self._changed(serving)
+
+    def refuse(self, call: Call, refusal: Refusal) -> None:
+        """Ends a call with a refusal, unless it is over."""
+        if call.phase is not Phase.ANSWERED:
+            self._over(call)
+            self._respond(call, refusal, None)
+
+    def _respond(self, call: Call, refusal: Refusal, batch: Batch | None) -> None:
+        """Answers with a status, unless nobody waits."""
+        self._count(call, refusal.reason)
+        if not call.wanted:
+            return
+        now = time.monotonic_ns()
+        status = to_status(refusal).SerializeToString()
+        call.caller.answer(Result(call=call.call, status=status, stages=stages(call, batch, now)))
+        self._spans.finished(call, batch, now, refusal)
+
+    def _answer(self, call: Call, done: Done) -> None:
+        """Answers with the outputs: now, or in chunks. Raises Refusal where they do not fit."""
+        decoded, serving = call.decoded, call.serving
+        assert decoded is not None
+        if tuple([ref.index for ref in done.outputs]) != decoded.plan.outputs:
+            raise Refusal(Reason.MODEL_FAILED, "the worker answered with other outputs than were asked for")
+        parts, length = serving.encoder.parts(
+            decoded.model_name, decoded.request_id, done.outputs, serving.client.outputs
+        )
+        self._count(call, "OK")
+        serving.rows += decoded.plan.rows
+        serving.batched_requests += done.batch.requests
+        if length > self._inline_bytes:
+            call.caller.transfer(call, parts, done.batch)
+        else:
+            now = time.monotonic_ns()
+            result = Result(call=call.call, payload=b"".join(parts), stages=stages(call, done.batch, now))
+            call.caller.answer(result)
+            self.sent(call)
+        self._spans.finished(call, done.batch, time.monotonic_ns(), None)
+
+    def _count(self, call: Call, outcome: str) -> None:
+        outcomes = call.serving.outcomes
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+
+
+_WORKER_REASONS = frozenset(
+    {"DEADLINE_EXCEEDED", "CANCELLED", "OVERLOADED", "OUT_OF_MEMORY", "MODEL_FAILED", "MODEL_NOT_READY"}
+)
+
+
+def stages(call: Call, batch: Batch | None, now: Nanoseconds) -> Stages:
+    """Where the call's time went; without a batch, it all went to decoding and the queue."""
+    decode_ns = call.handed - call.arrived
+    if batch is None:
+        queue_ns = 0 if call.handed == call.arrived else max(0, now - call.handed)
+        return Stages(decode_ns=decode_ns, queue_ns=queue_ns, lane=call.serving.lane.number)
+    return Stages(
+        decode_ns=decode_ns,
+        queue_ns=max(0, batch.started - call.handed),
+        batch_ns=max(0, batch.waited_for_others),
+        compute_ns=max(0, batch.ended - batch.started),
+        preempted_ns=max(0, batch.preempted),
+        encode_ns=max(0, now - batch.ended),
+        batch_rows=max(0, batch.rows),
+        lane=max(0, batch.lane),
+    )

@@ -1,0 +1,182 @@
+"""Between the contracts' messages and the worker's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from gpu_sharing.tensors import Signature, TensorSpec
+from gpu_sharing.worker.messages import Profile, ProfilePoint, SegmentCost, WarmupTensor
+from services._proto.apportion.v1 import common_pb2, registry_pb2, scheduler_pb2
+from services.executor.core.replicas import Changed, Phase, Replica, Wanted
+
+FORMATS = {
+    registry_pb2.ARTEFACT_FORMAT_UNSPECIFIED: None,
+    registry_pb2.ARTEFACT_FORMAT_ONNX: "onnx",
+    registry_pb2.ARTEFACT_FORMAT_TORCH_EXPORT: "torch_export",
+}
+
+BACKENDS = {
+    "cpu": scheduler_pb2.BACKEND_CPU,
+    "cuda_green": scheduler_pb2.BACKEND_CUDA_GREEN,
+    "cuda_mps": scheduler_pb2.BACKEND_CUDA_MPS,
+    "cuda_mig": scheduler_pb2.BACKEND_CUDA_MIG,
+    "cuda_streams": scheduler_pb2.BACKEND_CUDA_STREAMS,
+    "simulated": scheduler_pb2.BACKEND_SIMULATED,
+}
+
+STATES = {
+    Phase.FETCHING: scheduler_pb2.REPLICA_STATE_LOADING,
+    Phase.WAITING: scheduler_pb2.REPLICA_STATE_LOADING,
+    Phase.LOADING: scheduler_pb2.REPLICA_STATE_LOADING,
+    Phase.READY: scheduler_pb2.REPLICA_STATE_READY,
+    Phase.DRAINING: scheduler_pb2.REPLICA_STATE_DRAINING,
+    Phase.REFUSED: scheduler_pb2.REPLICA_STATE_REFUSED,
+    Phase.FAILED: scheduler_pb2.REPLICA_STATE_FAILED,
+}
+
+_NS_PER_US = 1_000
+
+
+def wanted_from(load: scheduler_pb2.LoadReplica) -> Wanted:
+    """The replica that the scheduler wants. Raises ValueError where its config cannot be read."""
+    try:
+        config = registry_pb2.VersionConfig.FromString(load.config)
+    except DecodeError as error:
+        raise ValueError(f"config: is no VersionConfig: {error}") from None
+    if config.format not in FORMATS:
+        raise ValueError(f"config.format: {config.format} is not known here")
+    return Wanted(
+        replica=load.replica_id,
+        tenant=load.key.tenant,
+        model=load.key.name,
+        version=load.version,
+        digest=load.digest,
+        size_bytes=load.size_bytes,
+        lane=load.lane,
+        bandwidth=load.bandwidth.millidevices,
+        weight=load.weight or 1,
+        format=FORMATS[config.format],
+        max_batch_size=config.max_batch_size if config.HasField("max_batch_size") else None,
+        batch_axes=dict(config.batch_axes),
+        warmup=tuple(WarmupTensor(each.name, tuple(each.shape), each.data) for each in config.warmup),
+        objective_ns=_objective_ns(load),
+        signature=signature_from(load.signature) if load.HasField("signature") else None,
+        profile=profile_from(load.profile) if load.HasField("profile") else None,
+    )
+
+
+def changed_from(update: scheduler_pb2.UpdateReplica) -> Changed:
+    """The share or objective that the scheduler wants."""
+    return Changed(update.replica_id, update.bandwidth.millidevices, update.weight or 1, _objective_ns(update))
+
+
+def report_of(replica: Replica, waiting: int) -> scheduler_pb2.ReplicaReport:
+    """What the scheduler is told of a replica."""
+    wanted = replica.wanted
+    report = scheduler_pb2.ReplicaReport(
+        replica_id=wanted.replica,
+        key=common_pb2.ModelKey(tenant=wanted.tenant, name=wanted.model),
+        version=wanted.version,
+        digest=wanted.digest,
+        lane=wanted.lane,
+        state=STATES[replica.phase],
+        message=replica.message,
+        memory_bytes=replica.memory_bytes,
+        waiting_requests=waiting,
+        bandwidth=common_pb2.Share(millidevices=wanted.bandwidth),
+        stage=replica.stage,
+        crashes=replica.crashes,
+    )
+    if replica.signature is not None:
+        report.signature.CopyFrom(signature_to(replica.signature))
+    if replica.profile is not None:
+        report.profile.CopyFrom(profile_to(replica.profile))
+    return report
+
+
+def signature_from(message: common_pb2.Signature) -> Signature:
+    """A signature as the worker knows it."""
+    return Signature(
+        tuple(map(_spec_from, message.inputs)), tuple(map(_spec_from, message.outputs)), message.max_batch_size
+    )
+
+
+def signature_to(signature: Signature) -> common_pb2.Signature:
+    """A signature as the contracts have it."""
+    return common_pb2.Signature(
+        inputs=map(_spec_to, signature.inputs),
+        outputs=map(_spec_to, signature.outputs),
+        max_batch_size=signature.max_batch_size,
+    )
+
+
+def profile_from(message: common_pb2.Profile) -> Profile:
+    """A profile as the worker knows it."""
+    points = (
+        ProfilePoint(
+            rows=each.rows,
+            shape_bucket=each.shape_bucket,
+            compute_units=each.compute_units,
+            p50_ns=each.p50_ns,
+            p99_ns=each.p99_ns,
+            runs=each.runs,
+            activation_bytes=each.activation_bytes,
+        )
+        for each in message.points
+    )
+    segments = (SegmentCost(each.name, each.p50_ns) for each in message.segments)
+    return Profile(message.digest, message.device_kind, message.weight_bytes, tuple(points), tuple(segments))
+
+
+def profile_to(profile: Profile) -> common_pb2.Profile:
+    """A profile as the contracts have it."""
+    points = (
+        common_pb2.ProfilePoint(
+            rows=each.rows,
+            shape_bucket=each.shape_bucket,
+            compute_units=each.compute_units,
+            p50_ns=each.p50_ns,
+            p99_ns=each.p99_ns,
+            runs=each.runs,
+            activation_bytes=each.activation_bytes,
+        )
+        for each in profile.points
+    )
+    return common_pb2.Profile(
+        digest=profile.digest,
+        device_kind=profile.device_kind,
+        weight_bytes=profile.weight_bytes,
+        points=points,
+        segments=(common_pb2.Segment(name=each.name, p50_ns=each.p50_ns) for each in profile.segments),
+    )
+
+
+def _objective_ns(message: Any) -> int | None:
+    return message.objective_us * _NS_PER_US if message.HasField("objective_us") else None
+
+
+def _spec_from(spec: common_pb2.TensorSpec) -> TensorSpec:
+    return TensorSpec(
+        name=spec.name,
+        datatype=spec.datatype,
+        shape=tuple(each.size if each.HasField("size") else None for each in spec.shape),
+        symbols=tuple(each.symbol for each in spec.shape),
+        batch_axis=spec.batch_axis if spec.HasField("batch_axis") else None,
+        optional=spec.optional,
+    )
+
+
+def _spec_to(spec: TensorSpec) -> common_pb2.TensorSpec:
+    symbols = spec.symbols or ("",) * len(spec.shape)
+    shape = (
+        common_pb2.Dimension(size=extent, symbol=symbol) for extent, symbol in zip(spec.shape, symbols, strict=True)
+    )
+    return common_pb2.TensorSpec(
+        name=spec.name,
+        datatype=spec.datatype,
+        shape=shape,
+        batch_axis=spec.batch_axis,
+        optional=spec.optional,
+    )

@@ -1,0 +1,435 @@
+"""Which replicas this executor holds, where each stands, and what has to be done next. Events in, actions out.
+
+A worker loads one replica at a time: where it dies meanwhile, it is known which load it was. A replica whose load killed its
+worker twice is refused; after a loss, replicas that never did so are loaded first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+from typing import TypeAlias
+
+import msgspec
+
+from gpu_sharing.tensors import Signature
+from gpu_sharing.units import MS, SECOND, Bytes, Millidevices, Nanoseconds
+from gpu_sharing.worker.messages import (
+    Load,
+    Loaded,
+    LoadFailed,
+    Profile,
+    Stage,
+    Unload,
+    Unloaded,
+    Update,
+    WarmupTensor,
+)
+
+MOST_CRASHES = 2
+"""A replica whose load has killed its worker this often is refused."""
+FIRST_RESTART_NS: Nanoseconds = 100 * MS
+LONGEST_RESTART_NS: Nanoseconds = 10 * SECOND
+STEADY_NS: Nanoseconds = 30 * SECOND
+"""A worker that ran this long is started again at once when it is lost."""
+
+
+class Phase(Enum):
+    """Where a replica stands."""
+
+    FETCHING = "fetching"
+    WAITING = "waiting"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.FETCHING: frozenset({Phase.WAITING, Phase.FAILED, Phase.REFUSED}),
+    Phase.WAITING: frozenset({Phase.LOADING}),
+    Phase.LOADING: frozenset({Phase.READY, Phase.WAITING, Phase.DRAINING, Phase.REFUSED, Phase.FAILED}),
+    Phase.READY: frozenset({Phase.WAITING, Phase.DRAINING}),
+    Phase.DRAINING: frozenset(),
+    Phase.REFUSED: frozenset(),
+    Phase.FAILED: frozenset({Phase.FETCHING}),
+}
+"""From each phase, where a replica may go; any phase may also end with the replica forgotten."""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """A replica that shall be here. The fields are those of the worker's Load; format None: told by the artefact."""
+
+    replica: int
+    tenant: str
+    model: str
+    version: int
+    digest: str
+    size_bytes: Bytes
+    lane: int
+    bandwidth: Millidevices
+    weight: int
+    format: str | None = None
+    max_batch_size: int | None = None
+    batch_axes: dict[str, int] = {}
+    warmup: tuple[WarmupTensor, ...] = ()
+    objective_ns: Nanoseconds | None = None
+    signature: Signature | None = None
+    profile: Profile | None = None
+
+
+class Unwanted(msgspec.Struct, frozen=True):
+    """A replica that shall go, after at most `drain_ns` for what it has."""
+
+    replica: int
+    drain_ns: Nanoseconds
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """A replica's share or objective is another."""
+
+    replica: int
+    bandwidth: Millidevices
+    weight: int
+    objective_ns: Nanoseconds | None = None
+
+
+class Fetching(msgspec.Struct, frozen=True):
+    """What the fetch of a replica's artefact is doing, for people."""
+
+    replica: int
+    stage: str
+
+
+class Fetched(msgspec.Struct, frozen=True):
+    """The artefact is here, verified, at `path`; format: what it is."""
+
+    replica: int
+    path: str
+    format: str
+
+
+class NotFetched(msgspec.Struct, frozen=True):
+    """The artefact cannot be had. refused: trying again cannot help."""
+
+    replica: int
+    message: str
+    refused: bool = False
+
+
+class WorkerUp(msgspec.Struct, frozen=True):
+    """The lane's worker runs and holds nothing."""
+
+    lane: int
+
+
+class WorkerDown(msgspec.Struct, frozen=True):
+    """The lane's worker is gone, or could not be started."""
+
+    lane: int
+    reason: str
+
+
+Happened: TypeAlias = (
+    Wanted
+    | Unwanted
+    | Changed
+    | Fetching
+    | Fetched
+    | NotFetched
+    | WorkerUp
+    | WorkerDown
+    | Stage
+    | Loaded
+    | LoadFailed
+    | Unloaded
+)
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """Get the artefact; answered by Fetched or NotFetched."""
+
+    wanted: Wanted
+
+
+class LetGo(msgspec.Struct, frozen=True):
+    """The replica needs its artefact no more; a fetch that runs is pointless."""
+
+    replica: int
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send the lane's worker a command."""
+
+    lane: int
+    command: Load | Update | Unload
+
+
+class Serve(msgspec.Struct, frozen=True):
+    """Requests for this replica may come."""
+
+    replica: int
+
+
+class Withdraw(msgspec.Struct, frozen=True):
+    """Nothing new for this replica."""
+
+    replica: int
+
+
+class StartWorker(msgspec.Struct, frozen=True):
+    """Start the lane's worker, so long from now; answered by WorkerUp or WorkerDown."""
+
+    lane: int
+    after_ns: Nanoseconds
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """What the scheduler knows is out of date."""
+
+
+Action: TypeAlias = Fetch | LetGo | Send | Serve | Withdraw | StartWorker | Tell
+
+
+class Replica:
+    """A replica and what is known of it. Read by reports; changed by Replicas alone."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self.phase = Phase.FETCHING
+        self.message = self.stage = ""
+        self.path: str | None = None
+        self.format = wanted.format or ""
+        self.signature: Signature | None = None
+        self.profile: Profile | None = None
+        self.memory_bytes: Bytes = 0
+        self.crashes = 0
+
+    def load(self) -> Load:
+        """The command that loads it; what an earlier load has found out is not measured again."""
+        wanted = self.wanted
+        return Load(
+            replica=wanted.replica,
+            tenant=wanted.tenant,
+            model=wanted.model,
+            version=wanted.version,
+            digest=wanted.digest,
+            path=self.path or "",
+            format=self.format,
+            bandwidth=wanted.bandwidth,
+            weight=wanted.weight,
+            max_batch_size=wanted.max_batch_size,
+            batch_axes=wanted.batch_axes,
+            warmup=wanted.warmup,
+            objective_ns=wanted.objective_ns,
+            signature=self.signature or wanted.signature,
+            profile=self.profile or wanted.profile,
+        )
+
+
+class _Lane:
+    def __init__(self) -> None:
+        self.up = False
+        self.up_since: Nanoseconds = 0
+        self.losses = 0
+        self.loading: int | None = None
+
+
+class Replicas:
+    """The replicas of one executor. lanes: their numbers; each starts with its worker down."""
+
+    def __init__(self, lanes: Iterable[int]) -> None:
+        self._lanes = {lane: _Lane() for lane in lanes}
+        self._replicas: dict[int, Replica] = {}
+
+    def get(self, replica: int) -> Replica | None:
+        """The replica, if it is known."""
+        return self._replicas.get(replica)
+
+    def all(self) -> list[Replica]:
+        """Every replica, by id."""
+        return [self._replicas[replica] for replica in sorted(self._replicas)]
+
+    def handle(self, event: Happened, now: Nanoseconds, lane: int | None = None) -> list[Action]:
+        """Takes one event in and returns what has to be done, in order. lane: whose worker said it, for its events.
+
+        What is not known, or came too late to matter, changes nothing: workers and schedulers are not trusted to be exact.
+        """
+        match event:
+            case Wanted():
+                return self._wanted(event)
+            case WorkerUp():
+                return self._worker_up(event.lane, now)
+            case WorkerDown():
+                return self._worker_down(event.lane, event.reason, now)
+        replica = self._replicas.get(event.replica)
+        if replica is None:
+            return [Tell()] if isinstance(event, Unwanted) else []
+        if lane is not None and replica.wanted.lane != lane:
+            return []
+        match event:
+            case Unwanted():
+                return self._unwanted(replica, event.drain_ns)
+            case Changed():
+                return self._changed(replica, event)
+            case Fetching() | Stage():
+                replica.stage = event.stage[:200]
+                return [Tell()]
+            case Fetched():
+                return self._fetched(replica, event)
+            case NotFetched():
+                return self._not_fetched(replica, event)
+            case Loaded():
+                return self._loaded(replica, event)
+            case LoadFailed():
+                return self._load_failed(replica, event)
+            case Unloaded():
+                return self._unloaded(replica)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError where the books do not add up."""
+        for number, lane in self._lanes.items():
+            loading = [
+                each.wanted.replica
+                for each in self._replicas.values()
+                if each.phase is Phase.LOADING and each.wanted.lane == number
+            ]
+            assert len(loading) <= 1, f"lane {number} loads {loading} at once"
+            assert lane.up or lane.loading is None, f"lane {number} is down and loads {lane.loading}"
+            assert not loading or loading[0] == lane.loading, f"lane {number} loads {loading}, not {lane.loading}"
+        for replica in self._replicas.values():
+            served = replica.phase in (Phase.LOADING, Phase.READY, Phase.DRAINING)
+            assert not served or self._lanes[replica.wanted.lane].up, f"{replica.wanted.replica} is {replica.phase}"
+            assert replica.phase is not Phase.READY or replica.signature is not None
+
+    def _move(self, replica: Replica, phase: Phase, *, message: str = "", stage: str = "") -> None:
+        if phase not in TRANSITIONS[replica.phase]:
+            raise AssertionError(
+                f"replica {replica.wanted.replica}: no way from {replica.phase.value} to {phase.value} "
+                f"(stage {replica.stage!r}, crashes {replica.crashes}, message {message!r})"
+            )
+        replica.phase, replica.message, replica.stage = phase, message, stage
+
+    def _wanted(self, wanted: Wanted) -> list[Action]:
+        replica = self._replicas.get(wanted.replica)
+        if replica is None:
+            replica = self._replicas[wanted.replica] = Replica(wanted)
+            replica.stage = "fetching"
+        elif replica.phase is Phase.FAILED:
+            replica.wanted = wanted
+            self._move(replica, Phase.FETCHING, stage="fetching")
+        else:
+            return [Tell()]
+        if wanted.lane not in self._lanes:
+            self._move(replica, Phase.FAILED, message=f"lane: {wanted.lane} is none of {sorted(self._lanes)}")
+            return [Tell()]
+        return [Fetch(replica.wanted), Tell()]
+
+    def _unwanted(self, replica: Replica, drain_ns: Nanoseconds) -> list[Action]:
+        if replica.phase is Phase.DRAINING:
+            return [Tell()]
+        if replica.phase not in (Phase.LOADING, Phase.READY):
+            return self._forget(replica)
+        withdraw: list[Action] = [Withdraw(replica.wanted.replica)] if replica.phase is Phase.READY else []
+        self._move(replica, Phase.DRAINING, stage="draining")
+        unload = Unload(replica=replica.wanted.replica, drain_ns=drain_ns)
+        return [*withdraw, Send(replica.wanted.lane, unload), Tell()]
+
+    def _forget(self, replica: Replica) -> list[Action]:
+        del self._replicas[replica.wanted.replica]
+        return [LetGo(replica.wanted.replica), Tell()]
+
+    def _changed(self, replica: Replica, event: Changed) -> list[Action]:
+        replica.wanted = msgspec.structs.replace(
+            replica.wanted, bandwidth=event.bandwidth, weight=event.weight, objective_ns=event.objective_ns
+        )
+        if replica.phase not in (Phase.LOADING, Phase.READY):
+            return [Tell()]
+        update = Update(event.replica, event.bandwidth, event.weight, event.objective_ns)
+        return [Send(replica.wanted.lane, update), Tell()]
+
+    def _fetched(self, replica: Replica, event: Fetched) -> list[Action]:
+        if replica.phase is not Phase.FETCHING:
+            return []
+        replica.path, replica.format = event.path, event.format
+        self._move(replica, Phase.WAITING, stage="waiting for its worker")
+        return [*self._load_next(replica.wanted.lane), Tell()]
+
+    def _not_fetched(self, replica: Replica, event: NotFetched) -> list[Action]:
+        if replica.phase is not Phase.FETCHING:
+            return []
+        self._move(replica, Phase.REFUSED if event.refused else Phase.FAILED, message=event.message)
+        return [LetGo(event.replica), Tell()]
+
+    def _loaded(self, replica: Replica, event: Loaded) -> list[Action]:
+        if replica.phase is not Phase.LOADING:
+            return []
+        replica.signature, replica.profile, replica.memory_bytes = event.signature, event.profile, event.memory_bytes
+        self._move(replica, Phase.READY)
+        return [Serve(event.replica), *self._turn_over(replica), Tell()]
+
+    def _load_failed(self, replica: Replica, event: LoadFailed) -> list[Action]:
+        if replica.phase is Phase.DRAINING:
+            return self._unloaded(replica)
+        if replica.phase is not Phase.LOADING:
+            return []
+        self._move(replica, Phase.REFUSED if event.refused else Phase.FAILED, message=event.message[:4000])
+        return [LetGo(event.replica), *self._turn_over(replica), Tell()]
+
+    def _unloaded(self, replica: Replica) -> list[Action]:
+        if replica.phase is not Phase.DRAINING:
+            return []
+        forgotten = self._forget(replica)
+        return [*forgotten, *self._turn_over(replica)]
+
+    def _worker_up(self, lane: int, now: Nanoseconds) -> list[Action]:
+        state = self._lanes[lane]
+        state.up, state.up_since = True, now
+        return [*self._load_next(lane), Tell()]
+
+    def _worker_down(self, lane: int, reason: str, now: Nanoseconds) -> list[Action]:
+        state = self._lanes[lane]
+        steady = state.up and now - state.up_since >= STEADY_NS
+        state.losses = 0 if steady else state.losses + 1
+        state.up, state.loading = False, None
+        actions: list[Action] = []
+        for replica in self.all():
+            if replica.wanted.lane == lane:
+                actions += self._lost(replica, reason)
+        wait = FIRST_RESTART_NS << min(state.losses - 1, 20) if state.losses else 0
+        return [*actions, StartWorker(lane, min(wait, LONGEST_RESTART_NS)), Tell()]
+
+    def _lost(self, replica: Replica, reason: str) -> list[Action]:
+        """What the loss of its worker means for a replica."""
+        if replica.phase is Phase.DRAINING:
+            return self._forget(replica)
+        if replica.phase is Phase.READY:
+            self._move(replica, Phase.WAITING, stage=f"its worker is being replaced: {reason}"[:200])
+            return [Withdraw(replica.wanted.replica)]
+        if replica.phase is Phase.LOADING:
+            replica.crashes += 1
+            if replica.crashes >= MOST_CRASHES:
+                self._move(replica, Phase.REFUSED, message=f"crashes its worker while loading: {reason}")
+                return [LetGo(replica.wanted.replica)]
+            self._move(replica, Phase.WAITING, stage=f"its worker was lost while it loaded: {reason}"[:200])
+        return []
+
+    def _turn_over(self, replica: Replica) -> list[Action]:
+        """The lane may load the next one, if it was this one's turn."""
+        state = self._lanes[replica.wanted.lane]
+        if state.loading == replica.wanted.replica:
+            state.loading = None
+        return self._load_next(replica.wanted.lane)
+
+    def _load_next(self, lane: int) -> list[Action]:
+        state = self._lanes[lane]
+        if not state.up or state.loading is not None:
+            return []
+        waiting = [each for each in self._replicas.values() if each.phase is Phase.WAITING and each.wanted.lane == lane]
+        if not waiting:
+            return []
+        replica = min(waiting, key=lambda each: (each.crashes, each.wanted.replica))
+        state.loading = replica.wanted.replica
+        self._move(replica, Phase.LOADING, stage="loading")
+        return [Send(lane, replica.load())]

@@ -1,0 +1,271 @@
+"""Whether a request fits its model's signature, and what follows for the worker. One pass, plain data in and out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gpu_sharing.tensors import ITEM_BYTES, NUMPY_NAMES, Signature, TensorSpec
+from gpu_sharing.units import Bytes
+from services.executor.core.typed import BYTES_KIND, TYPED_KINDS, to_bytes
+
+MAX_EXTENT = 1 << 40
+"""No dimension is larger than this: it keeps products of extents far from where arithmetic gets slow."""
+
+_SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+
+
+class Invalid(Exception):
+    """A request that cannot be served as it is.
+
+    field: as the protocol spells it, with the tensor's name: "inputs[1] 'state'.shape". problem: what is wrong, with the
+    limit. unsupported: the protocol allows it, this server does not.
+    """
+
+    def __init__(self, field: str, problem: str, *, unsupported: bool = False, **facts: object) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field, self.problem, self.unsupported, self.facts = field, problem, unsupported, facts
+
+
+class InputHead(NamedTuple):
+    """One input as the request names it.
+
+    typed: the fields of `contents` that hold anything, with their values; None: there is no `contents`.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: tuple[str, ...] = ()
+    typed: dict[str, Sequence[object]] | None = None
+
+
+class OutputHead(NamedTuple):
+    """One output as the request asks for it."""
+
+    name: str
+    parameters: tuple[str, ...] = ()
+
+
+class PlannedInput(NamedTuple):
+    """An input that fits.
+
+    place: its index in the signature. length_bytes: None for BYTES, whose elements have to be walked. elements: how many.
+    field: what to call it in a message. typed: its bytes, where they came as typed contents.
+    """
+
+    place: int
+    shape: tuple[int, ...]
+    elements: int
+    length_bytes: Bytes | None
+    field: str
+    typed: bytes | None
+
+
+class Plan(NamedTuple):
+    """A request's head, checked. Requests with equal heads have equal plans.
+
+    outputs: indices in the signature, in the order wanted. rows: extent at the batch axis. shapes_key: what shapes add to
+    the key of a batch. keyed: positions of the inputs whose bytes add to it too.
+    """
+
+    inputs: tuple[PlannedInput, ...]
+    outputs: tuple[int, ...]
+    rows: int
+    shapes_key: bytes
+    keyed: tuple[int, ...]
+    raw: bool
+
+
+def plan(inputs: Sequence[InputHead], outputs: Sequence[OutputHead], raw_count: int, signature: Signature) -> Plan:
+    """Checks a head against the signature. raw_count: how many raw contents came with it. Raises Invalid."""
+    raw = raw_count > 0
+    if raw and raw_count != len(inputs):
+        raise Invalid("raw_input_contents", f"{raw_count} given for {len(inputs)} inputs; send one for each")
+    places = {spec.name: index for index, spec in enumerate(signature.inputs)}
+    seen: set[str] = set()
+    extents: dict[str, tuple[int, str]] = {}
+    rows: tuple[int, str] | None = None
+    planned: list[PlannedInput] = []
+    for position, given in enumerate(inputs):
+        field = f"inputs[{position}] {given.name!r}"
+        index = places.get(given.name)
+        if index is None:
+            raise Invalid(f"{field}.name", f"the model has no such input; its inputs are {_names(signature.inputs)}")
+        if given.name in seen:
+            raise Invalid(f"{field}.name", "the input is given twice")
+        seen.add(given.name)
+        spec = signature.inputs[index]
+        _check_head(field, given, spec, extents)
+        rows = _check_rows(field, given.shape, spec, signature.max_batch_size, rows)
+        planned.append(_planned(field, given, index, raw=raw))
+    missing = [spec.name for spec in signature.inputs if spec.name not in seen and not spec.optional]
+    if missing:
+        raise Invalid("inputs", f"{_quoted(missing)} missing; the model needs {_names(signature.inputs)}")
+    keyed = tuple(at for at, each in enumerate(planned) if signature.inputs[each.place].batch_axis is None)
+    return Plan(
+        inputs=tuple(planned),
+        outputs=_wanted(outputs, signature),
+        rows=rows[0] if rows else 1,
+        shapes_key=_shapes_key(planned, signature),
+        keyed=keyed if signature.max_batch_size else (),
+        raw=raw,
+    )
+
+
+def check_length(planned: PlannedInput, got_bytes: Bytes) -> None:
+    """Raises Invalid unless a raw content is as long as its tensor."""
+    expected = planned.length_bytes
+    if expected is not None and expected != got_bytes:
+        raise Invalid(
+            f"raw_input_contents of {planned.field}",
+            f"{got_bytes} bytes given where shape {list(planned.shape)} needs {expected}",
+            expected_bytes=expected,
+            got_bytes=got_bytes,
+        )
+
+
+def walk_elements(planned: PlannedInput, content: bytes | memoryview, every: int) -> Iterator[None]:
+    """Checks a raw content of BYTES, stopping after each `every` elements so that others get a turn. Raises Invalid."""
+    field, end, at = f"raw_input_contents of {planned.field}", len(content), 0
+    if planned.elements * 4 > end:
+        raise Invalid(field, f"{end} bytes cannot hold {planned.elements} elements of BYTES, each with a 4-byte length")
+    for element in range(planned.elements):
+        if end - at < 4:
+            raise Invalid(field, f"ends inside the length of element {element} of {planned.elements}")
+        length = int.from_bytes(content[at : at + 4], "little")
+        at += 4 + length
+        if at > end:
+            left = end - at + length
+            raise Invalid(field, f"element {element} claims {length} bytes where {left} are left")
+        if element % every == every - 1:
+            yield
+    if at != end:
+        raise Invalid(field, f"{end - at} bytes are left over behind {planned.elements} elements")
+
+
+def _check_head(field: str, given: InputHead, spec: TensorSpec, extents: dict[str, tuple[int, str]]) -> None:
+    for parameter in given.parameters:
+        if parameter in _SHARED_MEMORY:
+            raise Invalid(
+                f"{field}.parameters[{parameter!r}]",
+                "shared memory is not supported; send the tensor in raw_input_contents",
+                unsupported=True,
+            )
+    if given.datatype != spec.datatype:
+        raise Invalid(f"{field}.datatype", f"{given.datatype!r} given where the model takes {spec.datatype}")
+    shape = given.shape
+    if len(shape) != len(spec.shape):
+        wanted = _shape_text(spec)
+        raise Invalid(f"{field}.shape", f"{list(shape)} has {len(shape)} axes where the model takes {wanted}")
+    for axis, (extent, fixed) in enumerate(zip(shape, spec.shape, strict=True)):
+        if not 0 <= extent <= MAX_EXTENT:
+            raise Invalid(f"{field}.shape", f"axis {axis} has extent {extent}; it must lie within 0 to {MAX_EXTENT}")
+        if fixed is not None and extent != fixed and axis != spec.batch_axis:
+            raise Invalid(f"{field}.shape", f"axis {axis} has extent {extent} where the model takes {fixed}")
+    for axis, symbol in enumerate(spec.symbols):
+        if symbol:
+            extent, first = extents.setdefault(symbol, (shape[axis], field))
+            if extent != shape[axis]:
+                raise Invalid(
+                    f"{field}.shape",
+                    f"axis {axis} ({symbol}) has extent {shape[axis]} where {first} has {extent}; they must be equal",
+                )
+
+
+def _check_rows(
+    field: str, shape: tuple[int, ...], spec: TensorSpec, most: int, rows: tuple[int, str] | None
+) -> tuple[int, str] | None:
+    """The request's rows and the input that told them, this input counted in."""
+    axis = spec.batch_axis
+    if axis is None or not most:
+        return rows
+    got = shape[axis]
+    if not 1 <= got <= most:
+        raise Invalid(
+            f"{field}.shape", f"axis {axis} holds {got} rows; one request may hold 1 to {most}", rows=got, max_rows=most
+        )
+    if rows is not None and rows[0] != got:
+        raise Invalid(f"{field}.shape", f"axis {axis} holds {got} rows where {rows[1]} holds {rows[0]}")
+    return rows or (got, field)
+
+
+def _planned(field: str, given: InputHead, index: int, *, raw: bool) -> PlannedInput:
+    elements = math.prod(given.shape)
+    item = ITEM_BYTES.get(given.datatype)
+    length = None if item is None else item * elements
+    if raw:
+        if given.typed:
+            raise Invalid(f"{field}.contents", "given beside raw_input_contents; send a request's tensors one way only")
+        return PlannedInput(index, given.shape, elements, length, field, None)
+    return PlannedInput(index, given.shape, elements, length, field, _typed_bytes(field, given, elements))
+
+
+def _typed_bytes(field: str, given: InputHead, elements: int) -> bytes:
+    kind = TYPED_KINDS.get(given.datatype)
+    if kind is None:
+        raise Invalid(f"{field}.contents", f"{given.datatype} has no typed contents; send raw_input_contents")
+    typed = given.typed or {}
+    for other in typed:
+        if other != kind:
+            raise Invalid(f"{field}.contents.{other}", f"{given.datatype} is sent in contents.{kind}")
+    values = typed.get(kind, ())
+    if len(values) != elements:
+        raise Invalid(
+            f"{field}.contents.{kind}",
+            f"{len(values)} elements given where shape {list(given.shape)} needs {elements}",
+            expected=elements,
+            got=len(values),
+        )
+    try:
+        return to_bytes(values, None if kind == BYTES_KIND else np.dtype(NUMPY_NAMES[given.datatype]))
+    except OverflowError as error:
+        raise Invalid(f"{field}.contents.{kind}", f"{error} does not fit {given.datatype}") from None
+
+
+def _wanted(outputs: Sequence[OutputHead], signature: Signature) -> tuple[int, ...]:
+    if not outputs:
+        return tuple(range(len(signature.outputs)))
+    places = {spec.name: index for index, spec in enumerate(signature.outputs)}
+    wanted: list[int] = []
+    for position, output in enumerate(outputs):
+        field = f"outputs[{position}] {output.name!r}"
+        index = places.get(output.name)
+        if index is None:
+            raise Invalid(f"{field}.name", f"the model has no such output; its outputs are {_names(signature.outputs)}")
+        if index in wanted:
+            raise Invalid(f"{field}.name", "the output is asked for twice")
+        for parameter in output.parameters:
+            if parameter in _SHARED_MEMORY or parameter == "classification":
+                raise Invalid(
+                    f"{field}.parameters[{parameter!r}]",
+                    "not supported; leave it out and read raw_output_contents",
+                    unsupported=True,
+                )
+        wanted.append(index)
+    return tuple(wanted)
+
+
+def _shapes_key(planned: Sequence[PlannedInput], signature: Signature) -> bytes:
+    """Shapes without their batch axes, by input: equal for requests that may share a batch."""
+    parts: list[str] = []
+    for each in sorted(planned, key=lambda planned_input: planned_input.place):
+        axis = signature.inputs[each.place].batch_axis
+        extents = (str(extent) for at, extent in enumerate(each.shape) if at != axis)
+        parts.append(f"{each.place}:{'x'.join(extents)}")
+    return ",".join(parts).encode()
+
+
+def _shape_text(spec: TensorSpec) -> str:
+    return f"{len(spec.shape)}: [{', '.join('any' if extent is None else str(extent) for extent in spec.shape)}]"
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return _quoted([spec.name for spec in specs]) or "none"
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:16])

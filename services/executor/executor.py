@@ -1,0 +1,269 @@
+"""The executor itself: performs what the core decides, and keeps a worker on every lane."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
+
+import grpc
+import structlog
+
+from gpu_sharing.worker.client import WorkerClient
+from gpu_sharing.worker.config import WorkerConfig
+from gpu_sharing.worker.messages import Done, Event, Failed, Loaded, LoadFailed, Stage, Statistics, Unloaded
+from services.common.channel import backoff
+from services.common.status import from_rpc_error
+from services.executor.cache import ArtefactCache, FetchFailed, format_of
+from services.executor.calls import Calls, Lane, Serving
+from services.executor.core.load import expected_wait_ns
+from services.executor.core.replicas import (
+    Fetch,
+    Fetched,
+    Fetching,
+    Happened,
+    LetGo,
+    NotFetched,
+    Phase,
+    Replicas,
+    Send,
+    Serve,
+    StartWorker,
+    Tell,
+    Wanted,
+    Withdraw,
+    WorkerDown,
+    WorkerUp,
+)
+from services.executor.core.usage import UsageLedger
+from services.executor.decode import Decoder
+from services.executor.encode import Encoder
+from services.executor.session import Session
+
+log = structlog.get_logger()
+
+Download = Callable[[str, str], AsyncIterator[bytes]]
+"""The bytes of an artefact, by tenant and digest."""
+StartsWorker = Callable[..., Awaitable[WorkerClient]]
+_NS_PER_S = 1_000_000_000
+
+
+class Expected(NamedTuple):
+    """How busy a replica is."""
+
+    waiting: int
+    wait_us: int
+
+
+class Executor:
+    """Holds replicas on lanes. workers: each lane's configuration, by number.
+
+    changed: set whenever what the scheduler knows is out of date. tenants: by replica, of all that were ever here.
+    """
+
+    def __init__(
+        self,
+        workers: dict[int, WorkerConfig],
+        cache: ArtefactCache,
+        download: Download,
+        *,
+        load_interval_s: float = 0.05,
+        start_worker: StartsWorker = WorkerClient.start,
+    ) -> None:
+        self.lanes = {number: Lane(number) for number in workers}
+        self.replicas = Replicas(workers)
+        self.usage = UsageLedger({number: len(config.cores) for number, config in workers.items()})
+        self.changed = asyncio.Event()
+        self.tenants: dict[int, str] = {}
+        self.sessions: Callable[[], Sequence[Session]] = lambda: ()
+        self.calls: Calls
+        self._workers, self._cache, self._download = workers, cache, download
+        self._start_worker, self._load_interval_s = start_worker, load_interval_s
+        self._models: dict[int, tuple[str, str]] = {}
+        self._fetches: dict[int, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._told: dict[int, Expected] = {}
+        self._dirty: set[int] = set()
+        self._stopping = False
+
+    def start(self) -> None:
+        """Starts every lane's worker, in the background."""
+        for number in self.lanes:
+            self._spawn(self._run_worker(number, 0))
+
+    async def stop(self, grace_s: float) -> None:
+        """Stops workers, giving each what it has in hand that long to finish."""
+        self._stopping = True
+        tasks = [*self._fetches.values(), *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        clients = [lane.client for lane in self.lanes.values() if lane.client is not None]
+        await asyncio.gather(*(client.stop(grace_s) for client in clients), return_exceptions=True)
+
+    def handle(self, event: Happened, lane: int | None = None) -> None:
+        """Takes an event in and performs what follows. lane: whose worker said it."""
+        for action in self.replicas.handle(event, time.monotonic_ns(), lane):
+            match action:
+                case Send():
+                    client = self.lanes[action.lane].client
+                    if client is not None:
+                        client.send(action.command)
+                case Fetch():
+                    self._fetch(action.wanted)
+                case LetGo():
+                    self._let_go(action.replica)
+                case Serve():
+                    self._serve(action.replica)
+                case Withdraw():
+                    self.calls.serving.pop(action.replica, None)
+                case StartWorker():
+                    self._spawn(self._run_worker(action.lane, action.after_ns))
+                case Tell():
+                    self.changed.set()
+
+    def load_changed(self, serving: Serving) -> None:
+        """A replica has one call more or less; frontends are told in a moment."""
+        if not self._dirty:
+            asyncio.get_running_loop().call_later(self._load_interval_s, self._tell_loads)
+        self._dirty.add(serving.lane.number)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._stopping:
+            work.close()
+            return
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the executor failed", exc_info=error)
+
+    async def _run_worker(self, number: int, after_ns: int) -> None:
+        """One life of a lane's worker, from start to loss."""
+        await asyncio.sleep(after_ns / _NS_PER_S)
+        lane = self.lanes[number]
+        try:
+            client = await self._start_worker(
+                self._workers[number], on_events=lambda events: self._on_events(lane, events)
+            )
+        except Exception as error:
+            log.error("worker could not be started", lane=number, error=str(error))
+            self.handle(WorkerDown(number, str(error)[:500]))
+            return
+        lane.client = client
+        log.info("worker started", lane=number, pid=client.pid)
+        self.handle(WorkerUp(number))
+        reason = await asyncio.shield(client.lost)
+        if self._stopping:
+            return
+        log.error("worker lost", lane=number, pid=client.pid, reason=reason, calls=len(lane.calls))
+        lane.client = None
+        self.calls.lost(lane, reason)
+        self.usage.worker_lost(number)
+        self.handle(WorkerDown(number, reason))
+        await client.stop(0.0)
+
+    def _on_events(self, lane: Lane, events: Sequence[Event]) -> None:
+        """What a worker said. It may be hostile, so nothing it says may raise."""
+        for event in events:
+            try:
+                match event:
+                    case Done():
+                        self.calls.done(lane, event)
+                    case Failed():
+                        self.calls.failed(lane, event)
+                    case Statistics():
+                        self.usage.take(lane.number, event, self._models)
+                    case Stage() | Loaded() | LoadFailed() | Unloaded():
+                        self.handle(event, lane.number)
+            except Exception as error:
+                log.error("a worker's event was not understood", lane=lane.number, exc_info=error)
+
+    def _serve(self, number: int) -> None:
+        replica = self.replicas.get(number)
+        assert replica is not None
+        assert replica.signature is not None
+        wanted, signature = replica.wanted, replica.signature
+        self.calls.serving[number] = Serving(
+            number,
+            wanted.tenant,
+            wanted.model,
+            wanted.version,
+            self.lanes[wanted.lane],
+            wanted.bandwidth,
+            Decoder(signature),
+            Encoder(signature, wanted.version),
+        )
+        log.info("replica ready", replica=number, tenant=wanted.tenant, model=wanted.model, version=wanted.version)
+
+    def _fetch(self, wanted: Wanted) -> None:
+        number = wanted.replica
+        self.tenants[number], self._models[number] = wanted.tenant, (wanted.tenant, wanted.model)
+        task = asyncio.create_task(self._fetch_until_had(wanted))
+        self._fetches[number] = task
+        task.add_done_callback(lambda done: self._fetches.pop(number) if self._fetches.get(number) is done else None)
+
+    async def _fetch_until_had(self, wanted: Wanted) -> None:
+        """Gets an artefact, however long the registry is away."""
+        for delay_s in backoff():
+            try:
+                path = await self._cache.fetch(
+                    wanted.replica,
+                    wanted.digest,
+                    wanted.size_bytes,
+                    lambda: self._download(wanted.tenant, wanted.digest),
+                )
+                kind = wanted.format
+                if kind is None:
+                    kind = await asyncio.to_thread(format_of, path)
+                self.handle(Fetched(wanted.replica, str(path), kind))
+                return
+            except FetchFailed as error:
+                self.handle(NotFetched(wanted.replica, str(error)))
+                return
+            except grpc.RpcError as error:
+                refusal = from_rpc_error(error)
+                if refusal is not None:
+                    self.handle(
+                        NotFetched(wanted.replica, f"the registry does not give the artefact: {refusal.message}")
+                    )
+                    return
+                self.handle(Fetching(wanted.replica, "waiting for the registry"))
+                await asyncio.sleep(delay_s)
+
+    def _let_go(self, number: int) -> None:
+        fetch = self._fetches.pop(number, None)
+        if fetch is not None and fetch is not asyncio.current_task():
+            fetch.cancel()
+        self._cache.let_go(number)
+
+    def expected(self, serving: Serving) -> Expected:
+        """How busy a replica is now."""
+        lane_ns = sum(
+            other.outstanding * other.service_ns for other in self.calls.serving.values() if other.lane is serving.lane
+        )
+        wait = expected_wait_ns(serving.outstanding * serving.service_ns, lane_ns, serving.bandwidth)
+        return Expected(serving.outstanding, wait // 1_000)
+
+    def _tell_loads(self) -> None:
+        dirty, self._dirty = self._dirty, set()
+        sessions = self.sessions()
+        for serving in self.calls.serving.values():
+            if serving.lane.number in dirty:
+                expected = self.expected(serving)
+                if self._told.get(serving.replica) != expected:
+                    self._told[serving.replica] = expected
+                    for session in sessions:
+                        session.load(serving.replica, expected.waiting, expected.wait_us)
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """How many replicas stand where."""
+        counted = dict.fromkeys((phase.value for phase in Phase), 0)
+        for replica in self.replicas.all():
+            counted[replica.phase.value] += 1
+        return counted

@@ -1,0 +1,161 @@
+"""Builds an executor, serves, and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+
+import structlog
+from prometheus_client import REGISTRY
+
+from gpu_sharing.devices.base import Device
+from gpu_sharing.devices.probe import probe
+from gpu_sharing.partitioning.layout import Layout, LayoutInvalid, default_layout, parse_layout
+from gpu_sharing.worker.config import WorkerConfig
+from services._proto.apportion.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
+from services._proto.apportion.v1.registry_pb2 import DownloadArtefactRequest
+from services._proto.apportion.v1.registry_pb2_grpc import RegistryServiceStub
+from services.common import metrics
+from services.common.channel import connect
+from services.common.server import Server, StartupError, write_ready
+from services.common.telemetry import Tracer
+from services.executor.attach import Attachment
+from services.executor.cache import ArtefactCache
+from services.executor.calls import Calls
+from services.executor.executor import Executor
+from services.executor.metrics import ExecutorCollector
+from services.executor.reports import Reports
+from services.executor.servicer import ExecuteService
+from services.executor.settings import ExecutorSettings
+from services.executor.spans import Spans
+
+log = structlog.get_logger()
+
+MODEL_MEMORY_PERCENT = 70
+"""Part of the device's memory that models may take where no limit is set; the rest is for tensors and processes."""
+
+
+async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
+    """Runs an executor until `stop` is set. Raises StartupError where it cannot start."""
+    async with AsyncExitStack() as stack:
+        device = probe()
+        layout = choose_layout(settings.cores, device)
+        incarnation = secrets.token_hex(8)
+        tracer = Tracer("apportion-executor", settings.otlp_endpoint, mesh_token=settings.mesh_token)
+        stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
+        executor, spans = _build(settings, device, layout, incarnation, tracer, stack)
+        servicer = ExecuteService(settings, incarnation, executor.calls, spans, executor.tenants)
+        executor.sessions = lambda: servicer.sessions
+        server = Server(settings, settings.listen, name="executor")
+        add_ExecutorServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
+        stack.push_async_callback(executor.stop, settings.drain_s)
+        address = await server.start()
+        stack.push_async_callback(server.stop)
+        executor.start()
+        reports = Reports(
+            executor, device, {n: len(cores) for n, cores in enumerate(layout)}, settings.executor_id, incarnation
+        )
+        scheduler = connect(settings.scheduler, mesh_token=settings.mesh_token)
+        stack.push_async_callback(scheduler.close)
+        attachment = Attachment(scheduler, reports, settings.advertise or address, executor.changed, executor.handle)
+        attaching = asyncio.create_task(attachment.run())
+        stack.push_async_callback(_cancelled, attaching)
+        addresses = _expose(settings, executor, spans, stack)
+        await server.set_serving(True)
+        write_ready(settings, listen=address, **addresses)
+        await stop.wait()
+        await _drain(executor, reports, server, settings.drain_s)
+        for session in servicer.sessions:
+            session.finish()
+
+
+def choose_layout(cores: str, device: Device) -> Layout:
+    """The cores of each worker. Raises StartupError, naming the setting, where they cannot be given."""
+    try:
+        if cores.strip() == "auto":
+            return default_layout(device.units())
+        return parse_layout(cores, device.units(), field="cores")
+    except LayoutInvalid as error:
+        raise StartupError(f"executor: {error}") from None
+
+
+def _build(
+    settings: ExecutorSettings,
+    device: Device,
+    layout: Layout,
+    incarnation: str,
+    tracer: Tracer,
+    stack: AsyncExitStack,
+) -> tuple[Executor, Spans]:
+    cache = ArtefactCache(settings.cache, settings.cache_bytes)
+    try:
+        cache.open()
+    except OSError as error:
+        raise StartupError(f"executor: cache {settings.cache}: {error.strerror or error}") from None
+    channel = connect(settings.registry, mesh_token=settings.mesh_token)
+    stack.push_async_callback(channel.close)
+    registry = RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
+
+    async def download(tenant: str, digest: str) -> AsyncIterator[bytes]:
+        async for part in registry.DownloadArtefact(DownloadArtefactRequest(tenant=tenant, digest=digest)):
+            yield part.data
+
+    executor = Executor(
+        _workers(settings, device, layout), cache, download, load_interval_s=settings.load_interval_ms / 1000
+    )
+    spans = Spans(
+        tracer,
+        settings.executor_id,
+        incarnation,
+        hold_ns=int(settings.trace_hold_s * 1e9),
+        capacity=settings.trace_hold_requests,
+    )
+    executor.calls = Calls(settings.inline_bytes, spans, executor.load_changed)
+    return executor, spans
+
+
+def _workers(settings: ExecutorSettings, device: Device, layout: Layout) -> dict[int, WorkerConfig]:
+    memory_bytes = settings.memory_bytes or device.memory_bytes * MODEL_MEMORY_PERCENT // 100
+    return {
+        number: WorkerConfig(
+            cores=cores,
+            input_arena_bytes=settings.input_arena_bytes,
+            output_arena_bytes=settings.output_arena_bytes,
+            lane=number,
+            prewarm=settings.prewarm,
+            queue_limit=settings.queue_limit,
+            memory_bytes=memory_bytes // len(layout) or None,
+        )
+        for number, cores in enumerate(layout)
+    }
+
+
+def _expose(settings: ExecutorSettings, executor: Executor, spans: Spans, stack: AsyncExitStack) -> dict[str, str]:
+    """Serves metrics where that is wanted; returns where, by name."""
+    if settings.metrics_listen is None:
+        return {}
+    collector = ExecutorCollector(executor, spans)
+    REGISTRY.register(collector)
+    stack.callback(REGISTRY.unregister, collector)
+    address, close = metrics.serve(settings.metrics_listen)
+    stack.callback(close)
+    return {"metrics": address}
+
+
+async def _drain(executor: Executor, reports: Reports, server: Server, drain_s: float) -> None:
+    """Tells the scheduler and health checks, then waits for calls in hand, at most `drain_s`."""
+    reports.draining = True
+    executor.changed.set()
+    await server.health.enter_graceful_shutdown()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(drain_s):
+            while any(lane.calls for lane in executor.lanes.values()):  # noqa: ASYNC110 - once in a process' life
+                await asyncio.sleep(0.02)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,61 @@
+"""Settings of the executor."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import Address, ServiceSettings
+
+_MIB = 1 << 20
+_GIB = 1 << 30
+
+
+class ExecutorSettings(ServiceSettings):
+    """What an executor can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="APPORTION_EXECUTOR_", frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
+
+    listen: Address = "127.0.0.1:8110"
+    """HOST:PORT where frontends reach this executor; port 0 takes a free one."""
+    advertise: Address | None = None
+    """HOST:PORT that frontends are told to connect to; none: the one that was bound."""
+    scheduler: Address = "127.0.0.1:8102"
+    """The scheduler."""
+    registry: Address = "127.0.0.1:8101"
+    """The registry, where artefacts come from."""
+    executor_id: str = Field(default_factory=lambda: f"executor-{socket.gethostname()}", min_length=1, max_length=128)
+    """What the fleet calls this executor: unique in it, and the same after a restart. Two on one host need a name each."""
+    cores: str = "auto"
+    """Which processor cores its workers get: "auto", or sets of them, one worker each: "1;2-3"."""
+    cache: Path = Path("~/.cache/apportion/artefacts")
+    """Folder for artefacts that were fetched. Executors of one host may share it."""
+    cache_bytes: int = Field(default=20 * _GIB, ge=0)
+    """What the cache may hold of artefacts that no replica uses any more."""
+    input_arena_bytes: int = Field(default=_GIB, ge=_MIB, multiple_of=4096)
+    """Memory, shared with each worker, for tensors of requests; only what is used takes memory."""
+    output_arena_bytes: int = Field(default=_GIB, ge=_MIB, multiple_of=4096)
+    """Memory, shared with each worker, for tensors of answers; only what is used takes memory."""
+    memory_bytes: int | None = Field(default=None, ge=_MIB)
+    """What loaded models may take, over all workers; none: what the device has, less a part for everything else."""
+    inline_bytes: int = Field(default=256 << 10, ge=1024, le=16 * _MIB)
+    """Payloads up to this size travel inside their message, larger ones in chunks on the bulk stream."""
+    chunk_bytes: int = Field(default=256 << 10, ge=1024, le=16 * _MIB)
+    """Size of one chunk of a large answer."""
+    tenant_credit_bytes: int = Field(default=256 * _MIB, ge=_MIB)
+    """Bytes of large requests that one tenant may have here from one frontend; the largest request there can be."""
+    load_interval_ms: int = Field(default=50, ge=1)
+    """Frontends are told of changed load at most this often."""
+    prewarm: tuple[str, ...] = ("onnx",)
+    """Runtimes ("onnx", "torch_export") whose libraries workers import at start, so that the first load is quick."""
+    queue_limit: int = Field(default=4096, ge=1)
+    """Requests that one replica may have waiting; one more is refused as OVERLOADED."""
+    trace_hold_s: float = Field(default=10.0, gt=0)
+    """How long what is known of a request is kept for its trace while no verdict comes."""
+    trace_hold_requests: int = Field(default=20_000, ge=1)
+    """Requests held so at most; the oldest go first."""
