@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 from artefact_samples import exported, linear_pt2, rezipped, with_model_json, written
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig
 from gpu_sharing.runtimes.torch_export import TorchExportRuntime
@@ -399,3 +402,40 @@ def test_a_program_that_changes_its_own_weights_is_refused(tmp_path: Path, marke
     path = written(tmp_path, "m.pt2", exported(Counts(), (torch.ones(2, 4),)))
     with pytest.raises(ArtefactRefused, match="changes its own weights"):
         TorchExportRuntime().load(path, LoadConfig(threads=1, compute_units=1))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_file_with_flipped_bits_is_refused_or_sound_but_never_breaks_the_check(
+    tmp_path: Path, marker: Path, data: st.DataObject
+) -> None:
+    broken = bytearray(linear_pt2())
+    for _ in range(data.draw(st.integers(1, 3))):
+        broken[data.draw(st.integers(0, len(broken) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with contextlib.suppress(ArtefactRefused):
+        TorchExportRuntime().check(written(tmp_path, "m.pt2", bytes(broken)))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_document_with_anything_anywhere_is_refused_or_sound_but_never_breaks_the_check(
+    tmp_path: Path, marker: Path, data: st.DataObject
+) -> None:
+    junk = st.one_of(
+        st.none(), st.booleans(), st.integers(), st.text(max_size=8), st.just([]), st.just({}), st.just([[1]])
+    )
+
+    def change(node: Any) -> None:
+        """Walks down a random path and puts junk at its end."""
+        while True:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            key = data.draw(st.sampled_from(keys))
+            below = node[key]
+            if not isinstance(below, (dict, list)) or not below or data.draw(st.integers(0, 7)) == 0:
+                node[key] = data.draw(junk)
+                return
+            node = below
+
+    path = with_model_json(linear_pt2(), tmp_path / "m.pt2", change)
+    with contextlib.suppress(ArtefactRefused):
+        TorchExportRuntime().check(path)
