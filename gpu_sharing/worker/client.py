@@ -166,9 +166,16 @@ class _Frames(asyncio.Protocol):
             for events in self._decoder.feed(data):
                 self._client._received(events)
         except wire.WireError as error:
-            self._problem = f"talked rubbish: {error}"
-            if self._transport is not None:
-                self._transport.abort()
+            self._give_up(f"talked rubbish: {error}")
+        except Exception as error:
+            # Calls whose answers went missing would wait for ever: losing the worker answers them.
+            self._give_up(f"killed, since its events could not be taken: {error!r}")
+            asyncio.get_running_loop().call_exception_handler({"message": "on_events raised", "exception": error})
+
+    def _give_up(self, problem: str) -> None:
+        self._problem = problem
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the process's end says more
         self._client._disconnected(self._problem)

@@ -45,6 +45,12 @@ class Loader:
         self._runtime_for = runtime_for or _registered
         self._jobs: queue.SimpleQueue[Load | int] = queue.SimpleQueue()
         self._models: dict[int, LoadedModel] = {}
+        self._present: set[int] = set()
+
+    @property
+    def is_empty(self) -> bool:
+        """Every replica that was Loaded has been Unloaded, and its executor told so."""
+        return not self._present
 
     def load(self, load: Load) -> None:
         """Queues a load. Answered by Stage (several), then Loaded or LoadFailed."""
@@ -81,6 +87,7 @@ class Loader:
             self._outbox.send([LoadFailed(load.replica, refused, _describe(load, error))])
             return
         loaded = Loaded(load.replica, hosted.model.signature, hosted.profile, memory_bytes)
+        self._present.add(load.replica)
         requests.host(hosted)
         self._outbox.send([loaded])
 
@@ -133,6 +140,7 @@ class Loader:
             return
         self._forget(replica)
         self._outbox.send([Unloaded(replica)])
+        self._present.discard(replica)
 
     def _forget(self, replica: int) -> None:
         model = self._models.pop(replica, None)

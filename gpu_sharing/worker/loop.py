@@ -24,6 +24,9 @@ from gpu_sharing.worker.requests import RequestCommand, Requests
 from gpu_sharing.worker.scatter import Outputs
 
 STATISTICS_EVERY: Nanoseconds = 500 * MS
+_LAST_ANSWERS: Nanoseconds = 250 * MS
+"""After the grace: for the answers to what has not finished within it."""
+
 _READ_BYTES = 1 << 18
 
 
@@ -61,7 +64,8 @@ class WorkerLoop:
         self._requests = Requests(arbiter, Outputs(outputs), self._outbox, clock=clock, on_gone=self._loader.unload)
         self._lane = Lane(self._requests, inputs.view, clock=clock)
         self._clock = clock
-        self._told: tuple[ArbiterStatistics, int] | None = None
+        # As long as nothing has happened there is nothing to tell.
+        self._told: tuple[ArbiterStatistics, int] = (arbiter.statistics(), self._ledger.used_bytes)
         self._tell_at: Nanoseconds = 0
         self._exit_at: Nanoseconds | None = None
 
@@ -110,11 +114,11 @@ class WorkerLoop:
         if isinstance(command, Load):
             self._loader.load(command)
             return
-        self._exit_at = self._clock() + command.grace_ns
+        self._exit_at = self._clock() + command.grace_ns + _LAST_ANSWERS
         self._requests.take([Unload(replica, command.grace_ns) for replica in self._requests.replicas()])
 
     def _is_over(self) -> bool:
-        return self._exit_at is not None and (self._clock() >= self._exit_at or not self._requests.replicas())
+        return self._exit_at is not None and (self._clock() >= self._exit_at or self._loader.is_empty)
 
     def _patience_ms(self) -> float:
         """How long to wait for commands before something else is due."""

@@ -1,0 +1,146 @@
+"""Small ONNX models, and a client that keeps its books, for tests of real workers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from gpu_sharing.tensors import NUMPY_NAMES
+from gpu_sharing.worker.client import WorkerClient, WorkerConfig
+from gpu_sharing.worker.messages import Done, Failed, Load, Loaded, LoadFailed, Release, Submit, TensorRef, Unloaded
+
+MiB = 1 << 20
+
+
+def save(path: Path, nodes: list, inputs: list, outputs: list) -> Path:
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", inputs, outputs), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    model.ir_version = 9
+    onnx.save(model, path)
+    return path
+
+
+def doubling(path: Path) -> Path:
+    """y = x + x over [n, 4]."""
+    float32 = TensorProto.FLOAT
+    x, y = (helper.make_tensor_value_info(name, float32, ["n", 4]) for name in "xy")
+    return save(path, [helper.make_node("Add", ["x", "x"], ["y"])], [x], [y])
+
+
+def scaling(path: Path) -> Path:
+    """y = x * k over [3, n], joined along axis 1; k is a scalar without a batch axis; text passes through."""
+    float32 = TensorProto.FLOAT
+    x, y = (helper.make_tensor_value_info(name, float32, [3, "n"]) for name in "xy")
+    k = helper.make_tensor_value_info("k", float32, [])
+    return save(path, [helper.make_node("Mul", ["x", "k"], ["y"])], [x, k], [y])
+
+
+def echoing_text(path: Path) -> Path:
+    s, t = (helper.make_tensor_value_info(name, TensorProto.STRING, ["n"]) for name in "st")
+    return save(path, [helper.make_node("Identity", ["s"], ["t"])], [s], [t])
+
+
+def gathering(path: Path) -> Path:
+    """y = table[i]: an index out of range breaks it while it runs."""
+    table = helper.make_tensor("table", TensorProto.FLOAT, [4], [0.0, 10.0, 20.0, 30.0])
+    i = helper.make_tensor_value_info("i", TensorProto.INT64, ["n"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])
+    constant = helper.make_node("Constant", [], ["table"], value=table)
+    return save(path, [constant, helper.make_node("Gather", ["table", "i"], ["y"])], [i], [y])
+
+
+class Books:
+    """A worker's client as an executor would keep it: futures by call, memory given back."""
+
+    def __init__(self, client: WorkerClient) -> None:
+        self.client = client
+        self.events: list = []
+        self._calls = itertools.count(1)
+        self.waiting: dict[int, asyncio.Future] = {}
+        self._replies: dict[tuple[type, int], asyncio.Future] = {}
+
+    @classmethod
+    async def open(cls, **config: object) -> Books:
+        books: list[Books] = []
+        given = {"cores": (0,), "input_arena_bytes": 64 * MiB, "output_arena_bytes": 64 * MiB, **config}
+        client = await WorkerClient.start(WorkerConfig(**given), on_events=lambda events: books[0].on_events(events))
+        books.append(cls(client))
+        return books[0]
+
+    def on_events(self, events: Sequence) -> None:
+        self.events += events
+        for event in events:
+            if isinstance(event, Done | Failed):
+                self.waiting.pop(event.call).set_result(event)
+            for key in ((type(event), getattr(event, "replica", 0)), (type(event), 0)):
+                if key in self._replies:
+                    self._replies.pop(key).set_result(event)
+
+    def reply(self, kind: type, replica: int) -> asyncio.Future:
+        """The next event of that kind."""
+        future = self._replies[(kind, replica)] = asyncio.get_running_loop().create_future()
+        return future
+
+    async def load(self, path: Path, replica: int = 1, **fields: object) -> Loaded | LoadFailed:
+        given = {"format": "onnx", "bandwidth": 0, "weight": 1, "digest": "d", **fields}
+        good, bad = self.reply(Loaded, replica), self.reply(LoadFailed, replica)
+        self.client.send(Load(replica, "tenant", f"model{replica}", 1, path=str(path), **given))
+        await asyncio.wait([good, bad], return_when=asyncio.FIRST_COMPLETED)
+        return good.result() if good.done() else bad.result()
+
+    def submit(
+        self, inputs: list[np.ndarray], *, replica: int = 1, rows: int = 1, key: bytes = b"", **fields: object
+    ) -> asyncio.Future:
+        """Sends a request. The future holds its Done or Failed."""
+        call = next(self._calls)
+        refs = tuple(self._write(index, tensor) for index, tensor in enumerate(inputs))
+        future = self.waiting[call] = asyncio.get_running_loop().create_future()
+        given = {"arrived": time.monotonic_ns(), **fields}
+        self.client.send(Submit(call, replica, rows, key, refs, (0,), **given))
+        return future
+
+    def _write(self, index: int, tensor: np.ndarray) -> TensorRef:
+        data = packed(tensor) if tensor.dtype == object else tensor.tobytes()
+        offset = self.client.inputs.allocate(len(data))
+        assert offset is not None
+        self.client.inputs.view[offset : offset + len(data)] = data
+        return TensorRef(index, tensor.shape, offset, len(data))
+
+    def read(self, done: Done, datatype: str = "FP32", *, release: bool = True) -> np.ndarray:
+        (ref,) = done.outputs
+        data = bytes(self.client.outputs[ref.offset : ref.offset + ref.length_bytes])
+        if release:
+            self.client.send(Release(done.call))
+        return (
+            np.frombuffer(data, NUMPY_NAMES[datatype]).reshape(ref.shape)
+            if datatype != "BYTES"
+            else np.array(unpacked(data), dtype=object)
+        )
+
+    async def unload(self, replica: int, drain_ns: int) -> Unloaded:
+        from gpu_sharing.worker.messages import Unload
+
+        gone = self.reply(Unloaded, replica)
+        self.client.send(Unload(replica, drain_ns))
+        return await gone
+
+
+def packed(tensor: np.ndarray) -> bytes:
+    return b"".join(len(element).to_bytes(4, "little") + element for element in tensor.ravel())
+
+
+def unpacked(data: bytes) -> list[bytes]:
+    elements = []
+    while data:
+        length = int.from_bytes(data[:4], "little")
+        elements.append(data[4 : 4 + length])
+        data = data[4 + length :]
+    return elements
