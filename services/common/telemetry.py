@@ -41,10 +41,12 @@ __all__ = [
 
 log = structlog.get_logger()
 
-EXPORT_SPANS = 512
+EXPORT_SPANS = 256
 """Spans in one export message."""
 SLICE_SPANS = 16
-"""Spans encoded before the exporter's thread lets others run: about half a millisecond of the interpreter's lock."""
+PAUSE_S = 0.0002
+"""After each slice the exporter's thread sleeps this long. Without, the event loop waits whole switch intervals of the
+interpreter's lock behind a batch (docs/decisions/0001); sleeping for no time at all gives the lock back too late."""
 EXPORT_EVERY_S = 0.2
 
 
@@ -145,7 +147,7 @@ class Tracer:
                 self._lost += 1
                 log.warning("a span could not be encoded", error=repr(error))
             if index % SLICE_SPANS == SLICE_SPANS - 1:
-                time.sleep(0)
+                time.sleep(PAUSE_S)
         if spans and self._exporter.export(request_for(self._resource, spans)):
             self._exported += len(spans)
         else:
