@@ -22,7 +22,7 @@ class CatalogueWatch:
     """
 
     def __init__(self, channel: grpc.aio.Channel, tell: Callable[[CatalogueReplaced | CatalogueChanged], None]) -> None:
-        self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
+        self._stub = registry_pb2_grpc.RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
         self._tell = tell
         self._tenants: list[Tenant] = []
         self._models: list[Model] = []

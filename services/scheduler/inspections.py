@@ -23,7 +23,7 @@ class InspectionRecorder:
     """Records inspections one after another, each tried again with backoff; one that fails lets the others go first."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
+        self._stub = registry_pb2_grpc.RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
         self._waiting: asyncio.Queue[RecordInspection] = asyncio.Queue()
 
     def record(self, inspection: RecordInspection) -> None:

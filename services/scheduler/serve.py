@@ -36,7 +36,7 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
             deciding, streams, report_interval_s=settings.report_interval_s, bookmark_s=settings.bookmark_s
         )
         server = Server(settings, settings.listen, name="scheduler")
-        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server.grpc)
+        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
         address = await server.start()
         await server.set_serving(True)
         write_ready(settings, listen=address)

@@ -36,7 +36,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._deciding.wake()
 
     async def Attach(
-        self, request_iterator: AsyncIterator[pb.AttachRequest], context: grpc.aio.ServicerContext
+        self, request_iterator: AsyncIterator[pb.AttachRequest], _context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.AttachResponse]:
         """An executor's stream: hello first, then reports; commands back."""
         first = await anext(aiter(request_iterator), pb.AttachRequest())
@@ -56,7 +56,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             await asyncio.gather(reading, return_exceptions=True)
 
     async def WatchRoutes(
-        self, request: pb.WatchRoutesRequest, context: grpc.aio.ServicerContext
+        self, request: pb.WatchRoutesRequest, _context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.WatchRoutesResponse]:
         """A snapshot, or what came after a revision; then every change; a bookmark where there is none."""
         epoch, routes, revision = (
@@ -84,12 +84,12 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             if not changes and not await self._wait(changed, self._bookmark_s):
                 yield encode.bookmark(epoch, revision)
 
-    async def GetFleet(self, request: pb.GetFleetRequest, context: grpc.aio.ServicerContext) -> pb.GetFleetResponse:
+    async def GetFleet(self, _request: pb.GetFleetRequest, _context: grpc.aio.ServicerContext) -> pb.GetFleetResponse:
         """The fleet as it is known."""
         return encode.fleet(self._deciding.scheduler.epoch, self._deciding.scheduler.fleet())
 
     async def CheckReservation(
-        self, request: pb.CheckReservationRequest, context: grpc.aio.ServicerContext
+        self, request: pb.CheckReservationRequest, _context: grpc.aio.ServicerContext
     ) -> pb.CheckReservationResponse:
         """Whether a reservation could be promised now."""
         asked = request.reservation.millidevices
