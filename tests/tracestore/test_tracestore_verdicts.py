@@ -82,6 +82,17 @@ def test_a_failure_of_ours_is_a_violation_and_one_of_the_callers_is_not() -> Non
     assert (found.violated, found.disagreements, found.causes) == (1, 0, {"error WORKER_LOST": 1})
 
 
+def test_a_caller_that_broke_off_late_was_not_let_down() -> None:
+    gone = request("1", 50, violated=False, error="cancelled", attributes={names.ERROR_TYPE: "CANCELLED"})
+    (found,) = verdicts([gone])
+    assert (found.violated, found.disagreements) == (0, 0)
+
+
+def test_a_request_dropped_past_its_objective_is_put_down_to_where_it_waited() -> None:
+    dropped = request("1", 50, violated=True, error="too late", attributes={names.ERROR_TYPE: "DEADLINE_EXCEEDED"})
+    assert verdicts([dropped, stage(names.STAGE_QUEUE, 0, 49, "1")])[0].causes == {"queue": 1}
+
+
 def test_without_an_objective_nothing_is_late() -> None:
     (found,) = verdicts([request("1", 100_000, violated=False, objective_ms=None)])
     assert (found.violated, found.disagreements) == (0, 0)

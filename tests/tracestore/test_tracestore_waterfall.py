@@ -22,7 +22,7 @@ def view(span_id: str, start_ms: float, end_ms: float, parent: str | None = None
 
 
 REQUEST = [
-    view("queue", 1, 5, "infer", service="executor", attributes={names.LANE_ID: 2}),
+    view("queue", 1, 5, "infer", service="executor", attributes={names.LANE_ID: 2, names.SLO_STAGE: "queue"}),
     view(
         "infer",
         0,
@@ -47,6 +47,7 @@ def test_a_waterfall_is_a_tree_with_bars_durations_and_what_matters() -> None:
         "infer · frontend     |━━━━━━━━━━━━━━━━━━━━━━━━━━━━|  10.00 ms  tenant=acme model=minilm objective=8.00 ms ✗",
         "  queue · executor   |  ━━━━━━━━━━━━              |   4.00 ms  lane=2",
         "  compute · executor |              ━━━━━━━━━━━━━━|   5.00 ms  error: ran late",
+        "spent: queue 4.00 ms, unaccounted 6.00 ms",
         "",
         "linked t2",
         "batch · frontend     |              ━━━━━━━━━━━━━━|   5.00 ms  rows=4",

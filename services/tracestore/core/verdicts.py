@@ -39,8 +39,10 @@ class Request:
     """One request, as its own spans tell it."""
 
     span: SpanView
-    late: bool
+    over: bool
+    """It took longer than its objective, however it ended."""
     failed: bool
+    """It ended in an error that is the service's."""
     recorded: bool
     """What the frontend's verdict said."""
     stages_ns: Mapping[str, int]
@@ -48,13 +50,13 @@ class Request:
 
     @property
     def violated(self) -> bool:
-        """The verdict, recomputed."""
-        return self.late or self.failed
+        """The verdict, recomputed. A caller that broke off, or asked for what cannot be, was not let down."""
+        return self.failed or (self.over and self.span.error is None)
 
     @property
     def cause(self) -> str:
-        """The stage that took longest, or what failed."""
-        if self.failed and not self.late:
+        """The stage that took longest, or what failed before the objective was missed."""
+        if self.failed and not self.over:
             return f"error {self.span.attributes.get(names.ERROR_TYPE, '')}".strip()
         return max(sorted(self.stages_ns), key=lambda stage: self.stages_ns[stage])
 
@@ -85,11 +87,11 @@ def requests(spans: Iterable[SpanView]) -> list[Request]:
 
 def _request(span: SpanView, children: Mapping[tuple[str, str], Sequence[SpanView]]) -> Request:
     objective_us = span.attributes.get(names.SLO_OBJECTIVE_US)
-    late = isinstance(objective_us, int | float) and span.duration_ns > objective_us * 1000
+    over = isinstance(objective_us, int | float) and span.duration_ns > objective_us * 1000
     recorded = span.attributes[names.SLO_VIOLATED] is True
     # A caller's own mistake is an error, but no violation: only the verdict knows which it was.
     failed = span.error is not None and recorded
-    return Request(span, late, failed, recorded, _stages(span, children))
+    return Request(span, over, failed, recorded, _stages(span, children))
 
 
 def _stages(top: SpanView, children: Mapping[tuple[str, str], Sequence[SpanView]]) -> dict[str, int]:

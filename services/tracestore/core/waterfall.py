@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import services.common.attributes as names
 from services.tracestore.core.spans import Node, Scalar, SpanView, tree
+from services.tracestore.core.verdicts import Request, requests
 
 SHOWN = (
     (names.TENANT_NAME, "tenant"),
@@ -52,7 +53,7 @@ def render(spans: Sequence[SpanView], linked: Sequence[SpanView] = (), *, column
         return []
     scale = _Scale(min(span.start_ns for span in spans), max(span.end_ns for span in spans))
     label_columns = _label_columns([*spans, *linked], columns)
-    lines = [_heading(spans), *_rows(spans, scale, label_columns)]
+    lines = [_heading(spans), *_rows(spans, scale, label_columns), *map(_spent, requests(spans))]
     traces: dict[str, list[SpanView]] = {}
     for span in linked:
         traces.setdefault(span.trace_id, []).append(span)
@@ -112,6 +113,13 @@ def _notes(span: SpanView) -> str:
     if span.error is not None:
         said.append(f"error: {printable(span.error)}")
     return " ".join(said)
+
+
+def _spent(request: Request) -> str:
+    """Where one request's time went: its stages in their order, and what none of them explains."""
+    order = {stage: place for place, stage in enumerate(names.STAGES)}
+    stages = sorted(request.stages_ns.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
+    return "spent: " + ", ".join(f"{printable(stage)} {duration_text(max(0, ns))}" for stage, ns in stages)
 
 
 def _text(value: Scalar) -> str:
