@@ -36,9 +36,9 @@ SEARCH = Served(
     "sentences",
     0.25,
     200,
-    ("--max-batch", "16", "--warmup", "input_ids=1x16:101:INT64", "--warmup", "attention_mask=1x16:1:INT64"),
+    ("--max-batch", "8", "--warmup", "input_ids=1x16:101:INT64", "--warmup", "attention_mask=1x16:1:INT64"),
 )
-FILES = Served("files", "filetypes", 0.15, 400, ("--max-batch", "32"))
+FILES = Served("files", "filetypes", 0.15, 400, ("--max-batch", "8"))
 VOICE = Served(
     "voice",
     "speech",

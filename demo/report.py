@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from demo.traffic import Seen, Stream
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
 
 
 def heading(text: str) -> None:
