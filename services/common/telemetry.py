@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping, Sequence
 
 import structlog
+from prometheus_client import Counter
 
 from services.common import attributes
 from services.common.otlp import Exporter, encoded, request_for
@@ -41,6 +42,7 @@ __all__ = [
 
 log = structlog.get_logger()
 
+SPANS = Counter("apportion_telemetry_spans", "Spans that this process was to export.", ["outcome"])
 EXPORT_SPANS = 256
 """Spans in one export message."""
 SLICE_SPANS = 16
@@ -74,6 +76,7 @@ class Tracer:
         self._queue: deque[SpanRecord] = deque()
         self._capacity = queue_spans
         self._refused = self._lost = self._exported = 0
+        self._told = {"exported": 0, "dropped": 0}
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._wake, self._idle, self._stop = threading.Event(), threading.Event(), threading.Event()
         self._idle.set()
@@ -134,7 +137,14 @@ class Tracer:
             while self._queue and not self._stop.is_set():
                 self._idle.clear()
                 self._export_some()
+            self._count()
             self._idle.set()
+
+    def _count(self) -> None:
+        """Tells Prometheus what has come of spans since it was told last: here, and not on the path of requests."""
+        for outcome, total in (("exported", self._exported), ("dropped", self.dropped)):
+            SPANS.labels(outcome).inc(total - self._told[outcome])
+            self._told[outcome] = total
 
     def _export_some(self) -> None:
         assert self._exporter is not None

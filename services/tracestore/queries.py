@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from services.tracestore.rows import MOST_INDEXED_CHARS, MOST_NS, text_of
 from services.tracestore.schema import open_reader
 
 PAGE_SPANS = 500
+PAGE_BYTES = 2 << 20
+"""A part of an answer holds at most this and one span: within what any gRPC client takes by default."""
 READERS = 2
 STEPS_PER_CHECK = 20_000
 """Instructions of SQLite's machine between two looks at the clock: a millisecond or so."""
@@ -64,14 +67,13 @@ class Queries:
         self._threads.shutdown()
 
     async def trace(self, trace_id: bytes, *, start_ns: int = 0, end_ns: int = MOST_NS) -> AsyncIterator[TracesData]:
-        """The spans of a trace, in parts of at most PAGE_SPANS; no part where none is held."""
+        """The spans of a trace, in parts of at most PAGE_SPANS and about PAGE_BYTES; no part where none is held."""
         after = b""
         while True:
             page = await self._ask(partial(_page, trace_id=trace_id, after=after, start_ns=start_ns, end_ns=end_ns))
-            if page:
-                yield _traces_data(page)
-            if len(page) < PAGE_SPANS:
+            if not page:
                 return
+            yield _traces_data(page)
             after = page[-1][0]
 
     async def find(self, search: Search) -> list[bytes]:
@@ -112,7 +114,14 @@ def _page(
 ) -> list[tuple[bytes, int, bytes, bytes]]:
     sql = """SELECT s.span_id, s.resource, r.body, s.body FROM spans s JOIN resources r ON r.id = s.resource
              WHERE s.trace_id = ? AND s.span_id > ? AND s.start_ns BETWEEN ? AND ? ORDER BY s.span_id LIMIT ?"""
-    return connection.execute(sql, (trace_id, after, start_ns, end_ns, PAGE_SPANS)).fetchall()
+    page, size_bytes = [], 0
+    with closing(connection.execute(sql, (trace_id, after, start_ns, end_ns, PAGE_SPANS))) as rows:
+        for row in rows:
+            page.append(row)
+            size_bytes += len(row[3])
+            if size_bytes >= PAGE_BYTES:
+                break
+    return page
 
 
 def _traces_data(page: list[tuple[bytes, int, bytes, bytes]]) -> TracesData:

@@ -148,6 +148,17 @@ def test_a_collector_that_is_absent_and_one_that_refuses_cost_counted_spans(coll
     assert (tracer.dropped, tracer.exported) == (1, 1)
 
 
+def test_prometheus_is_told_what_became_of_spans(collector: Any) -> None:
+    told = lambda outcome: telemetry.SPANS.labels(outcome)._value.get()
+    before = told("exported"), told("dropped")
+    tracer = Tracer("x", collector.address)
+    tracer.emit(record())
+    tracer.emit(record(trace_id="no bytes"))
+    assert tracer.flush(10)
+    tracer.shutdown()
+    assert (told("exported") - before[0], told("dropped") - before[1]) == (1, 1)
+
+
 def test_a_record_that_cannot_be_encoded_takes_nothing_with_it(collector: Any) -> None:
     tracer = Tracer("x", collector.address)
     good = [record(), record()]

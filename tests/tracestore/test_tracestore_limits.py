@@ -17,6 +17,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceS
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
+from services._proto.jaeger.api_v3.query_service_pb2 import GetTraceRequest
+from services._proto.jaeger.api_v3.query_service_pb2_grpc import QueryServiceStub
 from services.common.errors import Reason, Refusal
 from services.common.server import StartupError
 from services.common.status import from_rpc_error
@@ -250,6 +252,20 @@ async def test_a_query_that_reads_for_too_long_is_ended(make_store: Any, tmp_pat
         await queries.find(Search(0, 1 << 62, attributes={"no such": "attribute"}))
     assert caught.value.reason is Reason.DEADLINE_EXCEEDED
     queries.close()
+
+
+async def test_a_trace_of_large_spans_comes_in_parts_that_any_client_takes(store: Any) -> None:
+    filler = KeyValue(key="filler", value=AnyValue(string_value="x" * 200_000))
+    trace_id = new_trace_id()
+    spans = [span(trace_id=trace_id, attributes=[filler]) for _ in range(60)]
+    async with grpc.aio.insecure_channel(store.listen) as channel:
+        await TraceServiceStub(channel).Export(request(*spans))
+    parts = []
+    async with grpc.aio.insecure_channel(store.query_listen) as channel:
+        async for part in QueryServiceStub(channel).GetTrace(GetTraceRequest(trace_id=trace_id.hex())):
+            parts.append([s.span_id for s in part.resource_spans[0].scope_spans[0].spans])
+    assert len(parts) > 1
+    assert sorted(each for part in parts for each in part) == sorted(s.span_id for s in spans)
 
 
 async def test_many_resources_do_not_stay_behind_their_spans(make_store: Any, tmp_path: Path) -> None:
