@@ -8,13 +8,11 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from services.common import attributes as names
-from services.common.status import CODES
-from services.common.telemetry import Kind, SpanRecord, Tracer, Value
+from services.common.telemetry import Tracer
 from services.frontend.core.verdict import OK, Judgement
 from services.frontend.request import Request
+from services.frontend.spans import spans_of
 
-METHOD = "inference.GRPCInferenceService/ModelInfer"
 BOUNDS_S = (
     0.001,
     0.002,
@@ -90,7 +88,8 @@ class Accounts:
                 if call.carrier is not None:
                     call.carrier.verdict(call, judgement.violated, keep)
         if keep and self._tracer.enabled:
-            self._tracer.emit(span_of(request, judgement, ended_ns))
+            for span in spans_of(request, judgement, ended_ns):
+                self._tracer.emit(span)
         return keep
 
     def collect(self) -> Iterator[Metric]:
@@ -122,46 +121,6 @@ class Accounts:
             violations.add_metric([tenant, model], counts.violated)
             in_flight.add_metric([tenant, model], counts.in_flight)
         yield from (requests, latency, objective, violations, in_flight)
-
-
-def span_of(request: Request, judgement: Judgement, ended_ns: int) -> SpanRecord:
-    """The server span of a request that is over."""
-    reason = request.refusal.reason if request.refusal is not None else None
-    facts: dict[str, Value] = {
-        names.RPC_SYSTEM_NAME: "grpc",
-        names.RPC_METHOD: METHOD,
-        names.RPC_RESPONSE_STATUS_CODE: CODES[reason].name if reason is not None else "OK",
-        names.TENANT_NAME: request.tenant,
-        names.MODEL_NAME: request.model,
-        names.SLO_VIOLATED: judgement.violated,
-        names.SLO_OUTCOME: judgement.outcome,
-        names.SLO_KEPT_BECAUSE: names.KEPT_VIOLATED if judgement.violated else names.KEPT_SAMPLED,
-    }
-    if request.version:
-        facts[names.MODEL_VERSION] = str(request.version)
-    if request.request_id:
-        facts[names.REQUEST_ID] = request.request_id.decode(errors="replace")[:128]
-    if request.objective_ns is not None:
-        facts[names.SLO_OBJECTIVE_US] = request.objective_ns // 1000
-    if request.deadline_ns is not None:
-        facts[names.SLO_DEADLINE_US] = request.deadline_ns // 1000
-    if request.executor_id:
-        facts[names.EXECUTOR_ID] = request.executor_id
-    if request.attempts:
-        facts[names.EXECUTOR_REPLICA] = str(request.attempts[-1].replica_id)
-    if reason is not None:
-        facts[names.ERROR_TYPE] = str(reason)
-    return SpanRecord(
-        name=METHOD,
-        trace_id=request.trace_id,
-        span_id=request.span_id,
-        parent_span_id=request.parent_span_id,
-        start_ns=request.arrived_ns,
-        end_ns=ended_ns,
-        kind=Kind.SERVER,
-        attributes=facts,
-        error=request.refusal.message if request.refusal is not None else None,
-    )
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:

@@ -46,6 +46,8 @@ class Call:
         "replica_id",
         "span_id",
         "stage",
+        "stages_ns",
+        "submitted_ns",
         "tenant",
         "trace_id",
     )
@@ -68,6 +70,8 @@ class Call:
         self.trace_id, self.span_id = trace_id, span_id
         self.number = 0
         self.stage = CONNECT
+        self.submitted_ns = self.stages_ns = 0
+        """When it was handed on, and how much of the time since then its executor accounts for."""
         self.parts: list[bytes] | None = None
         self.received_bytes = 0
         self.bulk_bytes: int | None = None

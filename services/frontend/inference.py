@@ -139,6 +139,7 @@ class Inference:
             trace_id=request.trace_id,
             span_id=request.span_id,
         )
+        call.submitted_ns = monotonic_ns()
         request.attempts.append(call)
         request.executor_id = replica.executor_id
         replica.outstanding += 1

@@ -29,7 +29,7 @@ class World:
     async def until(self, holds: Callable[[], bool], timeout_s: float = 5.0) -> None:
         """Waits until something holds; fails where it never does."""
         async with asyncio.timeout(timeout_s):
-            while not holds():
+            while not holds():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
 
@@ -41,7 +41,9 @@ async def start() -> AsyncIterator[Start]:
     """Starts a world: `await start(FakeExecutor(), routes=…, **settings)`; without routes, `m` is at every executor."""
     async with AsyncExitStack() as stack:
 
-        async def begin(*executors: FakeExecutor, routes: Any = None, tenants: Any = (), models: Any = (), **settings: Any) -> World:
+        async def begin(
+            *executors: FakeExecutor, routes: Any = None, tenants: Any = (), models: Any = (), **settings: Any
+        ) -> World:
             for executor in executors:
                 if not executor.address:
                     await executor.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
@@ -68,7 +69,11 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         self.most_drawn = 0
         self.credits_returned = 0
         self.server = grpc.aio.server(
-            options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+            options=[
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            ]
         )
         executor_pb2_grpc.add_ExecutorServiceServicer_to_server(self, self.server)
         self.address = ""
@@ -91,7 +96,10 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         self._rule(len(hello.session) == 16 and not first.infers, "the first message is hello alone")
         yield executor_pb2.ExecuteResponse(
             welcome=executor_pb2.ExecuteWelcome(
-                executor_id=self.executor_id, incarnation="i", inline_bytes=INLINE_BYTES, tenant_credit_bytes=self.credit_bytes
+                executor_id=self.executor_id,
+                incarnation="i",
+                inline_bytes=INLINE_BYTES,
+                tenant_credit_bytes=self.credit_bytes,
             )
         )
         primary = hello.kind == executor_pb2.STREAM_KIND_PRIMARY
@@ -118,7 +126,9 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
                 self._rule(not message.chunks, "chunks go on the bulk stream")
                 await self._take(message, session)
             else:
-                self._rule(not (message.infers or message.cancels or message.verdicts), "the bulk stream has chunks only")
+                self._rule(
+                    not (message.infers or message.cancels or message.verdicts), "the bulk stream has chunks only"
+                )
                 for chunk in message.chunks:
                     await self._chunk(chunk, session)
 
@@ -187,7 +197,7 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
             result = executor_pb2.Result(call=infer.call, status=to_status(answer).SerializeToString())
             session.primary.put_nowait(executor_pb2.ExecuteResponse(results=[result]))
         elif answer is not None and len(answer) <= INLINE_BYTES:
-            result = executor_pb2.Result(call=infer.call, payload=answer)
+            result = executor_pb2.Result(call=infer.call, payload=answer, stages=executor_pb2.Stages(compute_ns=1))
             session.primary.put_nowait(executor_pb2.ExecuteResponse(results=[result]))
         elif answer is not None:
             await self._send_bulk(session, infer, answer)
@@ -251,12 +261,17 @@ class FakeMesh(scheduler_pb2_grpc.SchedulerServiceServicer, registry_pb2_grpc.Re
         self.routes.put_nowait(scheduler_pb2.WatchRoutesResponse(epoch=1, revision=revision, snapshot=snapshot))
 
     def change_routes(
-        self, routes: Iterable[scheduler_pb2.ModelRoute] = (), removed: Iterable[common_pb2.ModelKey] = (), revision: int = 2
+        self,
+        routes: Iterable[scheduler_pb2.ModelRoute] = (),
+        removed: Iterable[common_pb2.ModelKey] = (),
+        revision: int = 2,
     ) -> None:
         changes = scheduler_pb2.RouteChanges(routes=routes, removed=removed)
         self.routes.put_nowait(scheduler_pb2.WatchRoutesResponse(epoch=1, revision=revision, changes=changes))
 
-    def tell_tenants(self, tenants: Iterable[registry_pb2.Tenant] = (), models: Iterable[registry_pb2.Model] = ()) -> None:
+    def tell_tenants(
+        self, tenants: Iterable[registry_pb2.Tenant] = (), models: Iterable[registry_pb2.Model] = ()
+    ) -> None:
         snapshot = registry_pb2.CatalogueSnapshot(tenants=tenants, models=models, first_part=True, last_part=True)
         self.catalogue.put_nowait(registry_pb2.WatchCatalogueResponse(revision=1, snapshot=snapshot))
 
@@ -292,7 +307,15 @@ def route(
     return told
 
 
-def infer_request(model: str, content: bytes = b"\0" * 64, request_id: str = "", **parameters: Any) -> oip.ModelInferRequest:
+def tenant(name: str, *keys: str) -> registry_pb2.Tenant:
+    """A tenant with these API keys."""
+    hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+    return registry_pb2.Tenant(name=name, keys=[registry_pb2.ApiKey(id="k_1", sha256=digest) for digest in hashes])
+
+
+def infer_request(
+    model: str, content: bytes = b"\0" * 64, request_id: str = "", **parameters: Any
+) -> oip.ModelInferRequest:
     """A request whose one input has these bytes. parameters: by kind, `timeout=("int64_param", 5)`."""
     request = oip.ModelInferRequest(model_name=model, id=request_id, raw_input_contents=[content])
     request.inputs.add(name="x", datatype="UINT8", shape=[len(content)])

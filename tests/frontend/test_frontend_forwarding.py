@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+from time import monotonic_ns
 
 import grpc
 import pytest
 from conftest import Start
-from frontend_fakes import CREDIT_BYTES, FakeExecutor, echo, infer_request, route
+from frontend_fakes import FakeExecutor, echo, infer_request, route, tenant
 
 from services._proto.apportion.v1 import executor_pb2
 from services.common.errors import Reason, Refusal
 from services.common.status import from_rpc_error
+from services.frontend.calls import Call
+from services.frontend.outbox import Outbox
 
 
 async def test_a_request_is_answered_with_the_bytes_that_its_executor_gave(start: Start) -> None:
@@ -42,13 +45,38 @@ async def test_each_of_many_answers_of_mixed_sizes_belongs_to_its_question(start
     await world.until(lambda: len(executor.verdicts) == 2_000)
 
 
-async def test_small_requests_that_are_ready_together_share_a_message(start: Start) -> None:
-    executor = FakeExecutor()
-    world = await start(executor)
-    await world.stub.ModelInfer(infer_request("m"))
-    before = executor.messages
-    await asyncio.gather(*(world.stub.ModelInfer(infer_request("m")) for _ in range(200)))
-    assert executor.messages - before < 150
+async def test_small_calls_that_are_ready_together_share_a_message_and_large_ones_take_turns() -> None:
+    sent: dict[int, Call] = {}
+    outbox = Outbox(100, 1 << 30, sent)
+    loop, later = asyncio.get_running_loop(), monotonic_ns() + 10**10
+    payloads = [b"a" * 10, b"b" * 600_000, b"c" * 10, b"d" * 300_000]
+    for payload in payloads:
+        outbox.submit(Call("t", 1, payload, loop.create_future(), deadline_ns=later))
+    message = await outbox.message()
+    assert [(infer.call, len(infer.payload), infer.bulk_bytes) for infer in message.infers] == [
+        (1, 10, 0),
+        (2, 0, 600_000),
+        (3, 10, 0),
+        (4, 0, 300_000),
+    ]
+    chunks = [(await outbox.chunk()).chunks[0] for _ in range(5)]
+    assert [chunk.call for chunk in chunks] == [2, 4, 2, 4, 2]
+    assert b"".join(chunk.data for chunk in chunks if chunk.call == 2) == payloads[1]
+
+
+async def test_a_call_that_was_left_before_it_was_sent_is_never_sent() -> None:
+    outbox = Outbox(100, 1 << 20, {})
+    loop, later = asyncio.get_running_loop(), monotonic_ns() + 10**10
+    calls = [Call("t", 1, bytes(size), loop.create_future(), deadline_ns=later) for size in (10, 1 << 20, 1 << 20)]
+    for call in calls:
+        outbox.submit(call)
+    for call in calls[:2]:
+        call.future.cancel()
+        outbox.withdraw(call)
+    message = await outbox.message()
+    # The credit that the second had drawn goes to the third.
+    assert [infer.bulk_bytes for infer in message.infers] == [1 << 20]
+    assert not message.cancels
 
 
 async def test_large_payloads_never_exceed_their_tenants_credit_and_all_arrive(start: Start) -> None:
@@ -57,7 +85,9 @@ async def test_large_payloads_never_exceed_their_tenants_credit_and_all_arrive(s
     content = bytes(range(256)) * (8 << 12)
     sizes = [1 << 20, 2 << 20, 8 << 20] * 4
     answers = await asyncio.gather(*(world.stub.ModelInfer(infer_request("m", content[:size])) for size in sizes))
-    assert [answer.raw_output_contents[0] == content[:size] for answer, size in zip(answers, sizes, strict=True)] == [True] * 12
+    assert [answer.raw_output_contents[0] == content[:size] for answer, size in zip(answers, sizes, strict=True)] == [
+        True
+    ] * 12
     assert executor.broken == []
     assert executor.most_drawn < (9 << 20)
     # Everything that large answers drew is granted again.
@@ -211,14 +241,3 @@ async def test_a_replica_that_reports_a_long_wait_is_passed_over(start: Start) -
     for _ in range(10):
         await world.stub.ModelInfer(infer_request("m"))
     assert (len(busy.infers), len(idle.infers)) == (0, 10)
-
-
-def tenant(name: str, key: str) -> object:
-    import hashlib
-
-    from services._proto.apportion.v1 import registry_pb2
-
-    return registry_pb2.Tenant(name=name, keys=[registry_pb2.ApiKey(id="k_1", sha256=hashlib.sha256(key.encode()).digest())])
-
-
-assert CREDIT_BYTES > 8 << 20
