@@ -80,7 +80,8 @@ class OnnxModel:
         self._quiet.log_severity_level = LOG_FATAL_ONLY
         self._strings = {spec.name for spec in self.signature.inputs if spec.datatype == "BYTES"}
         found = verified(self.signature, self._execute, config, self.ranges)
-        self.signature, self.preferred_extent, self.unbatched_because = found
+        self.signature = found.signature
+        self.preferred_extent, self.unbatched_because = found.extent, found.unbatched_because
 
     def run(self, inputs: Tensors) -> Run:
         """One segment: the whole graph, without a boundary inside."""

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from gpu_sharing.runtimes.archive import opened
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Run, Tensors
 from gpu_sharing.runtimes.program import Program, read_program, write_clean
 from gpu_sharing.runtimes.signature import infer
+from gpu_sharing.runtimes.torch_segments import Segment, cut, placeholders, run_all, run_one, whole
 from gpu_sharing.runtimes.torch_tensors import from_torch, to_torch
 from gpu_sharing.runtimes.torch_values import Interface, interface_of
 from gpu_sharing.runtimes.verification import verified
-from gpu_sharing.runtimes.warmup import Ranges
+from gpu_sharing.runtimes.warmup import Ranges, finish, made_up
 from gpu_sharing.tensors import Signature
 from gpu_sharing.units import Bytes
 
@@ -53,56 +55,75 @@ class TorchExportRuntime:
 
 
 class TorchExportModel:
-    """An exported program, run as one segment.
+    """An exported program, cut into segments of about one quantum.
 
     ranges: legal extents by symbol. unbatched_because: why requests run one at a time, where the artefact would have
     allowed batches; else "".
     """
 
-    segments: tuple[str, ...] = ("program",)
-
     def __init__(self, exported: Any, program: Program, config: LoadConfig, *, copies_inputs: bool) -> None:
         self._copies_inputs = copies_inputs
         self._interface: Interface = interface_of(exported, program)
         weights = _weights(exported)
-        self.weight_bytes: Bytes = sum(
-            {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights}.values()
-        )
-        self._module: Any = exported.module(check_guards=False)
+        self.weight_bytes: Bytes = _bytes_of(weights)
+        module = _unlifted(exported)
+        self._slots = placeholders(module)
+        self._parts = whole(module)
         self.ranges: Ranges = self._interface.ranges
-        self.signature: Signature = infer(
+        found = infer(
             self._interface.inputs,
             self._interface.outputs,
             batch_axes=config.batch_axes,
             max_rows=config.max_batch_size,
         )
-        self.signature = _within(self.signature, self.ranges)
         before = [tensor._version for tensor in weights]
-        found = verified(self.signature, self._execute, config, self.ranges)
-        self.signature, self.preferred_extent, self.unbatched_because = found
+        settled = verified(_within(found, self.ranges), self._execute, config, self.ranges)
+        self.signature: Signature = settled.signature
+        self.preferred_extent, self.unbatched_because = settled.extent, settled.unbatched_because
         if before != [tensor._version for tensor in weights]:
             raise ArtefactRefused("the model changes its own weights while it runs; export it in eval mode")
+        if settled.ran:
+            self._parts = self._cut(module, config)
+        self.segments: tuple[str, ...] = tuple(part.name for part in self._parts)
 
     def run(self, inputs: Tensors) -> Run:
-        """One segment: the whole program, without a boundary inside."""
-        yield from ()
-        return self._execute(inputs)
+        """One segment at each `next`; inference mode never spans a boundary, since the thread runs other models there."""
+        if not self._parts:
+            raise RuntimeError("the model has been closed")
+        parts, values, flat = self._parts, self._values(inputs), []
+        for index, part in enumerate(parts):
+            with torch.inference_mode():
+                flat = run_one(part, values)
+            if index + 1 < len(parts):
+                yield
+        return self._named(flat)
 
     def close(self) -> None:
-        """Lets go of the weights."""
-        self._module = None
+        """Lets go of the weights; a run in flight still ends."""
+        self._parts = ()
 
     def _execute(self, inputs: Tensors) -> dict[str, np.ndarray]:
-        if self._module is None:
-            raise RuntimeError("the model has been closed")
-        with torch.inference_mode():
-            arguments = self._interface.arguments(inputs, lambda name, value: self._tensor(name, value))
-            flat = self._module(*arguments)
-            return {name: from_torch(flat[index]) for name, index in self._interface.kept_outputs}
+        return finish(self.run(inputs))
+
+    def _values(self, inputs: Tensors) -> dict[str, Any]:
+        return dict(zip(self._slots, self._interface.arguments(inputs, self._tensor), strict=True))
 
     def _tensor(self, name: str, value: np.ndarray) -> torch.Tensor:
         tensor = to_torch(value, self._interface.datatypes[name])
         return tensor.clone() if self._copies_inputs else tensor
+
+    def _named(self, flat: list[Any]) -> dict[str, np.ndarray]:
+        return {name: from_torch(flat[index]) for name, index in self._interface.kept_outputs}
+
+    def _cut(self, module: Any, config: LoadConfig) -> tuple[Segment, ...]:
+        """The segments, if they compute to the bit what the whole program does; else the whole program as one."""
+        inputs = made_up(self.signature, 1, warmup=config.warmup, ranges=self.ranges, extent=self.preferred_extent)
+        parts = cut(module, list(self._values(inputs).values()))
+        with torch.inference_mode():
+            expected = self._named(run_all(self._parts, self._values(inputs)))
+            given = self._named(run_all(parts, self._values(inputs)))
+        same = all(given[name].tobytes() == value.tobytes() for name, value in expected.items())
+        return parts if same else self._parts
 
 
 def resolved_operators(program: Program) -> list[Any]:
@@ -130,6 +151,16 @@ def _loaded(clean: str, name: str) -> Any:
         raise ArtefactRefused(f"{name}: torch {torch.__version__} cannot load it: {reason[:400]}") from broken
 
 
+def _unlifted(exported: Any) -> Any:
+    """The program with its weights inside. Its guards are text of the file, which would be evaluated: they stay out."""
+    return exported.module(check_guards=False)
+
+
+def _bytes_of(weights: list[torch.Tensor]) -> Bytes:
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in weights}
+    return sum(storages.values())
+
+
 def _weights(exported: Any) -> list[torch.Tensor]:
     held = [*exported.state_dict.values(), *exported.constants.values()]
     return [value for value in held if isinstance(value, torch.Tensor)]
@@ -137,8 +168,6 @@ def _weights(exported: Any) -> list[torch.Tensor]:
 
 def _within(signature: Signature, ranges: Ranges) -> Signature:
     """The same signature with no more rows than the program was exported for."""
-    from msgspec.structs import replace
-
     limits = [
         ranges[spec.symbols[spec.batch_axis]][1]
         for spec in signature.inputs

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, Tensors
 from gpu_sharing.runtimes.signature import unbatched, unverified, verify
-from gpu_sharing.runtimes.warmup import Ranges, attempts, check_warmup, made_up, rows_of
+from gpu_sharing.runtimes.warmup import EXTENTS_TRIED, Ranges, attempts, check_warmup, made_up, rows_of
 from gpu_sharing.tensors import Signature
 
 Execute = Callable[[Tensors], dict[str, np.ndarray]]
@@ -20,8 +21,22 @@ TOLERANCES: Mapping[str, float] = {"FP64": 1e-4, "FP32": 1e-3, "FP16": 5e-2}
 """How far a row may differ, relative to the largest value, between a batch and alone: kernels sum in other orders."""
 
 
-def verified(signature: Signature, execute: Execute, config: LoadConfig, ranges: Ranges) -> tuple[Signature, int, str]:
-    """Runs a few rows. Returns the signature as observed, the extent of free dimensions that ran, and why not batched ("": it is).
+@dataclass(frozen=True)
+class Verdict:
+    """What trying a model told.
+
+    extent: of free dimensions, for made-up inputs. unbatched_because: "" where it is batched, or never could be.
+    ran: a made-up input, or the operator's, was accepted.
+    """
+
+    signature: Signature
+    extent: int
+    unbatched_because: str
+    ran: bool
+
+
+def verified(signature: Signature, execute: Execute, config: LoadConfig, ranges: Ranges) -> Verdict:
+    """Runs a few rows and settles the signature by what they gave.
 
     Raises ArtefactRefused where the operator's own warm-up input is wrong or is rejected by the model.
     """
@@ -35,11 +50,11 @@ def verified(signature: Signature, execute: Execute, config: LoadConfig, ranges:
         except Exception as broken:  # whatever the model's kernels raise for shapes they do not like
             failure = failure or _first_line(broken)
             continue
-        return settled, extent, reason
+        return Verdict(settled, extent, reason, ran=True)
     if config.warmup:
         raise ArtefactRefused(f"warmup: the model rejects it: {failure}")
     settled, reason = unverified(signature, config.batch_axes)
-    return settled, next(attempts(())), reason and f"{reason} (it was rejected: {failure})"
+    return Verdict(settled, EXTENTS_TRIED[0], reason and f"{reason} (it was rejected: {failure})", ran=False)
 
 
 def _observe(
