@@ -136,11 +136,20 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 class Refusals(grpc.aio.ServerInterceptor):
     """Turns a Refusal that a method raises into its gRPC status; anything else into INTERNAL, logged with its traceback."""
 
+    def __init__(self) -> None:
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
+
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
         if handler is None:
             return None
-        method = details.method
+        # A service's handlers live as long as it does, and only methods that exist get here: wrapped once, not every call.
+        known = self._wrapped.get(details.method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[details.method] = (handler, self._wrap(handler, details.method))
+        return known[1]
+
+    def _wrap(self, handler: Any, method: str) -> Any:
         if handler.response_streaming:
             inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
