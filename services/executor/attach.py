@@ -15,7 +15,7 @@ from services.common.channel import backoff
 from services.common.errors import Reason
 from services.common.status import from_rpc_error
 from services.executor.convert import changed_from, wanted_from
-from services.executor.core.replicas import Happened, Unwanted
+from services.executor.core.replica_events import Happened, Unwanted
 from services.executor.reports import Reports
 
 log = structlog.get_logger()
@@ -43,6 +43,8 @@ class Attachment:
         self._current = False
         self.attached = asyncio.Event()
         """Set while a scheduler has welcomed us."""
+        self.said_goodbye = asyncio.Event()
+        """Set once a report that says `draining` has gone out."""
 
     async def run(self) -> None:
         """Attaches again and again, until cancelled."""
@@ -66,7 +68,7 @@ class Attachment:
         stream = self._stub.Attach(self._outgoing())
         try:
             async for response in stream:
-                self._take(response)
+                self.take(response)
         finally:
             stream.cancel()
 
@@ -79,9 +81,13 @@ class Attachment:
                 await asyncio.wait_for(self._changed.wait(), self._interval_s)
                 await asyncio.sleep(LEAST_INTERVAL_S)
             self._changed.clear()
-            yield self._reports.report()
+            report = self._reports.report()
+            yield report
+            if report.report.draining:
+                self.said_goodbye.set()
 
-    def _take(self, response: AttachResponse) -> None:
+    def take(self, response: AttachResponse) -> None:
+        """A message of the scheduler. Commands of an epoch older than one already seen change nothing."""
         match response.WhichOneof("event"):
             case "welcome":
                 self._interval_s = max(LEAST_INTERVAL_S, (response.welcome.report_interval_ms or 1000) / 1000)

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from enum import Enum
+from collections.abc import Callable
 from itertools import count
-from typing import Protocol
 
 import structlog
 
-from gpu_sharing.units import Millidevices, Nanoseconds
-from gpu_sharing.worker.client import WorkerClient
+from gpu_sharing.units import Nanoseconds
 from gpu_sharing.worker.messages import Batch, Cancel, Done, Failed, Release, Submit
-from services._proto.apportion.v1.executor_pb2 import Infer, Result, Stages
+from services._proto.apportion.v1.executor_pb2 import Infer, Result
 from services.common.errors import Reason, Refusal
 from services.common.status import to_status
 from services.executor.core.load import smoothed
 from services.executor.core.requests import Invalid, walk_elements
-from services.executor.core.turns import Part
 from services.executor.decode import (
     ALIGNMENT,
     WALKED_AT_ONCE,
     Decoded,
-    Decoder,
     Placed,
     as_refusal,
     check_elements,
@@ -34,114 +29,12 @@ from services.executor.decode import (
     place_typed,
     shape_key,
 )
-from services.executor.encode import Encoder
+from services.executor.inflight import Call, Caller, Lane, Phase, Serving, stages
 from services.executor.spans import Spans
 
 log = structlog.get_logger()
 
 _US = 1_000
-
-
-class Phase(Enum):
-    """Where a call is. RECEIVING: its chunks come. CHECKING: its elements are walked. RUNNING: the worker has it.
-    ANSWERED: its result is on its way; only its output memory may still be held."""
-
-    RECEIVING = 1
-    CHECKING = 2
-    RUNNING = 3
-    ANSWERED = 4
-
-
-class Caller(Protocol):
-    """Where a call came from. key: unlike any other's."""
-
-    key: int
-
-    def answer(self, result: Result) -> None:
-        """Sends the one result of a call."""
-        ...
-
-    def transfer(self, call: Call, parts: Sequence[Part], batch: Batch) -> None:
-        """Sends a large result, as credit allows; `Calls.sent` is called once the last of it has been copied."""
-        ...
-
-    def returned(self, call: Call) -> None:
-        """The call's input memory is free: what it drew is granted again."""
-        ...
-
-
-class Lane:
-    """A lane's worker, and the calls that depend on it. client: None while there is none."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.client: WorkerClient | None = None
-        self.calls: dict[int, Call] = {}
-
-
-class Serving:
-    """A replica that takes requests, or still finishes some. outstanding: its calls that are not answered."""
-
-    def __init__(
-        self,
-        replica: int,
-        tenant: str,
-        model: str,
-        version: int,
-        lane: Lane,
-        bandwidth: Millidevices,
-        decoder: Decoder,
-        encoder: Encoder,
-    ) -> None:
-        assert lane.client is not None
-        self.replica, self.tenant, self.model, self.version = replica, tenant, model, version
-        self.lane, self.client, self.bandwidth = lane, lane.client, bandwidth
-        self.decoder, self.encoder = decoder, encoder
-        self.outstanding = 0
-        self.service_ns: Nanoseconds = 0
-        self.outcomes: dict[str, int] = {}
-        self.rows = self.batched_requests = self.queue_ns = self.compute_ns = 0
-
-
-class Call:
-    """One request. It keeps nothing of its message, whose payload would stay in memory with it.
-
-    number: the executor's own; call: the frontend's. deadline: dropped past it. objective: None: class `batch`.
-    blocks: what it holds of the input arena; base: where chunks are written to.
-    """
-
-    __slots__ = (
-        "arrived",
-        "base",
-        "blocks",
-        "bulk_bytes",
-        "call",
-        "caller",
-        "deadline",
-        "decoded",
-        "handed",
-        "number",
-        "objective",
-        "phase",
-        "priority",
-        "received_bytes",
-        "serving",
-        "span",
-        "wanted",
-    )
-
-    def __init__(self, number: int, caller: Caller, infer: Infer, serving: Serving, arrived: Nanoseconds) -> None:
-        self.number, self.caller, self.call, self.serving = number, caller, infer.call, serving
-        self.arrived = self.handed = arrived
-        self.deadline = arrived + infer.deadline_us * _US if infer.HasField("deadline_us") else None
-        self.objective = arrived + infer.objective_us * _US if infer.HasField("objective_us") else None
-        self.priority, self.bulk_bytes = infer.priority, infer.bulk_bytes
-        self.span = (infer.span.trace_id, infer.span.span_id) if infer.HasField("span") else None
-        self.received_bytes = self.base = 0
-        self.blocks: tuple[int, ...] = ()
-        self.decoded: Decoded | None = None
-        self.phase = Phase.RECEIVING
-        self.wanted = True
 
 
 class Calls:
@@ -327,6 +220,7 @@ class Calls:
 
     def _respond(self, call: Call, refusal: Refusal, batch: Batch | None) -> None:
         """Answers with a status, unless nobody waits."""
+        call.decoded = None
         self._count(call, refusal.reason)
         if not call.wanted:
             return
@@ -354,6 +248,7 @@ class Calls:
             result = Result(call=call.call, payload=b"".join(parts), stages=stages(call, done.batch, now))
             call.caller.answer(result)
             self.sent(call)
+        call.decoded = None
         self._spans.finished(call, done.batch, time.monotonic_ns(), None)
 
     def _count(self, call: Call, outcome: str) -> None:
@@ -364,21 +259,3 @@ class Calls:
 _WORKER_REASONS = frozenset(
     {"DEADLINE_EXCEEDED", "CANCELLED", "OVERLOADED", "OUT_OF_MEMORY", "MODEL_FAILED", "MODEL_NOT_READY"}
 )
-
-
-def stages(call: Call, batch: Batch | None, now: Nanoseconds) -> Stages:
-    """Where the call's time went; without a batch, it all went to decoding and the queue."""
-    decode_ns = call.handed - call.arrived
-    if batch is None:
-        queue_ns = 0 if call.handed == call.arrived else max(0, now - call.handed)
-        return Stages(decode_ns=decode_ns, queue_ns=queue_ns, lane=call.serving.lane.number)
-    return Stages(
-        decode_ns=decode_ns,
-        queue_ns=max(0, batch.started - call.handed),
-        batch_ns=max(0, batch.waited_for_others),
-        compute_ns=max(0, batch.ended - batch.started),
-        preempted_ns=max(0, batch.preempted),
-        encode_ns=max(0, now - batch.ended),
-        batch_rows=max(0, batch.rows),
-        lane=max(0, batch.lane),
-    )

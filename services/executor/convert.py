@@ -9,7 +9,8 @@ from google.protobuf.message import DecodeError
 from gpu_sharing.tensors import Signature, TensorSpec
 from gpu_sharing.worker.messages import Profile, ProfilePoint, SegmentCost, WarmupTensor
 from services._proto.apportion.v1 import common_pb2, registry_pb2, scheduler_pb2
-from services.executor.core.replicas import Changed, Phase, Replica, Wanted
+from services.executor.core.replica_events import Changed, Wanted
+from services.executor.core.replicas import Phase, Replica
 
 FORMATS = {
     registry_pb2.ARTEFACT_FORMAT_UNSPECIFIED: None,

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from gpu_sharing.memory.arena import Arena
@@ -23,6 +24,7 @@ from services.executor.core.requests import (
     plan,
     walk_elements,
 )
+from services.executor.core.typed import AS_THEY_ARE, Values
 from services.executor.core.wire import Malformed, scan
 
 ALIGNMENT = 64
@@ -93,10 +95,16 @@ class Decoder:
         return planned, request.model_name
 
 
-def _typed(given: ModelInferRequest.InferInputTensor) -> dict[str, Sequence[object]] | None:
+def _typed(given: ModelInferRequest.InferInputTensor) -> dict[str, Values] | None:
     if not given.HasField("contents"):
         return None
-    return {field.name: value for field, value in given.contents.ListFields()}
+    typed: dict[str, Values] = {field.name: value for field, value in given.contents.ListFields()}
+    if len(typed) == 1 and (kind := next(iter(typed))) in AS_THEY_ARE:
+        # Alone in its message and packed: behind a tag and a length lie the elements themselves.
+        item = np.dtype("<f4" if kind == "fp32_contents" else "<f8")
+        written = given.contents.SerializeToString()
+        return {kind: np.frombuffer(written, item, offset=len(written) - len(typed[kind]) * item.itemsize)}
+    return typed
 
 
 def place(arena: Arena, decoded: Decoded, payload: bytes) -> Placed:

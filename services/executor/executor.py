@@ -16,17 +16,15 @@ from gpu_sharing.worker.messages import Done, Event, Failed, Loaded, LoadFailed,
 from services.common.channel import backoff
 from services.common.status import from_rpc_error
 from services.executor.cache import ArtefactCache, FetchFailed, format_of
-from services.executor.calls import Calls, Lane, Serving
+from services.executor.calls import Calls
 from services.executor.core.load import expected_wait_ns
-from services.executor.core.replicas import (
+from services.executor.core.replica_events import (
     Fetch,
     Fetched,
     Fetching,
     Happened,
     LetGo,
     NotFetched,
-    Phase,
-    Replicas,
     Send,
     Serve,
     StartWorker,
@@ -36,9 +34,11 @@ from services.executor.core.replicas import (
     WorkerDown,
     WorkerUp,
 )
+from services.executor.core.replicas import Phase, Replicas
 from services.executor.core.usage import UsageLedger
 from services.executor.decode import Decoder
 from services.executor.encode import Encoder
+from services.executor.inflight import Lane, Serving
 from services.executor.session import Session
 
 log = structlog.get_logger()
@@ -104,6 +104,8 @@ class Executor:
 
     def handle(self, event: Happened, lane: int | None = None) -> None:
         """Takes an event in and performs what follows. lane: whose worker said it."""
+        if isinstance(event, LoadFailed | NotFetched):
+            log.warning("replica cannot serve", replica=event.replica, refused=event.refused, reason=event.message)
         for action in self.replicas.handle(event, time.monotonic_ns(), lane):
             match action:
                 case Send():

@@ -66,7 +66,7 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         await server.set_serving(True)
         write_ready(settings, listen=address, **addresses)
         await stop.wait()
-        await _drain(executor, reports, server, settings.drain_s)
+        await _drain(executor, reports, attachment, server, settings.drain_s)
         for session in servicer.sessions:
             session.finish()
 
@@ -144,13 +144,15 @@ def _expose(settings: ExecutorSettings, executor: Executor, spans: Spans, stack:
     return {"metrics": address}
 
 
-async def _drain(executor: Executor, reports: Reports, server: Server, drain_s: float) -> None:
+async def _drain(executor: Executor, reports: Reports, attachment: Attachment, server: Server, drain_s: float) -> None:
     """Tells the scheduler and health checks, then waits for calls in hand, at most `drain_s`."""
     reports.draining = True
     executor.changed.set()
     await server.health.enter_graceful_shutdown()
     with suppress(TimeoutError):
         async with asyncio.timeout(drain_s):
+            if attachment.attached.is_set():
+                await attachment.said_goodbye.wait()
             while any(lane.calls for lane in executor.lanes.values()):  # noqa: ASYNC110 - once in a process' life
                 await asyncio.sleep(0.02)
 

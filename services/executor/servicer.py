@@ -18,7 +18,8 @@ from services._proto.apportion.v1.executor_pb2 import (
 )
 from services._proto.apportion.v1.executor_pb2_grpc import ExecutorServiceServicer
 from services.executor.calls import Calls
-from services.executor.session import Outbox, Session, protocol
+from services.executor.outbox import Outbox
+from services.executor.session import Session, protocol
 from services.executor.settings import ExecutorSettings
 from services.executor.spans import Spans
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 
 from gpu_sharing.units import Nanoseconds
@@ -21,11 +21,13 @@ from services._proto.apportion.v1.executor_pb2 import (
 )
 from services.common.errors import Reason, Refusal
 from services.common.status import to_status
-from services.executor.calls import Call, Calls, Phase, Serving, stages
+from services.executor.calls import Calls
 from services.executor.core.credits import Credits
 from services.executor.core.turns import Part, Transfer, Turns
 from services.executor.core.wire import first_raw_start
 from services.executor.decode import ALIGNMENT
+from services.executor.inflight import Call, Phase, Serving, stages
+from services.executor.outbox import Outbox
 from services.executor.spans import Spans
 
 MESSAGE_BYTES = 1 << 20
@@ -34,35 +36,6 @@ CHUNK_WAIT_S = 10.0
 """How long a chunk may come before its Infer, which travels on the other stream."""
 
 _keys = count(1)
-
-
-class Outbox:
-    """What waits for one stream's writer. closed: nothing will come any more."""
-
-    def __init__(self, fill: Callable[[], ExecuteResponse | None]) -> None:
-        self._fill = fill
-        self._wake = asyncio.Event()
-        self.closed = False
-
-    def wake(self) -> None:
-        """There is something to send."""
-        self._wake.set()
-
-    def close(self) -> None:
-        """Ends the stream once what waits is sent."""
-        self.closed = True
-        self._wake.set()
-
-    async def next(self) -> ExecuteResponse | None:
-        """Everything that is ready, as soon as there is anything; None: the stream is over."""
-        while True:
-            response = self._fill()
-            if response is not None:
-                return response
-            if self.closed:
-                return None
-            self._wake.clear()
-            await self._wake.wait()
 
 
 class Session:

@@ -13,7 +13,7 @@ from services.common.errors import Refusal
 from services.common.telemetry import Kind, SpanRecord, Tracer, new_span_id, new_trace_id
 
 if TYPE_CHECKING:
-    from services.executor.calls import Call
+    from services.executor.inflight import Call
 
 _US = 1_000
 

@@ -24,7 +24,7 @@ from services.common.server import Server
 from services.common.telemetry import Tracer
 from services.executor.cache import ArtefactCache
 from services.executor.calls import Calls
-from services.executor.core.replicas import Fetched, Wanted
+from services.executor.core.replica_events import Fetched, Wanted
 from services.executor.executor import Executor
 from services.executor.servicer import ExecuteService
 from services.executor.settings import ExecutorSettings

@@ -9,17 +9,13 @@ from hypothesis import strategies as st
 
 from gpu_sharing.tensors import Signature
 from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Profile, Stage, Unload, Unloaded, Update
-from services.executor.core.replicas import (
-    FIRST_RESTART_NS,
-    STEADY_NS,
+from services.executor.core.replica_events import (
     Changed,
     Fetch,
     Fetched,
     Happened,
     LetGo,
     NotFetched,
-    Phase,
-    Replicas,
     Send,
     Serve,
     StartWorker,
@@ -30,6 +26,7 @@ from services.executor.core.replicas import (
     WorkerDown,
     WorkerUp,
 )
+from services.executor.core.replicas import FIRST_RESTART_NS, STEADY_NS, Phase, Replicas
 
 SIGNATURE = Signature((), ())
 PROFILE = Profile("d", "cpu", 1)

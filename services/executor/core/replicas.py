@@ -8,22 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
-from typing import TypeAlias
 
 import msgspec
 
 from gpu_sharing.tensors import Signature
-from gpu_sharing.units import MS, SECOND, Bytes, Millidevices, Nanoseconds
-from gpu_sharing.worker.messages import (
-    Load,
-    Loaded,
-    LoadFailed,
-    Profile,
-    Stage,
-    Unload,
-    Unloaded,
-    Update,
-    WarmupTensor,
+from gpu_sharing.units import MS, SECOND, Bytes, Nanoseconds
+from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Profile, Stage, Unload, Unloaded, Update
+from services.executor.core.replica_events import (
+    Action,
+    Changed,
+    Fetch,
+    Fetched,
+    Fetching,
+    Happened,
+    LetGo,
+    NotFetched,
+    Send,
+    Serve,
+    StartWorker,
+    Tell,
+    Unwanted,
+    Wanted,
+    Withdraw,
+    WorkerDown,
+    WorkerUp,
 )
 
 MOST_CRASHES = 2
@@ -56,140 +64,6 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.FAILED: frozenset({Phase.FETCHING}),
 }
 """From each phase, where a replica may go; any phase may also end with the replica forgotten."""
-
-
-class Wanted(msgspec.Struct, frozen=True):
-    """A replica that shall be here. The fields are those of the worker's Load; format None: told by the artefact."""
-
-    replica: int
-    tenant: str
-    model: str
-    version: int
-    digest: str
-    size_bytes: Bytes
-    lane: int
-    bandwidth: Millidevices
-    weight: int
-    format: str | None = None
-    max_batch_size: int | None = None
-    batch_axes: dict[str, int] = {}
-    warmup: tuple[WarmupTensor, ...] = ()
-    objective_ns: Nanoseconds | None = None
-    signature: Signature | None = None
-    profile: Profile | None = None
-
-
-class Unwanted(msgspec.Struct, frozen=True):
-    """A replica that shall go, after at most `drain_ns` for what it has."""
-
-    replica: int
-    drain_ns: Nanoseconds
-
-
-class Changed(msgspec.Struct, frozen=True):
-    """A replica's share or objective is another."""
-
-    replica: int
-    bandwidth: Millidevices
-    weight: int
-    objective_ns: Nanoseconds | None = None
-
-
-class Fetching(msgspec.Struct, frozen=True):
-    """What the fetch of a replica's artefact is doing, for people."""
-
-    replica: int
-    stage: str
-
-
-class Fetched(msgspec.Struct, frozen=True):
-    """The artefact is here, verified, at `path`; format: what it is."""
-
-    replica: int
-    path: str
-    format: str
-
-
-class NotFetched(msgspec.Struct, frozen=True):
-    """The artefact cannot be had. refused: trying again cannot help."""
-
-    replica: int
-    message: str
-    refused: bool = False
-
-
-class WorkerUp(msgspec.Struct, frozen=True):
-    """The lane's worker runs and holds nothing."""
-
-    lane: int
-
-
-class WorkerDown(msgspec.Struct, frozen=True):
-    """The lane's worker is gone, or could not be started."""
-
-    lane: int
-    reason: str
-
-
-Happened: TypeAlias = (
-    Wanted
-    | Unwanted
-    | Changed
-    | Fetching
-    | Fetched
-    | NotFetched
-    | WorkerUp
-    | WorkerDown
-    | Stage
-    | Loaded
-    | LoadFailed
-    | Unloaded
-)
-
-
-class Fetch(msgspec.Struct, frozen=True):
-    """Get the artefact; answered by Fetched or NotFetched."""
-
-    wanted: Wanted
-
-
-class LetGo(msgspec.Struct, frozen=True):
-    """The replica needs its artefact no more; a fetch that runs is pointless."""
-
-    replica: int
-
-
-class Send(msgspec.Struct, frozen=True):
-    """Send the lane's worker a command."""
-
-    lane: int
-    command: Load | Update | Unload
-
-
-class Serve(msgspec.Struct, frozen=True):
-    """Requests for this replica may come."""
-
-    replica: int
-
-
-class Withdraw(msgspec.Struct, frozen=True):
-    """Nothing new for this replica."""
-
-    replica: int
-
-
-class StartWorker(msgspec.Struct, frozen=True):
-    """Start the lane's worker, so long from now; answered by WorkerUp or WorkerDown."""
-
-    lane: int
-    after_ns: Nanoseconds
-
-
-class Tell(msgspec.Struct, frozen=True):
-    """What the scheduler knows is out of date."""
-
-
-Action: TypeAlias = Fetch | LetGo | Send | Serve | Withdraw | StartWorker | Tell
 
 
 class Replica:

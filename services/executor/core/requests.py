@@ -10,7 +10,7 @@ import numpy as np
 
 from gpu_sharing.tensors import ITEM_BYTES, NUMPY_NAMES, Signature, TensorSpec
 from gpu_sharing.units import Bytes
-from services.executor.core.typed import BYTES_KIND, TYPED_KINDS, to_bytes
+from services.executor.core.typed import AS_THEY_ARE, BYTES_KIND, MOST_CONVERTED, TYPED_KINDS, Values, to_bytes
 
 MAX_EXTENT = 1 << 40
 """No dimension is larger than this: it keeps products of extents far from where arithmetic gets slow."""
@@ -40,7 +40,7 @@ class InputHead(NamedTuple):
     datatype: str
     shape: tuple[int, ...]
     parameters: tuple[str, ...] = ()
-    typed: dict[str, Sequence[object]] | None = None
+    typed: dict[str, Values] | None = None
 
 
 class OutputHead(NamedTuple):
@@ -219,6 +219,11 @@ def _typed_bytes(field: str, given: InputHead, elements: int) -> bytes:
             f"{len(values)} elements given where shape {list(given.shape)} needs {elements}",
             expected=elements,
             got=len(values),
+        )
+    if elements > MOST_CONVERTED and kind not in AS_THEY_ARE:
+        raise Invalid(
+            f"{field}.contents.{kind}",
+            f"{elements} elements given; more than {MOST_CONVERTED} go in raw_input_contents",
         )
     try:
         return to_bytes(values, None if kind == BYTES_KIND else np.dtype(NUMPY_NAMES[given.datatype]))
