@@ -262,7 +262,9 @@ class World:
             at = executor.hello.device
             for lane in at.lanes:
                 assert executor.granted(lane.number) <= at.capacity(lane.number), f"{executor.executor_id} is oversold"
-            assert not at.memory_bytes or executor.memory_taken_bytes <= at.memory_bytes, f"{executor.executor_id} is full"
+            assert not at.memory_bytes or executor.memory_taken_bytes <= at.memory_bytes, (
+                f"{executor.executor_id} is full"
+            )
             refs = [replica.ref for replica in executor.replicas.values() if replica.live]
             assert len(refs) == len(set(refs)), f"{executor.executor_id} holds one thing twice"
         if state.catalogue_known:

@@ -99,7 +99,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.took(self.world.crash(name) if crashes else self.world.detach(name))
 
     @precondition(lambda self: any(each.attached for each in self.world.executors.values()))
-    @rule(data=st.data(), most=st.integers(0, 3), progresses=st.booleans(), draining=st.sampled_from([False] * 9 + [True]))
+    @rule(
+        data=st.data(), most=st.integers(0, 3), progresses=st.booleans(), draining=st.sampled_from([False] * 9 + [True])
+    )
     def report(self, data: st.DataObject, most: int, progresses: bool, draining: bool) -> None:
         """An executor takes in some commands, gets on or not, and reports."""
         name = data.draw(st.sampled_from([each.name for each in self.world.executors.values() if each.attached]))

@@ -206,7 +206,9 @@ class Stage:
             number = _short(action.replica_id)
             return [f"load {number} {action.ref} on {at} with {action.terms.bandwidth}: {action.why}"]
         if isinstance(action, SendUnload):
-            return [f"unload {_short(action.replica_id)} of {action.executor_id} within {action.drain_s:g} s: {action.why}"]
+            return [
+                f"unload {_short(action.replica_id)} of {action.executor_id} within {action.drain_s:g} s: {action.why}"
+            ]
         if isinstance(action, SendUpdate):
             terms = action.terms
             told = f"{terms.bandwidth}, weight {terms.weight}, objective {terms.objective_us}"

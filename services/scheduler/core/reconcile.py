@@ -20,8 +20,8 @@ from services.scheduler.core.events import (
     SendUnload,
     SendUpdate,
 )
-from services.scheduler.core.fleet import Executor
-from services.scheduler.core.placement import Ask, NoPlace, Place, holds, place
+from services.scheduler.core.fleet import Executor, LaneId
+from services.scheduler.core.placement import Ask, NoPlace, Place, devices, holds, place
 from services.scheduler.core.replicas import Phase, Replica
 from services.scheduler.core.state import State
 
@@ -86,6 +86,20 @@ def place_missing(state: State, now: float, next_id: Iterator[int]) -> Iterator[
             _order(want, found, ask.demand, next(next_id))
 
 
+def shortages(state: State) -> Iterator[Noted]:
+    """Tenants whose lane cannot give them what they were promised, each told once: their promise grew, or lanes changed."""
+    before, state.short = state.short, {}
+    for executor in state.fleet.usable():
+        for replica in executor.replicas.values():
+            needed, tenant = state.demand(replica) or 0, replica.ref.key.tenant
+            granted = executor.grant(replica.lane, tenant)
+            if replica.live and granted < needed:
+                state.short[LaneId(executor.executor_id, replica.lane), tenant] = (granted, needed)
+    for (lane, tenant), (granted, needed) in state.short.items():
+        if before.get((lane, tenant)) != (granted, needed):
+            yield Noted(f"{tenant} is short on {lane}", f"has {devices(granted)} devices of {devices(needed)} promised")
+
+
 def commands(state: State, now: float) -> Iterator[Command]:
     """What executors have to be told, and have not been, or not to any effect."""
     for executor in state.fleet.executors.values():
@@ -137,7 +151,7 @@ def _retire_surplus(state: State, model: Model, replicas: list[Replica]) -> None
         if takeovers and replica.phase is not Phase.READY and not state.misplaced(replica):
             takeovers -= 1
         else:
-            replica.leave(f"{wanted} replicas are wanted, {len(ranked)} are there", state.policy.drain_s)
+            replica.leave(f"replicas asked for: {wanted}, held: {len(ranked)}", state.policy.drain_s)
 
 
 def _one_each(state: State, replicas: list[Replica]) -> list[Replica]:

@@ -176,6 +176,7 @@ class Scheduler:
         reconcile.retire(state)
         if state.settled(now):
             yield from reconcile.place_missing(state, now, self._ids)
+        yield from reconcile.shortages(state)
         # Routes first: nobody should be sent to a replica that has been told to go.
         change = self.routes.publish(routes(state))
         if change is not None:

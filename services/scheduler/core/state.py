@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from services.scheduler.core.catalogue import MILLION, Inspection, Key, Model, Profile, Ref, Split, Tenant, Version
 from services.scheduler.core.events import Terms
-from services.scheduler.core.fleet import Fleet
+from services.scheduler.core.fleet import Fleet, LaneId
 from services.scheduler.core.placement import NoPlace, allows, demand
 from services.scheduler.core.replicas import Replica
 from services.scheduler.core.routes import scaled
@@ -70,6 +70,7 @@ class State:
     failures: dict[Ref, Failures] = field(default_factory=dict)
     learnt: dict[Ref, Learnt] = field(default_factory=dict)
     unplaced: dict[Ref, NoPlace] = field(default_factory=dict)
+    short: dict[tuple[LaneId, str], tuple[int, int]] = field(default_factory=dict)
     recorded: set[tuple[Ref, str]] = field(default_factory=set)
 
     def settled(self, now: float) -> bool:
