@@ -32,7 +32,7 @@ class WorkerClient:
         frees once its Done or Failed has come, or the worker is lost.
     outputs: read-only; where the TensorRefs of Done point. They stay until Release is sent.
     lost: resolves with the reason once the process has exited or talked rubbish; never an exception. Nothing it held can be
-        answered any more: calls are failed by whoever sent them.
+        answered any more: calls are failed by whoever sent them. The arenas stay until `stop`, which is still to be awaited.
     """
 
     def __init__(self, process: WorkerProcess, inputs: Arena, outputs: ArenaView, on_events: OnEvents) -> None:

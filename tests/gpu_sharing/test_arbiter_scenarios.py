@@ -128,6 +128,12 @@ def test_what_is_past_its_deadline_is_dropped_and_never_started(arbiter: Arbiter
     assert arbiter.wake_at() is None
 
 
+def test_the_deadline_of_what_runs_wakes_nobody(arbiter: Arbiter) -> None:
+    arrive(arbiter, Request(1, deadline=50))
+    arbiter.next_slice(0)
+    assert arbiter.wake_at() is None
+
+
 def test_a_request_that_arrives_too_late_is_refused_at_once(arbiter: Arbiter) -> None:
     (drop,) = arrive(arbiter, Request(1, deadline=5), now=5)
     assert drop.reason == "DEADLINE_EXCEEDED"
