@@ -15,7 +15,7 @@ from gpu_sharing.runtimes.archive import opened
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Run, Tensors
 from gpu_sharing.runtimes.program import Program, read_program, write_clean
 from gpu_sharing.runtimes.signature import infer
-from gpu_sharing.runtimes.torch_segments import Segment, cut, placeholders, run_all, run_one, whole
+from gpu_sharing.runtimes.torch_segments import Segment, cut, peak_bytes, placeholders, run_all, run_one, whole
 from gpu_sharing.runtimes.torch_tensors import from_torch, to_torch
 from gpu_sharing.runtimes.torch_values import Interface, interface_of
 from gpu_sharing.runtimes.verification import verified
@@ -66,7 +66,8 @@ class TorchExportModel:
         self._interface: Interface = interface_of(exported, program)
         weights = _weights(exported)
         self.weight_bytes: Bytes = _bytes_of(weights)
-        module = _unlifted(exported)
+        module: Any = _unlifted(exported)
+        self._module = module
         self._slots = placeholders(module)
         self._parts = whole(module)
         self.ranges: Ranges = self._interface.ranges
@@ -101,6 +102,11 @@ class TorchExportModel:
     def close(self) -> None:
         """Lets go of the weights; a run in flight still ends."""
         self._parts = ()
+        self._module = None
+
+    def activation_bytes(self, inputs: Tensors) -> Bytes:
+        """The most memory that a batch of these inputs holds at once, its weights not counted. Runs the batch, slowly."""
+        return peak_bytes(self._module, list(self._values(inputs).values()))
 
     def _execute(self, inputs: Tensors) -> dict[str, np.ndarray]:
         return finish(self.run(inputs))

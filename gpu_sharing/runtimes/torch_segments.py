@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gpu_sharing.runtimes.cutting import cut_points
-from gpu_sharing.units import Nanoseconds
+from gpu_sharing.units import Bytes, Nanoseconds
 
 MEASURED_RUNS = 3
 
@@ -64,6 +64,30 @@ def run_one(segment: Segment, values: dict[str, Any]) -> list[Any]:
 def placeholders(module: torch.fx.GraphModule) -> tuple[str, ...]:
     """The names under which the flat arguments enter."""
     return tuple(node.name for node in module.graph.nodes if node.op == "placeholder")
+
+
+def peak_bytes(module: torch.fx.GraphModule, arguments: Sequence[Any]) -> Bytes:
+    """The most memory that the program's values, its weights not counted, hold at once while it runs on these arguments."""
+    peak = 0
+
+    class Weighed(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            nonlocal peak
+            result = super().run_node(n)
+            held = [value for node, value in self.env.items() if node.op != "get_attr"]
+            peak = max(peak, _storage_bytes([*held, result] if n.op != "get_attr" else held))
+            return result
+
+    with torch.inference_mode():
+        Weighed(module).run(*arguments, enable_io_processing=False)
+    return peak
+
+
+def _storage_bytes(values: Sequence[Any]) -> Bytes:
+    """Views share their storage, which is counted once."""
+    flat = [item for value in values for item in (value if isinstance(value, (list, tuple)) else (value,))]
+    storages = [value.untyped_storage() for value in flat if isinstance(value, torch.Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _operators(module: torch.fx.GraphModule) -> list[torch.fx.Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ class Interface:
     datatypes: Mapping[str, str]
 
     def arguments(self, inputs: Tensors, tensor: Callable[[str, np.ndarray], torch.Tensor]) -> list[Any]:
-        """The flat arguments of one call. KeyError where an input is missing."""
+        """The flat arguments of one call. KeyError where an input is missing, ValueError where its shape does not fit."""
+        check_shapes(self.inputs, inputs, self.ranges)
         flat: list[Any] = []
         for name, is_integer, constant in self.slots:
             if name is None:
@@ -42,6 +43,23 @@ class Interface:
             else:
                 flat.append(int(inputs[name]) if is_integer else tensor(name, inputs[name]))
         return flat
+
+
+def check_shapes(specs: Sequence[TensorSpec], inputs: Tensors, ranges: Ranges) -> None:
+    """Raises ValueError for an extent that the program was not exported for: its operators would read past their tables."""
+    seen: dict[str, int] = {}
+    for spec in specs:
+        shape = inputs[spec.name].shape
+        if len(shape) != len(spec.shape):
+            raise ValueError(f"input {spec.name!r}: {len(shape)} dimensions where the model takes {len(spec.shape)}")
+        for axis, (extent, fixed) in enumerate(zip(shape, spec.shape, strict=True)):
+            symbol = spec.symbols[axis] if fixed is None else ""
+            least, most = ranges.get(symbol, (0, None)) if fixed is None else (fixed, fixed)
+            if extent < least or (most is not None and extent > most):
+                limit = str(least) if least == most else f"{least} to {'any' if most is None else most}"
+                raise ValueError(f"input {spec.name!r}: axis {axis} is {extent}; the model takes {limit}")
+            if symbol and seen.setdefault(symbol, extent) != extent:
+                raise ValueError(f"input {spec.name!r}: axis {axis} is {extent} where another input has {seen[symbol]}")
 
 
 def interface_of(exported: Any, program: Program) -> Interface:
