@@ -104,8 +104,6 @@ class Executor:
 
     def handle(self, event: Happened, lane: int | None = None) -> None:
         """Takes an event in and performs what follows. lane: whose worker said it."""
-        if isinstance(event, LoadFailed | NotFetched):
-            log.warning("replica cannot serve", replica=event.replica, refused=event.refused, reason=event.message)
         for action in self.replicas.handle(event, time.monotonic_ns(), lane):
             match action:
                 case Send():
@@ -124,6 +122,10 @@ class Executor:
                     self._spawn(self._run_worker(action.lane, action.after_ns))
                 case Tell():
                     self.changed.set()
+        if isinstance(event, LoadFailed | NotFetched):
+            replica = self.replicas.get(event.replica)
+            if replica is not None and replica.message:
+                log.warning("replica cannot serve", replica=event.replica, reason=replica.message)
 
     def load_changed(self, serving: Serving) -> None:
         """A replica has one call more or less; frontends are told in a moment."""
