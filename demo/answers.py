@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import sys
@@ -121,8 +122,8 @@ def features(content: bytes) -> NDArray[np.int32]:
 
 async def file_types(model: Infers, files: list[tuple[str, bytes, str]]) -> list[FileType]:
     """What each of (name, content, expected) is said to be."""
-    rows = np.stack([features(content) for _, content, _ in files])
-    scores = next(iter((await model.infer({"bytes": rows})).values()))
+    asked = (model.infer({"bytes": features(content)[None]}) for _, content, _ in files)
+    scores = [next(iter(answer.values()))[0] for answer in await asyncio.gather(*asked)]
     labels, renamed = _filetypes()["target_labels_space"], _filetypes()["overwrite_map"]
     found = []
     for (name, _, expected), row in zip(files, scores, strict=True):

@@ -70,12 +70,9 @@ class Mesh:
 
     async def push(self, served: Served, artefact: Path) -> Any:
         """Pushes a model and waits until it serves; what `model push --json` says."""
-        return json.loads(
-            await self.apportion(
-                *("model", "push", served.model, str(artefact), "--tenant", served.tenant),
-                *("--slo-ms", f"{served.slo_ms:g}", *served.options, "--json"),
-            )
-        )
+        promise = ("--class", "batch") if served.slo_ms is None else ("--slo-ms", f"{served.slo_ms:g}")
+        what = ("model", "push", served.model, str(artefact), "--tenant", served.tenant)
+        return json.loads(await self.apportion(*what, *promise, *served.options, "--json"))
 
     async def device_seconds(self) -> dict[str, float]:
         """Device time that each tenant has used, in seconds."""

@@ -22,12 +22,12 @@ MOST_SENTENCES = 64
 
 @dataclass(frozen=True)
 class Served:
-    """One model and how it is to be served. options: further arguments of `apportion model push`."""
+    """One model and how it is to be served. slo_ms: None for class `batch`. options: further arguments of `apportion model push`."""
 
     tenant: str
     model: str
     reserve: float
-    slo_ms: float
+    slo_ms: float | None
     options: tuple[str, ...] = ()
 
 
@@ -35,15 +35,16 @@ SEARCH = Served(
     "search",
     "sentences",
     0.25,
-    200,
+    250,
     ("--max-batch", "8", "--warmup", "input_ids=1x16:101:INT64", "--warmup", "attention_mask=1x16:1:INT64"),
 )
-FILES = Served("files", "filetypes", 0.15, 400, ("--max-batch", "8"))
+FILES = Served("files", "filetypes", 0.15, None, ("--max-batch", "4"))
+"""A batch of four is one slice: its model cannot be cut, and what a slice lasts is what the others may have to wait."""
 VOICE = Served(
     "voice",
     "speech",
     0.15,
-    100,
+    150,
     (
         "--max-batch",
         "8",

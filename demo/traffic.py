@@ -21,13 +21,13 @@ from services.common.status import from_rpc_error
 
 @dataclass(frozen=True)
 class Stream:
-    """What one tenant sends. requests: encoded before, sent in turn; rate_per_s: the mean of arrivals."""
+    """What one tenant sends. requests: encoded before, sent in turn; rate_per_s: the mean of arrivals. slo_ms: None for class `batch`."""
 
     tenant: str
     model: Model
     requests: Sequence[Any]
     rate_per_s: float
-    slo_ms: float
+    slo_ms: float | None
     flood: bool = False
 
 

@@ -21,6 +21,8 @@ from services.tracestore.core.waterfall import duration_text, render
 
 app = typer.Typer(no_args_is_help=True)
 
+FRONTEND = "apportion-frontend"
+"""Who makes the spans that bear verdicts."""
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 REDIRECTED_COLUMNS = 200
 
@@ -102,7 +104,7 @@ async def _find(mesh: Mesh, wanted: dict[str, str], last_s: float, limit: int) -
             address,
             start_ns=now - int(last_s * 1e9),
             end_ns=now + 1,
-            service="frontend",
+            service=FRONTEND,
             wanted=wanted,
             limit=limit,
             mesh_token=mesh.token,
