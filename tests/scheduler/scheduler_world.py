@@ -54,10 +54,10 @@ def model(
     )
 
 
-def device(lanes: int = 1, memory_bytes: int = 10_000, units: int = 8, workers: int = 1) -> Device:
+def device(lanes: int = 1, memory_bytes: int = 10_000, units: int = 8, workers: int = 1, kind: str = KIND) -> Device:
     """A device whose lanes share its compute units evenly."""
     return Device(
-        KIND,
+        kind,
         units,
         memory_bytes,
         tuple(Lane(number, number % workers, units // lanes) for number in range(lanes)),
@@ -117,7 +117,7 @@ class SimExecutor:
 
     def report(self) -> Report:
         """Everything it holds."""
-        replicas = tuple(_reported(number, each) for number, each in sorted(self.replicas.items()))
+        replicas = tuple(_reported(number, each, self.device.kind) for number, each in sorted(self.replicas.items()))
         usage = tuple(UsageReport(key, str(self.incarnation), used, 0, 1) for key, used in self.used_ns.items())
         return Report(replicas, usage=usage, draining=self.draining)
 
@@ -131,7 +131,7 @@ class SimExecutor:
         self.replicas, self.inbox, self.used_ns, self.draining = {}, [], {}, False
 
 
-def _reported(number: int, each: SimReplica) -> ReplicaReport:
+def _reported(number: int, each: SimReplica, kind: str) -> ReplicaReport:
     ready = each.state is Seen.READY
     return ReplicaReport(
         number,
@@ -140,7 +140,7 @@ def _reported(number: int, each: SimReplica) -> ReplicaReport:
         each.state,
         each.message,
         signature=b"signature" if ready else None,
-        profile=Profile(KIND, each.memory_bytes) if ready else None,
+        profile=Profile(kind, each.memory_bytes) if ready else None,
         memory_bytes=each.memory_bytes if ready else 0,
         bandwidth=each.bandwidth,
     )

@@ -11,7 +11,7 @@ from scheduler_world import World, device, model, tenant
 
 from services.scheduler.core import reconcile
 from services.scheduler.core.catalogue import MILLION, Key, Profile, Slo, Split, TrafficClass, Version
-from services.scheduler.core.events import RecordInspection, SendLoad, SendUnload, SendUpdate, Tick
+from services.scheduler.core.events import Passed, RecordInspection, SendLoad, SendUnload, SendUpdate, Tick
 from services.scheduler.core.placement import SIZE_FACTOR, demand, memory_estimate, spread
 from services.scheduler.core.replicas import STEPS, Phase
 from services.scheduler.core.reports import Device, Lane, Seen, UsageReport
@@ -290,11 +290,15 @@ def test_a_version_that_failed_and_waits_is_listed_with_its_reason() -> None:
 
 def test_findings_on_another_kind_of_device_are_recorded_as_well() -> None:
     world = World()
-    world.add("gpu-0")
-    world.replace_catalogue([], [model("search/embed")])
+    world.add("gpu-0", device(kind="h200"))
+    world.add("gpu-1", device(kind="a100"))
+    world.replace_catalogue([], [model("search/embed", replicas=2)])
     world.settle()
-    world.settle()
-    assert [each.ref.key for each in world.inspections] == [KEY]
+    outcomes = [each.outcome for each in world.inspections]
+    assert [each.profile.device_kind for each in outcomes if isinstance(each, Passed) and each.profile] == [
+        "h200",
+        "a100",
+    ]
     assert not list(reconcile.inspections(world.scheduler.state))
 
 

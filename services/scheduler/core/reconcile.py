@@ -188,13 +188,12 @@ def _order(want: _Want, found: Place, demand: int, replica_id: int) -> None:
 
 def _command(state: State, executor: Executor, replica: Replica, now: float) -> Iterator[Command]:
     if not replica.live:
-        if replica.sent_at is None or now >= replica.sent_at + replica.drain_s + state.policy.resend_s:
+        if replica.overdue(now, state.policy.resend_s):
             replica.sent_at = now
             yield SendUnload(executor.executor_id, replica.replica_id, replica.drain_s, replica.why)
         return
     terms = state.terms(replica)
-    overdue = replica.sent_at is not None and now >= replica.sent_at + state.policy.resend_s
-    if replica.phase is Phase.ORDERED and (replica.sent_at is None or overdue):
+    if replica.phase is Phase.ORDERED and replica.overdue(now, state.policy.resend_s):
         replica.sent_at, replica.told = now, terms
         yield _load(state, executor, replica)
     elif replica.told != terms:

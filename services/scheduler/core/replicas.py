@@ -100,6 +100,10 @@ class Replica:
             self.sent_at, self.why = None, f"its executor reports it {seen.value}"
         return effect
 
+    def overdue(self, now: float, resend_s: float) -> bool:
+        """Whether its last Load or Unload is still to be sent, or has had no effect for too long."""
+        return self.sent_at is None or now >= self.sent_at + self.drain_s + resend_s
+
     def leave(self, why: str, drain_s: float) -> None:
         """Sends it away; idempotent."""
         if self.phase is not Phase.LEAVING:

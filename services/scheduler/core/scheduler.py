@@ -76,6 +76,7 @@ class Scheduler:
         self._state = State(policy or Policy(), started_at=now)
         self._ids = self._replica_ids()
         self._last_id = epoch << 32
+        self._decided_at = now
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """What is to be done about an event: commands for executors, changed routes, inspections to record, notes."""
@@ -130,7 +131,8 @@ class Scheduler:
         """Takes an event in; whether anything may have to be decided, and what is worth a note."""
         state = self._state
         if isinstance(event, Tick):
-            return True, list(observing.expire(state, now))
+            expired = list(observing.expire(state, now))
+            return bool(expired) or state.due(self._decided_at, now), expired
         if isinstance(event, CatalogueReplaced | CatalogueChanged):
             self._take_catalogue(event)
             return True, []
@@ -172,6 +174,7 @@ class Scheduler:
 
     def _decide(self, now: float) -> Iterator[Action]:
         state = self._state
+        self._decided_at = now
         state.fleet.regrant(state.demand)
         reconcile.retire(state)
         if state.settled(now):

@@ -9,7 +9,7 @@ from services.scheduler.core.catalogue import MILLION, Inspection, Key, Model, P
 from services.scheduler.core.events import Terms
 from services.scheduler.core.fleet import Fleet, LaneId
 from services.scheduler.core.placement import NoPlace, allows, demand
-from services.scheduler.core.replicas import Replica
+from services.scheduler.core.replicas import Phase, Replica
 from services.scheduler.core.routes import scaled
 from services.scheduler.core.usage import UsageLedger
 
@@ -64,6 +64,7 @@ class State:
     catalogue_known: bool = False
     tenants: dict[str, Tenant] = field(default_factory=dict)
     models: dict[Key, Model] = field(default_factory=dict)
+    walled: set[Key] = field(default_factory=set)
     fleet: Fleet = field(default_factory=Fleet)
     usage: UsageLedger = field(default_factory=UsageLedger)
     refused: dict[Ref, str] = field(default_factory=dict)
@@ -126,15 +127,16 @@ class State:
 
     def isolated(self, key: Key) -> bool:
         """Whether a model wants a worker process of its tenant's own."""
-        model = self.models.get(key)
-        return model is not None and model.isolated
+        return key in self.walled
 
     def misplaced(self, replica: Replica) -> bool:
         """Whether its lane cannot give what its tenant was promised, or a wall that was asked for does not stand."""
         executor = self.fleet.executors[replica.executor_id]
         short = executor.grant(replica.lane, replica.ref.key.tenant) < (self.demand(replica) or 0)
         lane = executor.hello.device.lane(replica.lane)
-        return short or lane is None or not allows(executor, lane, replica.ref.key, self.isolated)
+        if short or lane is None:
+            return True
+        return bool(self.walled) and not allows(executor, lane, replica.ref.key, self.isolated)
 
     def terms(self, replica: Replica) -> Terms:
         """The terms on which a replica of a known model is to be served."""
@@ -160,8 +162,18 @@ class State:
             tuple(kinds.values()),
         )
 
+    def due(self, since: float, now: float) -> bool:
+        """Whether anything has become due after `since`: settling, a retry, a command that had no effect."""
+        if self.settled(now) != self.settled(since):
+            return True
+        if any(since < failures.retry_at <= now for failures in self.failures.values()):
+            return True
+        waiting = (each for each in self.fleet.replicas() if each.phase in (Phase.ORDERED, Phase.LEAVING))
+        return any(each.overdue(now, self.policy.resend_s) for each in waiting)
+
     def forget_removed(self) -> None:
         """Drops what was remembered of versions that the catalogue no longer has."""
+        self.walled = {key for key, model in self.models.items() if model.isolated}
         known = {ref for _, _, ref in self.refs()}
         for memory in (self.refused, self.failures, self.learnt, self.unplaced):
             for ref in memory.keys() - known:
