@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from time import monotonic
 
 import grpc
 import structlog
@@ -14,11 +15,13 @@ from services._proto.apportion.v1 import executor_pb2 as pb
 from services.common.channel import backoff
 from services.frontend.calls import CONNECT, Call, lost
 from services.frontend.core.routes import Link
-from services.frontend.session import ProtocolError, Session
+from services.frontend.session import Session
 
 log = structlog.get_logger()
 Reports = Callable[[int, int, int], None]
 
+SETTLED_S = 1.0
+"""A connection that stood that long is made anew at once; one that did not might break again."""
 RETIRE_S = 60.0
 """How long a link that no route mentions any more may finish what it has."""
 RETIRE_POLL_S = 0.5
@@ -61,11 +64,10 @@ class ExecutorLink:
     async def _run(self) -> None:
         delays = backoff(first_s=0.1, most_s=2.0)
         while True:
-            self.state = Link.CONNECTING
-            if await self._connected():
+            began = monotonic()
+            if await self._connected() and monotonic() - began > SETTLED_S:
                 delays = backoff(first_s=0.1, most_s=2.0)
                 continue
-            self.state = Link.DOWN
             await asyncio.sleep(next(delays))
 
     async def _connected(self) -> bool:
@@ -78,9 +80,11 @@ class ExecutorLink:
             log.info("executor connected", address=self.address, executor=session.welcome.executor_id)
             self._stand(session)
             await session.run(self._reports)
-        except (grpc.RpcError, asyncio.InvalidStateError, TimeoutError, ProtocolError) as error:
+        except Exception as error:
+            # Whatever it was, this link must live: it is the only way to its executor.
             why = "was lost" if opened else "cannot be reached"
-            log.info("executor unreachable", address=self.address, opened=opened, error=_told(error))
+            tell = log.debug if self.state is Link.DOWN else log.info
+            tell("executor unreachable", address=self.address, connected=opened, error=_told(error))
         finally:
             self._session = None
             self.state = Link.CONNECTING if opened else Link.DOWN

@@ -118,7 +118,7 @@ class Inference:
         if head.timeout_ns is not None:
             deadline_ns = head.timeout_ns if remaining_s is None else min(head.timeout_ns, deadline_ns)
         request.deadline_ns = deadline_ns
-        if deadline_ns <= 0:
+        if request.arrived_ns + deadline_ns <= monotonic_ns():
             raise expired(ADMIT)
         version = self._table.version(route, head.model_version)
         request.version = version.version

@@ -144,6 +144,33 @@ async def test_a_deadline_that_passes_is_answered_with_its_stage_and_cancels_the
     assert 0 < executor.infers[0].deadline_us <= 30_000
 
 
+async def test_a_request_whose_time_is_up_on_arrival_is_never_sent(start: Start) -> None:
+    executor = FakeExecutor()
+    world = await start(executor)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.stub.ModelInfer(infer_request("m", timeout=("int64_param", 1)))
+    refusal = from_rpc_error(caught.value)
+    assert refusal is not None
+    assert refusal.facts == {"stage": "admit"}
+    assert executor.infers == []
+
+
+async def test_an_executor_that_breaks_the_rules_costs_its_calls_and_not_the_link(start: Start) -> None:
+    async def never(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> None:
+        session = next(iter(executor.sessions.values()))
+        bad = executor_pb2.Chunk(call=infer.call, offset=5, data=b"x")
+        session.bulk.put_nowait(executor_pb2.ExecuteResponse(chunks=[bad]))
+
+    executor = FakeExecutor(never)
+    world = await start(executor)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.stub.ModelInfer(infer_request("m"))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    executor.answer = echo
+    await world.until(lambda: world.frontend.links.state(executor.address) == "up")
+    assert (await world.stub.ModelInfer(infer_request("m", b"abc"))).raw_output_contents[0] == b"abc"
+
+
 async def test_a_callers_grpc_deadline_reaches_the_executor_and_its_passing_cancels_the_work(start: Start) -> None:
     async def never(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> None:
         await asyncio.sleep(3600)
