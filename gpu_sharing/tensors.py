@@ -78,3 +78,11 @@ def byte_count(datatype: str, shape: Sequence[int]) -> Bytes | None:
     if datatype == "BYTES":
         return None
     return ITEM_BYTES[datatype] * math.prod(shape)
+
+
+class WarmupTensor(msgspec.Struct, frozen=True):
+    """One input of a warm-up request of one row; no data: zeros."""
+
+    name: str
+    shape: tuple[int, ...]
+    data: bytes = b""

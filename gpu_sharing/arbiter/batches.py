@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from gpu_sharing.arbiter.calls import Call
 from gpu_sharing.arbiter.order import Urgency
+from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Nanoseconds
-from gpu_sharing.worker.messages import Batch
 
 _CANCELLED = ("CANCELLED", "cancelled while it ran; its result was discarded")
 

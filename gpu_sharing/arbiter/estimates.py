@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from gpu_sharing.measurements import ProfilePoint
 from gpu_sharing.units import Nanoseconds
-from gpu_sharing.worker.messages import ProfilePoint
 
 WINDOW_RUNS = 100
 """Runs that an estimate remembers: the fewest that have a p99 of their own."""

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from gpu_sharing.measurements import Batch, ProfilePoint
 from gpu_sharing.units import Millidevices, Nanoseconds
-from gpu_sharing.worker.messages import Batch, ProfilePoint
 
 # Events.
 

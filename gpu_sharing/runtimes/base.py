@@ -9,9 +9,8 @@ from typing import Protocol, TypeAlias
 import msgspec
 import numpy as np
 
-from gpu_sharing.tensors import Signature
+from gpu_sharing.tensors import Signature, WarmupTensor
 from gpu_sharing.units import Bytes, ComputeUnits
-from gpu_sharing.worker.messages import WarmupTensor
 
 Tensors: TypeAlias = Mapping[str, np.ndarray]
 """Tensors by name. BYTES are object arrays of `bytes`; BF16 is carried as uint16."""

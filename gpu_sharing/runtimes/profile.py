@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpu_sharing.measurements import Profile, ProfilePoint, SegmentCost
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Tensors
 from gpu_sharing.runtimes.warmup import bounds, check_warmup, finish, made_up
 from gpu_sharing.tensors import Signature
 from gpu_sharing.units import MS, Bytes, Nanoseconds
-from gpu_sharing.worker.messages import Profile, ProfilePoint, SegmentCost
 
 BUDGET_NS: Nanoseconds = 1_500 * MS
 """For all points together: a load must not hold up its worker for long; the estimates go on learning from real runs."""

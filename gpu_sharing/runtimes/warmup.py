@@ -8,8 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadedModel, Run, Tensors
-from gpu_sharing.tensors import NUMPY_NAMES, Signature, TensorSpec, byte_count
-from gpu_sharing.worker.messages import WarmupTensor
+from gpu_sharing.tensors import NUMPY_NAMES, Signature, TensorSpec, WarmupTensor, byte_count
 
 EXTENTS_TRIED: tuple[int, ...] = (16, 32, 1, 64, 512)
 """Extents to try, in this order, for a dimension that nobody has said anything about."""

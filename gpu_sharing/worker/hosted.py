@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from gpu_sharing.measurements import Profile
 from gpu_sharing.runtimes.base import LoadedModel
 from gpu_sharing.runtimes.profile import shape_bucket
-from gpu_sharing.worker.messages import Load, Profile, Submit
+from gpu_sharing.worker.messages import Load, Submit
 
 _BUCKETS_KEPT = 4096
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpu_sharing.arbiter.switching import IN_FLIGHT_PER_REPLICA
+from gpu_sharing.measurements import Profile
 from gpu_sharing.memory.ledger import Ledger, LedgerFull
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Runtime
 from gpu_sharing.units import Bytes, ComputeUnits, Nanoseconds
 from gpu_sharing.worker.hosted import Hosted
-from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Profile, Stage, Unload, Unloaded
+from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.requests import Requests
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from gpu_sharing.arbiter import Arbiter
 from gpu_sharing.arbiter import events as arbitration
+from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Nanoseconds
 from gpu_sharing.worker.hosted import Hosted
-from gpu_sharing.worker.messages import Batch, Cancel, Done, Event, Failed, Release, Submit, Unload, Update
+from gpu_sharing.worker.messages import Cancel, Done, Event, Failed, Release, Submit, Unload, Update
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.scatter import OutputInvalid, Outputs, OutputsFull, rows_of
 

@@ -9,8 +9,9 @@ from itertools import count
 
 import structlog
 
+from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Nanoseconds
-from gpu_sharing.worker.messages import Batch, Cancel, Done, Failed, Release, Submit
+from gpu_sharing.worker.messages import Cancel, Done, Failed, Release, Submit
 from services._proto.apportion.v1.executor_pb2 import Infer, Result
 from services.common.errors import Reason, Refusal
 from services.common.status import to_status

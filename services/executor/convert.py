@@ -6,8 +6,8 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from gpu_sharing.tensors import Signature, TensorSpec
-from gpu_sharing.worker.messages import Profile, ProfilePoint, SegmentCost, WarmupTensor
+from gpu_sharing.measurements import Profile, ProfilePoint, SegmentCost
+from gpu_sharing.tensors import Signature, TensorSpec, WarmupTensor
 from services._proto.apportion.v1 import common_pb2, registry_pb2, scheduler_pb2
 from services.executor.core.replica_events import Changed, Wanted
 from services.executor.core.replicas import Phase, Replica

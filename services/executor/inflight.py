@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol
 
+from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Millidevices, Nanoseconds
 from gpu_sharing.worker.client import WorkerClient
-from gpu_sharing.worker.messages import Batch
 from services._proto.apportion.v1.executor_pb2 import Infer, Result, Stages
 from services.executor.core.turns import Part
 from services.executor.decode import Decoded, Decoder

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from itertools import count
 
+from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Nanoseconds
-from gpu_sharing.worker.messages import Batch
 from services._proto.apportion.v1.executor_pb2 import (
     Chunk,
     Credit,

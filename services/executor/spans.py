@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 
+from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Nanoseconds
-from gpu_sharing.worker.messages import Batch
 from services.common import attributes as names
 from services.common.errors import Refusal
 from services.common.telemetry import Kind, SpanRecord, Tracer, new_span_id, new_trace_id

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gpu_sharing.measurements import Batch, Profile
 from gpu_sharing.memory.arena import Arena
 from gpu_sharing.tensors import Signature, TensorSpec
 from gpu_sharing.worker.messages import (
-    Batch,
     Cancel,
     Done,
     Event,
@@ -17,7 +17,6 @@ from gpu_sharing.worker.messages import (
     Load,
     Loaded,
     LoadFailed,
-    Profile,
     Ready,
     Release,
     Submit,

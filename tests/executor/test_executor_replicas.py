@@ -7,8 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpu_sharing.measurements import Profile
 from gpu_sharing.tensors import Signature
-from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Profile, Stage, Unload, Unloaded, Update
+from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded, Update
 from services.executor.core.replica_events import (
     Changed,
     Fetch,

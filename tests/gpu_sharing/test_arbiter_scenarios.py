@@ -20,8 +20,8 @@ from gpu_sharing.arbiter.events import (
     SliceDone,
     TimePassed,
 )
+from gpu_sharing.measurements import ProfilePoint
 from gpu_sharing.units import MS
-from gpu_sharing.worker.messages import ProfilePoint
 
 
 class Request(msgspec.Struct, frozen=True):

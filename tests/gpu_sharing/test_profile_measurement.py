@@ -9,9 +9,8 @@ import pytest
 
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, Run, Tensors
 from gpu_sharing.runtimes.profile import BUDGET_NS, LEAST_RUNS, measure, shape_bucket
-from gpu_sharing.tensors import Signature, TensorSpec
+from gpu_sharing.tensors import Signature, TensorSpec, WarmupTensor
 from gpu_sharing.units import MS
-from gpu_sharing.worker.messages import WarmupTensor
 
 SIGNATURE = Signature(
     inputs=(

@@ -13,7 +13,7 @@ from artefact_samples import WIDTH, linear_onnx, linear_pt2, written
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Runtime
 from gpu_sharing.runtimes.registry import RUNTIMES, runtime_for
 from gpu_sharing.runtimes.warmup import finish
-from gpu_sharing.worker.messages import WarmupTensor
+from gpu_sharing.tensors import WarmupTensor
 
 SAMPLES = {"onnx": ("model.onnx", linear_onnx), "torch_export": ("model.pt2", linear_pt2)}
 CONFIG = LoadConfig(threads=1, compute_units=1)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel
 from gpu_sharing.runtimes.onnx import OnnxModel, OnnxRuntime
 from gpu_sharing.runtimes.warmup import finish
-from gpu_sharing.worker.messages import WarmupTensor
+from gpu_sharing.tensors import WarmupTensor
 
 CONFIG = LoadConfig(threads=1, compute_units=1)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gpu_sharing.devices.cpu import CpuDevice
+from gpu_sharing.measurements import Profile, ProfilePoint
 from gpu_sharing.memory.arena import Arena, ArenaView, read_only
 from gpu_sharing.runtimes.base import LoadConfig, Run, Tensors
 from gpu_sharing.tensors import Signature, TensorSpec
@@ -25,8 +26,6 @@ from gpu_sharing.worker.messages import (
     Failed,
     Load,
     Loaded,
-    Profile,
-    ProfilePoint,
     Ready,
     Stop,
     Submit,

@@ -6,9 +6,10 @@ from typing import TypeAlias
 
 import msgspec
 
-from gpu_sharing.tensors import Signature
+from gpu_sharing.measurements import Profile
+from gpu_sharing.tensors import Signature, WarmupTensor
 from gpu_sharing.units import Bytes, Millidevices, Nanoseconds
-from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Profile, Stage, Unload, Unloaded, Update, WarmupTensor
+from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded, Update
 
 
 class Wanted(msgspec.Struct, frozen=True):

@@ -11,9 +11,10 @@ from enum import Enum
 
 import msgspec
 
+from gpu_sharing.measurements import Profile
 from gpu_sharing.tensors import Signature
 from gpu_sharing.units import MS, SECOND, Bytes, Nanoseconds
-from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Profile, Stage, Unload, Unloaded, Update
+from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded, Update
 from services.executor.core.replica_events import (
     Action,
     Changed,

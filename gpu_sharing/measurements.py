@@ -1,0 +1,56 @@
+"""What is measured: a batch as it ran, and a model's profile."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gpu_sharing.units import Bytes, ComputeUnits, Nanoseconds
+
+
+class ProfilePoint(msgspec.Struct, frozen=True):
+    """How long a batch of `rows` takes at one shape. shape_bucket: the shapes without the batch axis, as text."""
+
+    rows: int
+    shape_bucket: str
+    compute_units: ComputeUnits
+    p50_ns: Nanoseconds
+    p99_ns: Nanoseconds
+    runs: int
+    activation_bytes: Bytes = 0
+
+
+class SegmentCost(msgspec.Struct, frozen=True):
+    """One segment of a model, in the runtime's own words, and its cost at one row."""
+
+    name: str
+    p50_ns: Nanoseconds
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """Measured on load, kept per (digest, device kind)."""
+
+    digest: str
+    device_kind: str
+    weight_bytes: Bytes
+    points: tuple[ProfilePoint, ...] = ()
+    segments: tuple[SegmentCost, ...] = ()
+
+
+class Batch(msgspec.Struct, array_like=True, frozen=True):
+    """The batch a call rode in, by moments of the monotonic clock.
+
+    joined_from: when the batch could have started, had it not waited for others (0 where it did not wait).
+    preempted: time in between given to other batches.
+    segments: end of each of its slices.
+    """
+
+    number: int
+    lane: int
+    rows: int
+    requests: int
+    started: Nanoseconds
+    ended: Nanoseconds
+    waited_for_others: Nanoseconds
+    preempted: Nanoseconds
+    preemptions: int
+    segment_ends: tuple[Nanoseconds, ...] = ()
