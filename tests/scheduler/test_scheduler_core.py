@@ -316,6 +316,56 @@ def test_a_detached_executor_is_sent_nothing() -> None:
     assert {type(action) for action in told} >= {SendLoad, SendUpdate}
 
 
+def test_an_unload_that_was_lost_with_its_stream_is_sent_again_on_the_next() -> None:
+    world = World()
+    executor = world.add("gpu-0")
+    world.replace_catalogue([], [model("search/embed")])
+    world.settle()
+    world.replace_catalogue([], [])
+    assert len(executor.inbox) == 1
+    world.detach("gpu-0")
+    world.attach("gpu-0")
+    world.settle()
+    assert executor.replicas == {}
+
+
+def test_what_one_tenant_gives_back_another_gets_at_once() -> None:
+    world = World()
+    world.add("gpu-0")
+    models = [model("a/one"), model("b/one")]
+    world.replace_catalogue([tenant("a", 300), tenant("b", 700)], models)
+    world.settle()
+    world.replace_catalogue([tenant("a", 700), tenant("b", 300)], models)
+    grants = world.scheduler.state.fleet.executors["gpu-0"].grants[0]
+    assert grants == {"a": 700, "b": 300}
+
+
+def test_a_lost_executor_is_worth_nothing_and_told_of_once() -> None:
+    world = World()
+    world.add("gpu-0")
+    world.replace_catalogue([], [])
+    world.detach("gpu-0")
+    assert world.scheduler.check_reservation("search", 500).refusal is None
+    assert len(world.wait(10)) == 1
+    assert world.scheduler.check_reservation("search", 500).capacity is None
+    assert world.wait(1) == []
+
+
+def test_free_parts_of_two_lanes_do_not_make_a_whole() -> None:
+    world = World()
+    world.add("gpu-0")
+    world.add("gpu-1")
+    tenants = [tenant("a", 600), tenant("b", 600)]
+    world.replace_catalogue(tenants, [model("a/one"), model("b/one")])
+    world.settle()
+    promise = world.scheduler.check_reservation("search", 800)
+    assert (promise.free, promise.capacity) == (400, 2000)
+    assert "0.400 free of 2.000: no lane has more left" in (promise.refusal or "")
+    world.replace_catalogue(tenants, [model("a/one"), model("b/one"), model("search/embed", replicas=2)])
+    assert world.scheduler.check_reservation("search", 800).refusal is None
+    assert world.scheduler.check_reservation("search", 801).refusal is not None
+
+
 def test_an_executor_that_is_gone_for_long_is_no_longer_listed() -> None:
     world = World(Policy(settle_s=0, grace_s=10, forget_s=100))
     world.add("gpu-0")
