@@ -13,7 +13,11 @@ import numpy as np
 from services._proto.inference import grpc_service_pb2 as oip
 from services._proto.inference import grpc_service_pb2_grpc as oip_grpc
 
-LIMIT = (("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20), ("grpc.use_local_subchannel_pool", 1))
+LIMIT = (
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.use_local_subchannel_pool", 1),
+)
 OPERATORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"identity": lambda x: x, "neg": np.negative, "abs": np.abs}
 LARGEST_BYTES = 32 << 20
 
@@ -48,7 +52,9 @@ class Question:
     number: int
 
 
-async def ask(address: str, key: str, questions: Iterator[Question], callers: int, tally: Tally, stop: asyncio.Event | None = None) -> None:
+async def ask(
+    address: str, key: str, questions: Iterator[Question], callers: int, tally: Tally, stop: asyncio.Event | None = None
+) -> None:
     """`callers` callers, each on a connection of its own, take questions until there are none (or `stop` is set)."""
     values = np.random.default_rng(1).standard_normal(LARGEST_BYTES // 4 + (1 << 16), dtype=np.float32)
 
@@ -63,7 +69,9 @@ async def ask(address: str, key: str, questions: Iterator[Question], callers: in
     await asyncio.gather(*(caller() for _ in range(callers)))
 
 
-async def _one(stub: oip_grpc.GRPCInferenceServiceStub, key: str, question: Question, values: np.ndarray, tally: Tally) -> None:
+async def _one(
+    stub: oip_grpc.GRPCInferenceServiceStub, key: str, question: Question, values: np.ndarray, tally: Tally
+) -> None:
     count = question.size_bytes // 4
     offset = question.number % (1 << 16)
     tensor = values[offset : offset + count].copy()
