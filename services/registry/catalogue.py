@@ -37,8 +37,7 @@ class Tenants:
 
     async def get(self, name: str) -> Tenant:
         """One tenant; TENANT_NOT_FOUND."""
-        async with self._store.read() as connection:
-            return found(await rows.tenant(connection, name), name, "name")
+        return found(await self._store.read(lambda connection: rows.tenant(connection, name)), name, "name")
 
     async def update(self, name: str, reservation_millidevices: int | None, weight: int | None) -> Tenant:
         """The tenant with what is not None changed."""
@@ -103,8 +102,7 @@ class Models:
 
         Raises TENANT_NOT_FOUND, VERSION_EXISTS, ARTEFACT_NOT_FOUND, MESSAGE_TOO_LARGE.
         """
-        async with self._store.read() as connection:
-            size_bytes = await owned_size(connection, push.tenant, push.digest)
+        size_bytes = await self._store.read(lambda connection: owned_size(connection, push.tenant, push.digest))
         # Outside the transaction: storage may be slow, and nothing takes an artefact away.
         stored = size_bytes is not None and await self._uploads.holds(push.digest, size_bytes)
 
@@ -126,8 +124,7 @@ class Models:
 
     async def get(self, tenant: str, name: str) -> Model:
         """One model; MODEL_NOT_FOUND."""
-        async with self._store.read() as connection:
-            model = await rows.model(connection, tenant, name)
+        model = await self._store.read(lambda connection: rows.model(connection, tenant, name))
         if model is None:
             raise versions.model_missing(tenant, name)
         return model

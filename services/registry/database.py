@@ -100,6 +100,14 @@ class Database:
         await self._engine.dispose()
 
 
+# A database host that vanishes without a word is noticed within half a minute.
+DEAD_PEERS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
 # A writer that has died or hangs must not stop the others for ever.
 PATIENCE = (
     "SELECT set_config('lock_timeout', '10s', true), set_config('statement_timeout', '60s', true),"
@@ -148,7 +156,7 @@ def _sqlite(url: URL) -> AsyncEngine:
 
 def _postgresql(url: URL) -> AsyncEngine:
     return create_async_engine(
-        url, pool_size=8, max_overflow=8, pool_pre_ping=True, pool_timeout=10, connect_args={"connect_timeout": 5}
+        url, pool_size=8, max_overflow=8, pool_pre_ping=True, pool_timeout=10, connect_args=DEAD_PEERS
     )
 
 

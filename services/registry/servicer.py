@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services._proto.apportion.v1 import registry_pb2 as pb
 from services._proto.apportion.v1 import registry_pb2_grpc
@@ -53,9 +54,12 @@ class TenantMethods:
     async def ListTenants(self, request: pb.ListTenantsRequest, context: Any) -> pb.ListTenantsResponse:  # noqa: ARG002
         """See registry.proto."""
         after = pages.after("tenants", request.page_token, 1)
-        async with self.store.read() as connection:
+
+        async def operation(connection: AsyncConnection) -> tuple[list[pb.Tenant], bool]:
             records = rows.tenants_after(connection, after[0] if after else None)
-            tenants, more = await page(records, tenant_message, pages.page_size(request.page_size))
+            return await page(records, tenant_message, pages.page_size(request.page_size))
+
+        tenants, more = await self.store.read(operation)
         token = pages.token("tenants", [tenants[-1].name]) if more else ""
         return pb.ListTenantsResponse(tenants=tenants, next_page_token=token)
 
@@ -102,11 +106,14 @@ class ModelMethods:
         tenant = names.name("tenant", request.tenant) if request.tenant else None
         scope = f"models.{tenant or ''}"
         after = pages.after(scope, request.page_token, 2)
-        async with self.store.read() as connection:
+
+        async def operation(connection: AsyncConnection) -> tuple[list[pb.Model], bool]:
             if tenant is not None:
                 found(await rows.tenant(connection, tenant), tenant)
             records = rows.models_after(connection, after, tenant)
-            models, more = await page(records, model_message, pages.page_size(request.page_size))
+            return await page(records, model_message, pages.page_size(request.page_size))
+
+        models, more = await self.store.read(operation)
         token = pages.token(scope, [models[-1].key.tenant, models[-1].key.name]) if more else ""
         return pb.ListModelsResponse(models=models, next_page_token=token)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -24,6 +23,8 @@ from services.registry.wire import model_message, tenant_message
 Result = TypeVar("Result")
 # Commits read at once by a watcher that is behind: bounds its memory, whatever it has missed.
 MOST_CHANGES = 32
+# How long transactions in flight may take when the registry stops.
+CLOSE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,36 +59,38 @@ class Store:
 
     async def prepare(self) -> None:
         """Brings the schema up to date. Until this has succeeded, everything else is refused with NOT_SERVING."""
-        await self.database.prepare()
+        await self.finish(self.database.prepare())
         self._ready = True
         self.head.advance(await self.revision())
 
     async def revision(self) -> int:
         """The last committed revision."""
-        async with self.read() as connection:
-            return await self.revision_in(connection)
+        return await self.read(self.revision_in)
 
     async def revision_in(self, connection: AsyncConnection) -> int:
         """The revision of the state that a transaction sees."""
         return (await _counter(connection))[0]
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """One state of the catalogue."""
+    async def read(self, operation: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """Runs `operation` on one state of the catalogue. Like `write`, it is not cut short: see `finish`."""
         self._check_ready()
+        return await self.finish(self._read(operation))
+
+    async def _read(self, operation: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
         async with self.database.read() as connection:
-            yield connection
+            return await operation(connection)
 
     async def write(self, operation: Callable[[Writing], Awaitable[Result]]) -> Result:
-        """Runs `operation` in a writing transaction and commits what it saved.
-
-        Once begun it runs to its end even if the caller is cancelled, so that a connection is never left halfway.
-        """
+        """Runs `operation` in a writing transaction and commits what it saved, even if the caller is cancelled."""
         self._check_ready()
         return await self.finish(self._write(operation))
 
     async def finish(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Awaits `work`, which goes on if the caller is cancelled; `close` waits for it."""
+        """Awaits `work`, which goes on if the caller is cancelled; `close` waits for it.
+
+        A database connection whose task is cancelled halfway is lost, and with SQLite its thread may never end: a client
+        that hangs up must not be able to do that.
+        """
         task = asyncio.ensure_future(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
@@ -124,7 +127,8 @@ class Store:
 
         Raises REVISION_COMPACTED where changes after it are no longer held, or it has never been.
         """
-        async with self.read() as connection:
+
+        async def operation(connection: AsyncConnection) -> tuple[int, list[Told]]:
             revision, compacted = await _counter(connection)
             if not compacted <= after <= revision:
                 raise Refusal(
@@ -134,15 +138,20 @@ class Store:
                     facts={"compacted_revision": compacted, "revision": revision},
                 )
             later = select(changes).where(changes.c.revision > after).order_by(changes.c.revision)
-            found = (await connection.execute(later.limit(MOST_CHANGES))).all()
+            held = (await connection.execute(later.limit(MOST_CHANGES))).all()
+            return revision, [
+                Told(row.revision, row.tenant, row.name, None if row.tombstone else bytes(row.body)) for row in held
+            ]
+
+        revision, told = await self.read(operation)
         self.head.advance(revision)
-        return [Told(row.revision, row.tenant, row.name, None if row.tombstone else bytes(row.body)) for row in found]
+        return told
 
     async def close(self) -> None:
-        """Lets writers finish, then ends all connections."""
+        """Lets transactions finish, unless the database hangs, then ends all connections."""
         self.head.close()
         if self._running:
-            await asyncio.wait(self._running)
+            await asyncio.wait(self._running, timeout=CLOSE_S)
         await self.database.close()
 
     def _check_ready(self) -> None:

@@ -41,9 +41,12 @@ class Uploads:
         names.name("header.tenant", tenant)
         names.digest("header.digest", digest)
         rules.artefact_size(size_bytes, self._most_bytes)
-        async with self._store.read() as connection:
+
+        async def operation(connection: AsyncConnection) -> int | None:
             found(await rows.tenant(connection, tenant), tenant, "header.tenant")
-            owned = await owned_size(connection, tenant, digest)
+            return await owned_size(connection, tenant, digest)
+
+        owned = await self._store.read(operation)
         if owned is not None and await self.holds(digest, owned):
             _same_size(size_bytes, owned)
             return True
@@ -108,9 +111,8 @@ class Uploads:
         """
         names.name("tenant", tenant)
         names.digest("digest", digest)
-        async with self._store.read() as connection:
-            if not await _refers(connection, tenant, digest):
-                raise missing(tenant, digest)
+        if not await self._store.read(lambda connection: _refers(connection, tenant, digest)):
+            raise missing(tenant, digest)
         try:
             file = await asyncio.to_thread(self._files.open, digest)
         except FileNotFoundError:

@@ -11,6 +11,8 @@ import weakref
 import zlib
 from collections.abc import AsyncIterator
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from services._proto.apportion.v1 import common_pb2, registry_pb2
 from services.common.errors import invalid
 from services.registry import rows
@@ -88,14 +90,16 @@ class Watches:
             return latest
 
     async def _take(self) -> Snapshot:
-        async with self._store.read() as connection:
+        async def operation(connection: AsyncConnection) -> Snapshot:
             snapshot = Snapshot(await self._store.revision_in(connection))
             async for tenant in rows.tenants_after(connection, None):
                 snapshot.add(tenant_message(tenant, hashes=True))
             async for model in rows.models_after(connection, None):
                 snapshot.add(model_message(model))
-        snapshot.close()
-        return snapshot
+            snapshot.close()
+            return snapshot
+
+        return await self._store.read(operation)
 
 
 def change_message(told: Told) -> registry_pb2.WatchCatalogueResponse:

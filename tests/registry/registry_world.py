@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from services._proto.apportion.v1 import common_pb2, registry_pb2, registry_pb2_grpc
 from services.common.channel import connect
@@ -39,7 +40,13 @@ class World:
         return await self.call.CreateTenant(registry_pb2.CreateTenantRequest(name=name, reservation=share, weight=2))
 
     async def upload(
-        self, data: bytes, tenant: str = "acme", *, digest: str | None = None, size: int | None = None, part: int = 65536
+        self,
+        data: bytes,
+        tenant: str = "acme",
+        *,
+        digest: str | None = None,
+        size: int | None = None,
+        part: int = 65536,
     ) -> registry_pb2.UploadArtefactResponse:
         return await self.call.UploadArtefact(parts(data, tenant, digest=digest, size=size, part=part))
 
@@ -149,14 +156,12 @@ async def slowly(messages: Sequence[Any], pause_s: float = 0.0) -> AsyncIterator
 
 async def refusal(call: Any, reason: Reason, code: grpc.StatusCode) -> Any:
     """Awaits a call that has to fail so; returns the refusal."""
-    try:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
-    except grpc.aio.AioRpcError as error:
-        found = from_rpc_error(error)
-        assert found is not None, error
-        assert (found.reason, error.code()) == (reason, code), found.message
-        return found
-    raise AssertionError(f"expected {reason}")
+    found = from_rpc_error(caught.value)
+    assert found is not None, caught.value
+    assert (found.reason, caught.value.code()) == (reason, code), found.message
+    return found
 
 
 @asynccontextmanager
@@ -167,7 +172,7 @@ async def served(settings: RegistrySettings) -> AsyncIterator[World]:
         ready = Path(folder) / "ready"
         settings = settings.model_copy(update={"listen": "127.0.0.1:0", "ready_file": str(ready), "drain_s": 1.0})
         running = asyncio.create_task(serve(settings, stop))
-        while not ready.exists() and not running.done():
+        while not ready.exists() and not running.done():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         if running.done():
             await running
