@@ -68,7 +68,7 @@ def test_what_is_neither_is_refused_before_a_byte_is_sent(tmp_path, name, conten
 def test_a_checkpoint_and_any_other_archive_are_refused(archive, tmp_path):
     with pytest.raises(CommandError, match=r"pickled checkpoint .torch\.save."):
         inspect(archive("a.pt2", "a/data.pkl", "a/version"))
-    with pytest.raises(CommandError, match="not one of torch.export"):
+    with pytest.raises(CommandError, match="not one of"):
         inspect(archive("b.pt2", "notes.txt"))
     with pytest.raises(CommandError, match="is a folder"):
         inspect(tmp_path)

@@ -81,8 +81,8 @@ class Up:
 
     async def until(self, holds, timeout_s=20):
         async with asyncio.timeout(timeout_s):
-            while not holds():
-                await asyncio.sleep(0.02)  # noqa: ASYNC110
+            while not holds():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
     def pid(self, name):
         return self.shell._processes[name].pid

@@ -60,8 +60,7 @@ def test_a_service_that_is_killed_comes_back_on_its_ports(own_mesh, name):
 @pytest.mark.slow
 def test_nothing_is_left_when_up_is_killed_outright(tmp_path):
     shared_before = set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.exists() else set()
-    with pytest.raises(AssertionError, match=r"mesh\.json left behind"):
-        kill_outright(tmp_path / "data")
+    kill_outright(tmp_path / "data")
     shared = set(os.listdir(SHARED_MEMORY)) - shared_before if SHARED_MEMORY.exists() else set()
     assert not {name for name in shared if "apportion" in name}
     # The next one is not held up by what the first left.
