@@ -1,0 +1,38 @@
+"""Tiny ONNX models that mesh tests push."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnx import TensorProto, helper
+
+from tests.gpu_sharing.artefact_samples import onnx_bytes
+
+TYPES: dict[str, int] = {
+    "bool": TensorProto.BOOL,
+    "int8": TensorProto.INT8,
+    "int16": TensorProto.INT16,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "uint8": TensorProto.UINT8,
+    "uint16": TensorProto.UINT16,
+    "uint32": TensorProto.UINT32,
+    "uint64": TensorProto.UINT64,
+    "float16": TensorProto.FLOAT16,
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+    "object": TensorProto.STRING,
+}
+"""ONNX's types by NumPy's names."""
+
+
+def echo(path: Path, *kinds: str) -> Path:
+    """A model with an input `in_KIND` and an equal output `out_KIND`, both [batch, n], for each of these types."""
+    shape = ["batch", "n"]
+    data = onnx_bytes(
+        [helper.make_node("Identity", [f"in_{kind}"], [f"out_{kind}"]) for kind in kinds],
+        [(f"in_{kind}", TYPES[kind], shape) for kind in kinds],
+        [(f"out_{kind}", TYPES[kind], shape) for kind in kinds],
+    )
+    path.write_bytes(data)
+    return path
