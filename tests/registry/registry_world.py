@@ -180,9 +180,9 @@ async def served(settings: RegistrySettings) -> AsyncIterator[World]:
         try:
             yield World(channel, settings)
         finally:
-            await channel.close()
             stop.set()
             await running
+            await channel.close()
 
 
 class Process:
