@@ -27,7 +27,7 @@ SECOND_NS = 1_000_000_000
 class Inference:
     """The path of every request.
 
-    limits: of a request's form. default_deadline_s: of callers that give none.
+    limits: of a request's form. most_bytes: of a request, and of an answer. default_deadline_s: of callers that give none.
     """
 
     def __init__(
@@ -38,10 +38,12 @@ class Inference:
         accounts: Accounts,
         *,
         limits: Limits,
+        most_bytes: int,
         default_deadline_s: float,
     ) -> None:
         self._keys, self._table, self._links, self._accounts = keys, table, links, accounts
-        self._limits, self._default_ns = limits, int(default_deadline_s * SECOND_NS)
+        self._limits, self._most_bytes = limits, most_bytes
+        self._default_ns = int(default_deadline_s * SECOND_NS)
         self._loop = asyncio.get_running_loop()
         self._deadlines: Deadlines[Call] = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
@@ -94,6 +96,8 @@ class Inference:
         call = request.attempts[-1]
         if call.bulk_bytes:
             context.add_done_callback(lambda _: call.release())
+        if len(answer) > self._most_bytes:
+            raise too_large("answer", len(answer), self._most_bytes)
         return answer
 
     def _admit(self, request: Request, payload: bytes, context: Any) -> tuple[Route, Version]:
@@ -108,6 +112,8 @@ class Inference:
                 traceparent = value
         request.join_trace(traceparent)
         request.tenant = self._keys.tenant(authorization, key)
+        if len(payload) > self._most_bytes:
+            raise too_large("request", len(payload), self._most_bytes)
         head = scan(payload, self._limits)
         request.request_id, request.priority = head.request_id, head.priority
         route = self._table.route(request.tenant, head.model_name)
@@ -193,3 +199,12 @@ class Inference:
         for call in self._deadlines.expired(monotonic_ns()):
             call.expire()
         self._watch_time()
+
+
+def too_large(what: str, size_bytes: int, most_bytes: int) -> Refusal:
+    """The refusal of a message that is larger than this frontend passes on."""
+    return Refusal(
+        Reason.MESSAGE_TOO_LARGE,
+        f"the {what} has {size_bytes} bytes, more than the {most_bytes} that this frontend passes on",
+        facts={"size_bytes": size_bytes, "limit_bytes": most_bytes},
+    )

@@ -22,6 +22,10 @@ from services.frontend.servicer import SERVICE, Describer, handlers
 from services.frontend.settings import FrontendSettings
 from services.frontend.watches import CatalogueWatch, RoutesWatch
 
+READ_TIMES = 2
+"""A request up to this many times the limit gets a typed refusal; beyond, gRPC itself answers before it has read it."""
+MOST_READ_BYTES = (1 << 31) - 1
+
 
 class Frontend:
     """One frontend process: what it knows, whom it talks to, and its server."""
@@ -77,9 +81,15 @@ class Frontend:
             self.links,
             self.accounts,
             limits=Limits(settings.max_fields, settings.max_parameters),
+            most_bytes=settings.max_message_bytes,
             default_deadline_s=settings.default_deadline_s,
         )
-        options = [(f"grpc.max_{way}_message_length", settings.max_message_bytes) for way in ("receive", "send")]
+        # gRPC refuses without a word of ours: what is not far beyond the limit is read, so that it is told why.
+        received = min(settings.max_message_bytes * READ_TIMES, MOST_READ_BYTES)
+        options = [
+            ("grpc.max_receive_message_length", received),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+        ]
         self.server = Server(settings, settings.listen, name="frontend", public=True, options=options)
         describer = Describer(self.keys, self.table, lambda: self._catalogue.platforms, lambda: self.ready)
         self.server.grpc.add_generic_rpc_handlers((handlers(describer, self.inference),))

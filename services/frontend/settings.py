@@ -30,7 +30,7 @@ class FrontendSettings(ServiceSettings):
     """Whether a caller without a credential is the tenant `default`. auto: only where `listen` is a loopback address;
     `on` is refused elsewhere."""
     max_message_bytes: int = Field(default=64 << 20, ge=1 << 16, le=1 << 30)
-    """Largest request and answer in bytes; beyond it gRPC answers RESOURCE_EXHAUSTED."""
+    """Largest request and answer in bytes; beyond it the caller gets RESOURCE_EXHAUSTED, MESSAGE_TOO_LARGE."""
     max_fields: int = Field(default=4096, ge=16)
     """Most fields of a request's top level: tensors, their contents and parameters together."""
     max_parameters: int = Field(default=128, ge=8)

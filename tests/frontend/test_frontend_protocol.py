@@ -156,11 +156,30 @@ async def test_the_stream_is_refused_with_what_to_use_instead(start: Start) -> N
             pass
 
 
-async def test_a_message_beyond_the_limit_is_resource_exhausted(start: Start) -> None:
+async def test_a_message_beyond_the_limit_is_refused_with_both_numbers(start: Start) -> None:
     world = await start(FakeExecutor(), max_message_bytes=1 << 20)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await world.stub.ModelInfer(infer_request("m", bytes(2 << 20)))
+    request = infer_request("m", bytes(1 << 20))
+    code, refusal, _ = await refused(world.stub.ModelInfer(request))
+    assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.MESSAGE_TOO_LARGE)
+    assert refusal.facts == {"size_bytes": str(request.ByteSize()), "limit_bytes": str(1 << 20)}
+    assert str(1 << 20) in refusal.message
+    # Far beyond it gRPC answers before the message is read.
+    with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as caught:
+        await world.stub.ModelInfer(infer_request("m", bytes(3 << 20)))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_an_answer_beyond_the_limit_is_refused_and_its_credit_returned(start: Start) -> None:
+    async def much(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> bytes:
+        return bytes(2 << 20)
+
+    executor = FakeExecutor(much)
+    world = await start(executor, max_message_bytes=1 << 20)
+    for _ in range(2):
+        code, refusal, _ = await refused(world.stub.ModelInfer(infer_request("m")))
+        assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.MESSAGE_TOO_LARGE)
+        assert refusal.message.startswith(f"the answer has {2 << 20} bytes")
+    await world.until(lambda: executor.credits_returned == 4 << 20)
 
 
 class Kept:
