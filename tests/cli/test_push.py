@@ -74,6 +74,17 @@ def test_a_checkpoint_and_any_other_archive_are_refused(archive, tmp_path):
         inspect(tmp_path)
 
 
+def test_an_archive_that_is_cut_short_is_not_taken_for_one_that_lies_inside_it(archive, tmp_path):
+    inner, outer = archive("inner.zip", "archive/data.pkl"), tmp_path / "whole.pt2"
+    with zipfile.ZipFile(outer, "w") as made:
+        made.writestr("a/models/model.json", "{}")
+        made.writestr("a/data/sample_inputs/model.pt", inner.read_bytes())
+    cut = tmp_path / "cut.pt2"
+    cut.write_bytes(outer.read_bytes()[:-60])
+    with pytest.raises(CommandError, match="is a broken archive: it is cut short"):
+        inspect(cut)
+
+
 def test_batch_axes_are_read_by_name():
     assert parse.batch_axes(["state=1", "sr=none", "x=0"]) == {"state": 1, "sr": -1, "x": 0}
     for wrong in ("state", "=1", "state=first", "state=-2"):
@@ -264,7 +275,9 @@ def test_a_version_that_has_no_place_fails_the_push_with_the_numbers(mesh, onnx,
     )
     scheduler.fleets = [full]
     assert main.run(["model", "push", "m", str(onnx)]) == 1
-    assert "default/m version 1 has no place: needs 3 GiB, 1 GiB is free" in capsys.readouterr().err
+    note, error = capsys.readouterr().err.splitlines()
+    assert note.startswith("note: created the tenant default")
+    assert error == "error: default/m version 1 has no place: needs 3 GiB, 1 GiB is free"
 
 
 def test_a_push_that_need_not_wait_does_not_ask_the_scheduler(mesh, onnx, monkeypatch):

@@ -82,8 +82,12 @@ def _not_torch_export(path: Path, head: bytes) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            first = min((member.header_offset for member in archive.infolist()), default=0)
     except (zipfile.BadZipFile, NotImplementedError) as error:
         return f"is a broken archive: {error}"
+    if first:
+        # What was read is the directory of an archive inside: the file's own, at its end, is missing.
+        return "is a broken archive: it is cut short"
     members = {name.partition("/")[2] for name in names} | set(names)
     if any(name.startswith("models/") and name.endswith(".json") for name in members):
         return None

@@ -69,7 +69,8 @@ async def _default_tenant(stub: Any, tenant: str) -> None:
 
 async def _upload(stub: Any, tenant: str, artefact: Artefact) -> bool:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=show.err, transient=True) as progress:
+    # Nobody watches a bar in a pipe, where even its end would leave an empty line.
+    with Progress(*columns, console=show.err, transient=True, disable=not show.err.is_terminal) as progress:
         bar = progress.add_task(artefact.path.name, total=artefact.size_bytes)
         return await upload(stub, tenant, artefact, sent=lambda count: progress.advance(bar, count))
 
