@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import inspect
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
@@ -31,6 +33,8 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),
 )
+
+IN_USE = "the port is in use; stop what holds it or"
 
 
 class StartupError(Exception):
@@ -61,9 +65,8 @@ class Server:
             )
         token = [] if public or settings.mesh_token is None else [MeshToken(settings.mesh_token)]
         self.name, self._settings, self._listen, self._flag = name, settings, listen, flag
-        self.grpc = grpc.aio.server(
-            options=merged(SERVER_OPTIONS, options), interceptors=[*token, Refusals(), *interceptors]
-        )
+        self._options = merged(SERVER_OPTIONS, options)
+        self.grpc = grpc.aio.server(options=self._options, interceptors=[*token, Refusals(), *interceptors])
         self.health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
         self.address = ""
@@ -71,14 +74,16 @@ class Server:
     async def start(self) -> str:
         """Binds and serves; returns HOST:PORT with the port that was got."""
         host = self._listen.rpartition(":")[0]
-        try:
-            port = self.grpc.add_insecure_port(self._listen)
-        except RuntimeError as error:
-            port = 0
-            log.debug("bind failed", error=str(error))
+        problem = None if dict(self._options).get("grpc.so_reuseport") else unbindable(self._listen)
+        port = 0
+        if problem is None:
+            try:
+                port = self.grpc.add_insecure_port(self._listen)
+            except RuntimeError as error:
+                log.debug("bind failed", error=str(error))
         if port == 0:
             raise StartupError(
-                f"{self.name}: cannot listen on {self._listen}: the port is in use; stop what holds it or choose another with {self._flag}"
+                f"{self.name}: cannot listen on {self._listen}: {problem or IN_USE} choose another with {self._flag}"
             )
         self.address = f"{host}:{port}"
         await self.grpc.start()
@@ -93,6 +98,31 @@ class Server:
         """Drains: health says NOT_SERVING, calls in flight get `drain_s`, then the port closes."""
         await self.health.enter_graceful_shutdown()
         await self.grpc.stop(self._settings.drain_s)
+
+
+def unbindable(address: str) -> str | None:
+    """Why nobody can listen on HOST:PORT now; None: somebody can.
+
+    Asked before gRPC is: that writes a line of its own to standard error, and keeps the reason to itself.
+    """
+    host, _, port = address.rpartition(":")
+    problem: OSError | None = None
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        found, problem = [], error
+    for family, kind, protocol, _, target in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                # As gRPC does: connections that have just ended do not hold their port.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(target)
+                return None
+        except OSError as error:
+            problem = error
+    if problem is None or problem.errno == errno.EADDRINUSE:
+        return IN_USE
+    return f"{problem.strerror};"
 
 
 def merged(base: Sequence[tuple[str, int]], more: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

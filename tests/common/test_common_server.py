@@ -156,6 +156,24 @@ async def test_a_port_that_is_taken_is_one_line_with_the_flag_to_change() -> Non
     await server.stop()
 
 
+@pytest.mark.parametrize(
+    ("listen", "says"),
+    [("192.0.2.1:0", "Cannot assign requested address; choose"), ("nowhere.invalid:0", "not known; choose")],
+)
+async def test_an_address_that_nobody_can_listen_on_is_told_with_its_reason(listen: str, says: str) -> None:
+    server = Server(ServiceSettings(mesh_token="secret"), listen, name="room")
+    with pytest.raises(StartupError, match=rf"room: cannot listen on {listen}: .*{says} another with --listen"):
+        await server.start()
+
+
+async def test_grpc_says_nothing_of_its_own_when_a_port_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
+    server = await started()
+    with pytest.raises(StartupError):
+        await Server(ServiceSettings(), server.address, name="room").start()
+    await server.stop()
+    assert capfd.readouterr().err == ""
+
+
 async def test_a_caller_that_goes_away_ends_the_method_behind_its_stream() -> None:
     ended = asyncio.Event()
 
