@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from registry_world import World, served
+from sqlalchemy import make_url
 
 from services.registry.settings import RegistrySettings
 
@@ -41,12 +42,20 @@ def fresh_database(server: Any) -> str:
     return server.get_uri(database=name)
 
 
+def fresh_schema(server: Any) -> str:
+    """The URL of a new, empty schema: a tenth of a database's time."""
+    name = f"registry_{next(numbers)}"
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {name}")  # type: ignore[arg-type]
+    return make_url(server.get_uri()).update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(False)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> RegistrySettings:
     """Settings for a fresh registry on either database."""
     url = None
     if request.param == "postgresql":
-        url = fresh_database(request.getfixturevalue("postgresql"))
+        url = fresh_schema(request.getfixturevalue("postgresql"))
     return RegistrySettings(data=tmp_path / "data", database_url=url)
 
 

@@ -162,7 +162,7 @@ async def follow(world: World, chance: random.Random, until: asyncio.Future[int]
     return watcher
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
 async def test_watchers_end_with_the_state_of_a_snapshot_whatever_writers_do(
     settings: RegistrySettings, seed: int
 ) -> None:
