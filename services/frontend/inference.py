@@ -22,6 +22,9 @@ from services.frontend.request import Request
 TRACE_KEY = "apportion-trace-id"
 ADMIT = "admit"
 SECOND_NS = 1_000_000_000
+WORD_NS = 10_000_000
+"""How long past a call's deadline its executor may still say what the call was waiting for: it finds the time up when we do,
+knows the stage better, and has been told to drop the work anyway."""
 
 
 class Inference:
@@ -150,7 +153,8 @@ class Inference:
         request.executor_id = replica.executor_id
         replica.outstanding += 1
         self._links.link(replica.address).submit(call)
-        if self._deadlines.add(call, deadline_ns):
+        gives_up_ns = deadline_ns + WORD_NS
+        if self._deadlines.add(call, gives_up_ns):
             self._watch_time()
         try:
             return await call.future
@@ -159,7 +163,7 @@ class Inference:
             raise
         finally:
             replica.outstanding -= 1
-            self._deadlines.remove(call, deadline_ns)
+            self._deadlines.remove(call, gives_up_ns)
 
     def _other(self, request: Request, route: Route, version: Version, failed: Replica) -> Replica | None:
         """Another replica to try, where there is one and time is left."""

@@ -144,6 +144,24 @@ async def test_a_deadline_that_passes_is_answered_with_its_stage_and_cancels_the
     assert 0 < executor.infers[0].deadline_us <= 30_000
 
 
+async def test_the_executors_word_on_a_passed_deadline_is_waited_for_a_moment(start: Start) -> None:
+    async def late(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> Refusal:
+        await asyncio.sleep(infer.deadline_us / 1e6 + 0.0005)
+        return Refusal(Reason.DEADLINE_EXCEEDED, "it waited for 30 ms", facts={"stage": "queue"})
+
+    world = await start(FakeExecutor(late))
+    stages = set()
+    for _ in range(20):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await world.stub.ModelInfer(infer_request("m", timeout=("int64_param", 30_000)))
+        refusal = from_rpc_error(caught.value)
+        assert refusal is not None
+        stages.add(refusal.facts["stage"])
+        if "queue" in stages:
+            break
+    assert "queue" in stages
+
+
 async def test_a_request_whose_time_is_up_on_arrival_is_never_sent(start: Start) -> None:
     executor = FakeExecutor()
     world = await start(executor)
