@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 from onnx import TensorProto, helper
 
 from tests.gpu_sharing.artefact_samples import onnx_bytes
@@ -33,6 +35,39 @@ def echo(path: Path, *kinds: str) -> Path:
         [helper.make_node("Identity", [f"in_{kind}"], [f"out_{kind}"]) for kind in kinds],
         [(f"in_{kind}", TYPES[kind], shape) for kind in kinds],
         [(f"out_{kind}", TYPES[kind], shape) for kind in kinds],
+    )
+    path.write_bytes(data)
+    return path
+
+
+def slow(path: Path) -> Path:
+    """A model that multiplies a matrix by itself `turns` times (INT64 [1]), some ten thousand a second, in one segment."""
+    matrix = np.full((160, 160), 1 / 160, np.float32)
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["goes_on"]),
+            helper.make_node("MatMul", ["h", "matrix"], ["product"]),
+        ],
+        "turn",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("h", TensorProto.FLOAT, [160, 160]),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("product", TensorProto.FLOAT, [160, 160]),
+        ],
+    )
+    data = onnx_bytes(
+        [
+            helper.make_node("Squeeze", ["turns"], ["count"]),
+            helper.make_node("Loop", ["count", "", "matrix"], ["last"], body=body),
+            helper.make_node("ReduceMean", ["last"], ["mean"], keepdims=0),
+        ],
+        [("turns", TensorProto.INT64, [1])],
+        [("mean", TensorProto.FLOAT, [])],
+        [onnx.numpy_helper.from_array(matrix, "matrix")],
     )
     path.write_bytes(data)
     return path
