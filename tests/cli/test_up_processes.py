@@ -187,3 +187,7 @@ def test_the_last_error_is_the_line_that_says_so(folder):
     assert last_error(log, 0) == "the port is in use"
     assert last_error(log, len("old: error\nerror: the port is in use\n")) == "some noise"
     assert last_error(folder.log("nobody"), 0) is None
+    log.write_text('Traceback\nNameError: boom\n{"level": "info", "event": "ready"}\n')
+    assert last_error(log, 0) == "NameError: boom"
+    log.write_text('{"level": "info", "event": "ready"}\n')
+    assert last_error(log, 0) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -46,7 +47,8 @@ async def push(mesh: Mesh, request: Any, artefact: Artefact, *, timeout_s: float
 
 
 async def _follow(mesh: Mesh, key: Any, version: int, timeout_s: float, what: str) -> Serving:
-    with show.err.status("waiting for a place") as spinner:
+    spinner = show.err.status("waiting for a place")
+    with spinner if show.err.is_terminal else nullcontext():
         try:
             return await until_serving(mesh, key, version, timeout_s=timeout_s, stage=lambda text: spinner.update(text))
         except remote.Unreachable as error:

@@ -85,7 +85,8 @@ def rotate(log: Path) -> None:
 
 
 def last_error(log: Path, start: int) -> str | None:
-    """The last line that a service wrote after `start`, best one that says "error: "; None where it wrote nothing."""
+    """What a service said of its end, in what it wrote after `start`: its line "error: …", else the last line that is
+    neither a log line nor empty (of a traceback, the error itself); None where there is none."""
     try:
         with log.open("rb") as file:
             file.seek(start)
@@ -93,5 +94,5 @@ def last_error(log: Path, start: int) -> str | None:
     except OSError:
         return None
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    kept = told or lines
+    kept = told or [line for line in lines if not line.startswith("{")]
     return kept[-1] if kept else None
