@@ -3,7 +3,8 @@
     python -m bench.mixed [--requests 10000] [--turns 3] [--json FILE]
 
 1. 10,000 requests from 32 callers over three models of three tenants, sizes mixed; every answer is compared.
-2. Small requests alone, then beside callers that send 32 MiB without pause, in turns: the ratio of the p99s of one run.
+2. 32 callers of small requests, then 28 of them beside 4 that send the large ones of the mix without pause, in turns: the
+   ratio of the small requests' p99s.
 Callers of small and of large requests are processes of their own, so that what is measured is the mesh and not the caller.
 """
 
@@ -11,19 +12,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 
-from bench.callers import LARGEST_BYTES, OPERATORS, Question, Tally, ask, mixed
+from bench.callers import LARGEST_BYTES, OPERATORS, Tally, ask, mixed
 from bench.models import elementwise
 from tests.mesh.running import RunningMesh, running
 
@@ -31,7 +30,9 @@ KIB, MIB = 1 << 10, 1 << 20
 SIZES = (64, KIB, 16 * KIB, 256 * KIB, MIB, 8 * MIB, LARGEST_BYTES)
 WEIGHTS = (0.50, 0.25, 0.14, 0.06, 0.03, 0.015, 0.005)
 SMALL = (64, KIB, 16 * KIB)
-SMALL_CALLERS, LARGE_CALLERS = 8, 2
+LARGE = ((256 * KIB, MIB, 8 * MIB, LARGEST_BYTES), (0.06, 0.03, 0.015, 0.005))
+CALLERS, LARGE_CALLERS = 32, 4
+Mix = tuple[tuple[int, ...], tuple[float, ...]]
 
 
 def main() -> None:
@@ -84,20 +85,21 @@ def beside_large(mesh: RunningMesh, key: str, turns: int, seconds: float) -> dic
         beside.append(turn(mesh, key, seconds, large=True))
     ratio = statistics.median(beside) / statistics.median(alone)
     show = lambda samples: " ".join(f"{sample:.1f}" for sample in samples)
-    print(f"p99 of requests up to 16 KiB from {SMALL_CALLERS} callers: alone {show(alone)} ms,")
-    print(f"  beside {LARGE_CALLERS} callers of 32 MiB {show(beside)} ms: {ratio:.2f} times (medians)")
+    print(f"p99 of requests up to 16 KiB from {CALLERS} callers: alone {show(alone)} ms,")
+    print(f"  {LARGE_CALLERS} of them sending 256 KiB to 32 MiB instead {show(beside)} ms: {ratio:.2f} times (medians)")
     return {"alone_p99_ms": alone, "beside_p99_ms": beside, "ratio": ratio}
 
 
 def turn(mesh: RunningMesh, key: str, seconds: float, *, large: bool) -> float:
     """The p99 of small requests, in ms, over one turn."""
     address = mesh.addresses["frontend"]
-    groups = [(SMALL, SMALL_CALLERS)] + ([((LARGEST_BYTES,), LARGE_CALLERS)] if large else [])
+    even = ((*SMALL,), (1.0,) * len(SMALL))
+    groups = [(even, CALLERS - LARGE_CALLERS), (LARGE, LARGE_CALLERS)] if large else [(even, CALLERS)]
     spawn = multiprocessing.get_context("spawn")
     running_groups = []
-    for sizes, callers in groups:
+    for mix, callers in groups:
         mine, theirs = spawn.Pipe()
-        process = spawn.Process(target=group, args=(address, key, sizes, callers, seconds, theirs))
+        process = spawn.Process(target=group, args=(address, key, mix, callers, seconds, theirs))
         process.start()
         running_groups.append((process, mine))
     tallies = [pipe.recv() for _, pipe in running_groups]
@@ -109,28 +111,20 @@ def turn(mesh: RunningMesh, key: str, seconds: float, *, large: bool) -> float:
     return tallies[0].quantile_ms(0.99, at_most_bytes=max(SMALL))
 
 
-def group(address: str, key: str, sizes: tuple[int, ...], callers: int, seconds: float, answer: Connection) -> None:
+def group(address: str, key: str, mix: Mix, callers: int, seconds: float, answer: Connection) -> None:
     """A process of callers that ask for `seconds`; the first second is not counted."""
-    asyncio.run(_group(address, key, sizes, callers, seconds, answer))
+    asyncio.run(_group(address, key, mix, callers, seconds, answer))
 
 
-async def _group(
-    address: str, key: str, sizes: tuple[int, ...], callers: int, seconds: float, answer: Connection
-) -> None:
+async def _group(address: str, key: str, mix: Mix, callers: int, seconds: float, answer: Connection) -> None:
     stop, tally = asyncio.Event(), Tally()
-    asking = asyncio.create_task(ask(address, key, endless(sizes), callers, tally, stop))
+    asking = asyncio.create_task(ask(address, key, mixed(1_000_000, *mix, seed=callers), callers, tally, stop))
     await asyncio.sleep(1.0)
     tally.latencies_s.clear()
     await asyncio.sleep(seconds)
     stop.set()
     await asking
     answer.send(tally)
-
-
-def endless(sizes: tuple[int, ...]) -> Iterator[Question]:
-    """Questions without end, models and sizes in turn."""
-    models = itertools.cycle(OPERATORS)
-    return (Question(next(models), size, number) for number, size in enumerate(itertools.cycle(sizes)))
 
 
 if __name__ == "__main__":

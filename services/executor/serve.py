@@ -19,6 +19,7 @@ from services._proto.apportion.v1.registry_pb2 import DownloadArtefactRequest
 from services._proto.apportion.v1.registry_pb2_grpc import RegistryServiceStub
 from services.common import metrics
 from services.common.channel import connect
+from services.common.heap import keep_large_blocks
 from services.common.server import Server, StartupError, write_ready
 from services.common.telemetry import Tracer
 from services.executor.attach import Attachment
@@ -39,6 +40,7 @@ MODEL_MEMORY_PERCENT = 70
 
 async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
     """Runs an executor until `stop` is set. Raises StartupError where it cannot start."""
+    keep_large_blocks()
     async with AsyncExitStack() as stack:
         device = probe()
         layout = choose_layout(settings.cores, device)

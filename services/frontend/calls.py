@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from typing import Protocol
 
 from services.common.errors import Reason, Refusal
@@ -33,13 +34,13 @@ class Call:
     """
 
     __slots__ = (
+        "answer",
         "bulk_bytes",
         "carrier",
         "deadline_ns",
         "future",
         "number",
         "objective_ns",
-        "parts",
         "payload",
         "priority",
         "received_bytes",
@@ -72,7 +73,7 @@ class Call:
         self.stage = CONNECT
         self.submitted_ns = self.stages_ns = 0
         """When it was handed on, and how much of the time since then its executor accounts for."""
-        self.parts: list[bytes] | None = None
+        self.answer: io.BytesIO | None = None
         self.received_bytes = 0
         self.bulk_bytes: int | None = None
         """The answer's length where it comes in chunks, from the moment it is announced."""

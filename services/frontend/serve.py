@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY
 
 from services.common import metrics
 from services.common.channel import connect
+from services.common.heap import keep_large_blocks
 from services.common.server import Server, write_ready
 from services.common.telemetry import Tracer
 from services.frontend.accounting import Accounts
@@ -104,6 +105,7 @@ class Frontend:
 
 async def serve(settings: FrontendSettings, stop: asyncio.Event) -> None:
     """Runs the frontend until `stop` is set. Raises StartupError where it cannot start."""
+    keep_large_blocks()
     frontend = Frontend(settings)
     address = await frontend.start()
     addresses, close_metrics = {"listen": address}, None
