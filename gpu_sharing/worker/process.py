@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from gpu_sharing.units import MiB
 from gpu_sharing.worker.config import WorkerConfig
 
 KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
@@ -34,6 +35,10 @@ def environment(config: WorkerConfig) -> dict[str, str]:
         **dict.fromkeys(pools, threads),
         # Threads that spin while they wait for work would take the cores that the services run on.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # Large tensors come from a heap that keeps its blocks: mapping each afresh costs a fault for every page.
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(512 * MiB),
+        "MALLOC_TOP_PAD_": str(64 * MiB),
         "PYTHONPATH": path,
         # Whatever lies in the working directory must not be imported in place of what is installed.
         "PYTHONSAFEPATH": "1",
