@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.mesh.running import FREE, PORTS
 
 
@@ -21,10 +23,13 @@ def test_a_second_up_on_the_same_data_is_told_to_choose_another(mesh):
     )
 
 
-def test_a_port_that_is_taken_ends_up_with_one_line(mesh, tmp_path):
-    ports = [part for name in PORTS if name != "registry" for part in (f"--{name}", FREE)]
-    other = replace(mesh, data=tmp_path / "other")
-    done = other.apportion("up", "--registry", mesh.addresses["registry"], *ports)
+@pytest.mark.parametrize("name", PORTS)
+def test_a_port_that_is_taken_is_one_line_before_anything_starts(mesh, tmp_path, name):
+    ports = [part for other in PORTS if other != name for part in (f"--{other}", FREE)]
+    address = mesh.addresses[name]
+    done = replace(mesh, data=tmp_path / "other").apportion("up", f"--{name}", address, *ports)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: registry: cannot listen on {mesh.addresses['registry']}: the port is in use")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr == (
+        f"error: --{name}: cannot listen on {address}: the port is in use; stop what holds it or choose another\n"
+    )
+    assert not list((tmp_path / "other" / "logs").iterdir())

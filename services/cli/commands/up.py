@@ -15,6 +15,7 @@ from services.cli.up.files import Folder, Lock
 from services.cli.up.follow import stream_logs
 from services.cli.up.plan import Listen, Plan
 from services.cli.up.shell import Shell
+from services.common.server import unbindable
 
 app = typer.Typer()
 
@@ -62,6 +63,7 @@ def up(
             raise CommandError(finish.error or "the mesh failed", status=finish.status)
 
     try:
+        check_free(listen)
         asyncio.run(body())
     finally:
         lock.release()
@@ -74,6 +76,14 @@ def check(listen: Listen) -> None:
         host, colon, port = address.rpartition(":")
         if not (host and colon and port.isdigit() and int(port) <= 65535):
             raise usage(f"--{name}: {address!r} is not HOST:PORT with a port of 0 to 65535")
+
+
+def check_free(listen: Listen) -> None:
+    """Raises CommandError where something else listens already: before any service starts, and with our own flag's name."""
+    for name, address in vars(listen).items():
+        problem = unbindable(address)
+        if problem is not None:
+            raise usage(f"--{name}: cannot listen on {address}: {problem} choose another")
 
 
 def sampled(ratio: float | None) -> float | None:
