@@ -8,8 +8,8 @@ from time import monotonic_ns
 
 import grpc
 import pytest
-from conftest import Start
 from frontend_fakes import FakeExecutor, echo, infer_request, route, tenant
+from frontend_world import Start
 
 from services._proto.apportion.v1 import executor_pb2
 from services.common.errors import Reason, Refusal

@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import Start, World
 from frontend_fakes import FakeExecutor, infer_request, route, tenant
+from frontend_world import Start, World
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services._proto.apportion.v1 import common_pb2, executor_pb2, registry_pb2, scheduler_pb2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from registry_databases import fresh_schema
 from registry_world import World, served
-from sqlalchemy import make_url
 
 from services.registry.settings import RegistrySettings
-
-numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -32,22 +29,6 @@ def postgresql() -> Iterator[Any]:
         connection.execute("SELECT pg_reload_conf()")
     yield server
     server.cleanup()
-
-
-def fresh_database(server: Any) -> str:
-    """The URL of a new, empty database."""
-    name = f"registry_{next(numbers)}"
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")  # type: ignore[arg-type]
-    return server.get_uri(database=name)
-
-
-def fresh_schema(server: Any) -> str:
-    """The URL of a new, empty schema: a tenth of a database's time."""
-    name = f"registry_{next(numbers)}"
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {name}")  # type: ignore[arg-type]
-    return make_url(server.get_uri()).update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(False)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

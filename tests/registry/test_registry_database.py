@@ -11,6 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from registry_databases import fresh_database
 from registry_world import Process, World, refusal, served
 from sqlalchemy import Connection, make_url, text
 
@@ -127,8 +128,6 @@ async def test_a_registry_stays_up_while_its_database_is_away(tmp_path: Path) ->
 
 
 async def test_a_registry_outlives_its_database_and_finds_it_again(postgresql, tmp_path: Path) -> None:
-    from conftest import fresh_database
-
     url = fresh_database(postgresql)
     name = make_url(url).database
     settings = RegistrySettings(data=tmp_path, database_url=url)
