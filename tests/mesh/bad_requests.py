@@ -180,6 +180,20 @@ BAD = [
         f"more than the {LIMIT_BYTES}",
     ),
     Bad(
+        "an answer beyond the limit",
+        lambda: request("inflate", {"size": np.array([LIMIT_BYTES // 4 + 1])}),
+        ("RESOURCE_EXHAUSTED", Reason.MESSAGE_TOO_LARGE),
+        None,
+        f"more than the {LIMIT_BYTES}",
+    ),
+    Bad(
+        "contents that the model itself cannot take",
+        lambda: request("inflate", {"size": np.array([-5])}),
+        ("INTERNAL", Reason.MODEL_FAILED),
+        None,
+        "model 'inflate' version 1: ",
+    ),
+    Bad(
         "a deadline that has passed on arrival",
         lambda: good(timeout=1),
         ("DEADLINE_EXCEEDED", Reason.DEADLINE_EXCEEDED),

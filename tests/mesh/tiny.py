@@ -71,3 +71,14 @@ def slow(path: Path) -> Path:
     )
     path.write_bytes(data)
     return path
+
+
+def inflate(path: Path) -> Path:
+    """A model whose output `y` holds as many zeros (FP32) as its input `size` (INT64 [1]) says."""
+    data = onnx_bytes(
+        [helper.make_node("ConstantOfShape", ["size"], ["y"])],
+        [("size", TensorProto.INT64, [1])],
+        [("y", TensorProto.FLOAT, ["n"])],
+    )
+    path.write_bytes(data)
+    return path
