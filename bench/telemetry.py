@@ -23,7 +23,6 @@ from services.common.telemetry import (
     EXPORT_SPANS,
     PAUSE_S,
     SLICE_SPANS,
-    HeldSpans,
     Kind,
     SpanRecord,
     Tracer,
@@ -98,19 +97,10 @@ def ways() -> dict[str, Callable[[], object]]:
         for each in records:
             ours.emit(each)
 
-    def held(keep: bool) -> None:
-        ours._queue.clear()
-        waiting = HeldSpans(ours, SPANS * 2, 10**12)
-        for number in range(SPANS):
-            waiting.hold(number, (record(),), number)
-            waiting.verdict(number, keep, number)
-
     return {
         "sdk: start_span, end": lambda: [finished() for _ in range(SPANS)],
         "ours: make the record, emit": emitted,
         "ours: emit alone": appended,
-        "ours: hold, verdict says keep": lambda: held(True),
-        "ours: hold, verdict says forget": lambda: held(False),
         "off the path, sdk: encode": lambda: encode_spans(spans).SerializeToString(),
         "off the path, ours: encode": lambda: request_for(
             {"service.name": "bench"}, [encoded(each, 0) for each in records]

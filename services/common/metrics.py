@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from prometheus_client import REGISTRY, start_http_server
+from prometheus_client.registry import Collector
 
 from services.common.server import StartupError
 
@@ -28,3 +30,18 @@ def serve(listen: str) -> tuple[str, Callable[[], None]]:
         thread.join(2)
 
     return f"{host}:{server.server_port}", close
+
+
+@contextmanager
+def exposed(listen: str | None, *collectors: Collector) -> Iterator[dict[str, str]]:
+    """Registers `collectors` and serves metrics while the block runs; yields {"metrics": HOST:PORT}, or nothing where
+    `listen` is None."""
+    with ExitStack() as stack:
+        for collector in collectors:
+            REGISTRY.register(collector)
+            stack.callback(REGISTRY.unregister, collector)
+        addresses = {}
+        if listen is not None:
+            addresses["metrics"], close = serve(listen)
+            stack.callback(close)
+        yield addresses

@@ -1,7 +1,6 @@
 """Spans, made afterwards from monotonic timestamps, and exported off the path of requests.
 
-A request's code notes times; when it is over it hands `SpanRecord`s to a `Tracer` (or to `HeldSpans`, until the verdict
-is known). `Tracer.emit` appends to a bounded queue and returns; a thread of its own encodes and sends them. A backend
+A request's code notes times; when it is over it hands `SpanRecord`s to a `Tracer`. `Tracer.emit` appends to a bounded queue and returns; a thread of its own encodes and sends them. A backend
 that is slow, hung or absent costs spans, which are counted, and never time.
 """
 
@@ -9,10 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
+from opentelemetry.sdk.resources import Resource
 from prometheus_client import Counter
 
 from services.common import attributes
@@ -28,7 +29,6 @@ from services.common.spans import (
 )
 
 __all__ = [
-    "HeldSpans",
     "Kind",
     "Sampler",
     "SpanRecord",
@@ -72,7 +72,9 @@ class Tracer:
         timeout_s: float = 5.0,
     ) -> None:
         self.service, self.enabled = service, endpoint is not None
-        self._resource = {attributes.SERVICE_NAME: service, **(resource or {})}
+        # The SDK's resource also has what OTEL_RESOURCE_ATTRIBUTES says of where this runs.
+        described = Resource.create({attributes.SERVICE_NAME: service, **(resource or {})})
+        self._resource: Mapping[str, Any] = dict(described.attributes)
         self._queue: deque[SpanRecord] = deque()
         self._capacity = queue_spans
         self._refused = self._lost = self._exported = 0
@@ -162,72 +164,6 @@ class Tracer:
             self._exported += len(spans)
         else:
             self._lost += len(spans)
-
-
-class HeldSpans:
-    """Spans that wait for the verdict on their request.
-
-    capacity: spans and remembered verdicts held at most; max_age_ns: how long. The oldest go first, and those that go
-    without a verdict are counted in `dropped`. Not for several threads.
-    """
-
-    def __init__(self, tracer: Tracer, capacity: int, max_age_ns: int) -> None:
-        self._tracer, self._capacity, self._max_age_ns = tracer, capacity, max_age_ns
-        self._held: OrderedDict[Hashable, tuple[int, list[SpanRecord]]] = OrderedDict()
-        self._verdicts: OrderedDict[Hashable, tuple[int, bool]] = OrderedDict()
-        self._spans = 0
-        self.dropped = 0
-        """Spans that went because they were too many or too old."""
-
-    def __len__(self) -> int:
-        return self._spans
-
-    def hold(self, key: Hashable, records: Sequence[SpanRecord], now: int) -> None:
-        """Keeps `records` until the verdict on `key`; where it has come already, follows it at once."""
-        if not self._tracer.enabled:
-            return
-        verdict = self._verdicts.get(key)
-        if verdict is not None:
-            self._follow(records, verdict[1])
-            return
-        entry = self._held.get(key)
-        if entry is None:
-            self._held[key] = (now, list(records))
-        else:
-            entry[1].extend(records)
-        self._spans += len(records)
-        self._trim(now)
-
-    def verdict(self, key: Hashable, keep: bool, now: int) -> None:
-        """Emits what is held for `key`, or forgets it; spans that come later are treated alike.
-
-        A later `keep=True` overrules an earlier `keep=False` for spans still to come, never the other way round.
-        """
-        if not self._tracer.enabled:
-            return
-        entry = self._held.pop(key, None)
-        if entry is not None:
-            self._spans -= len(entry[1])
-            self._follow(entry[1], keep)
-        earlier = self._verdicts.pop(key, None)
-        self._verdicts[key] = (now, keep or (earlier is not None and earlier[1]))
-        self._trim(now)
-
-    def _follow(self, records: Sequence[SpanRecord], keep: bool) -> None:
-        if keep:
-            for record in records:
-                self._tracer.emit(record)
-
-    def _trim(self, now: int) -> None:
-        oldest = now - self._max_age_ns
-        while self._held and (self._spans > self._capacity or next(iter(self._held.values()))[0] < oldest):
-            _, (_, records) = self._held.popitem(last=False)
-            self._spans -= len(records)
-            self.dropped += len(records)
-        while self._verdicts and (
-            len(self._verdicts) > self._capacity or next(iter(self._verdicts.values()))[0] < oldest
-        ):
-            self._verdicts.popitem(last=False)
 
 
 class Sampler:

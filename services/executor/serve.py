@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 
 import structlog
-from prometheus_client import REGISTRY
 
 from gpu_sharing.devices.base import Device
 from gpu_sharing.devices.probe import probe
@@ -64,7 +63,7 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         attachment = Attachment(scheduler, reports, settings.advertise or address, executor.changed, executor.handle)
         attaching = asyncio.create_task(attachment.run())
         stack.push_async_callback(_cancelled, attaching)
-        addresses = _expose(settings, executor, spans, stack)
+        addresses = stack.enter_context(metrics.exposed(settings.metrics_listen, ExecutorCollector(executor, spans)))
         await server.set_serving(True)
         write_ready(settings, listen=address, **addresses)
         await stop.wait()
@@ -132,18 +131,6 @@ def _workers(settings: ExecutorSettings, device: Device, layout: Layout) -> dict
         )
         for number, cores in enumerate(layout)
     }
-
-
-def _expose(settings: ExecutorSettings, executor: Executor, spans: Spans, stack: AsyncExitStack) -> dict[str, str]:
-    """Serves metrics where that is wanted; returns where, by name."""
-    if settings.metrics_listen is None:
-        return {}
-    collector = ExecutorCollector(executor, spans)
-    REGISTRY.register(collector)
-    stack.callback(REGISTRY.unregister, collector)
-    address, close = metrics.serve(settings.metrics_listen)
-    stack.callback(close)
-    return {"metrics": address}
 
 
 async def _drain(executor: Executor, reports: Reports, attachment: Attachment, server: Server, drain_s: float) -> None:

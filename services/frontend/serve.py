@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
-
-from prometheus_client import REGISTRY
 
 from services.common import metrics
 from services.common.channel import connect
@@ -108,16 +105,9 @@ async def serve(settings: FrontendSettings, stop: asyncio.Event) -> None:
     keep_large_blocks()
     frontend = Frontend(settings)
     address = await frontend.start()
-    addresses, close_metrics = {"listen": address}, None
-    if settings.metrics_listen is not None:
-        addresses["metrics"], close_metrics = metrics.serve(settings.metrics_listen)
-    REGISTRY.register(frontend.accounts)
     try:
-        write_ready(settings, **addresses)
-        await stop.wait()
+        with metrics.exposed(settings.metrics_listen, frontend.accounts) as also:
+            write_ready(settings, listen=address, **also)
+            await stop.wait()
     finally:
-        with suppress(KeyError):
-            REGISTRY.unregister(frontend.accounts)
         await frontend.stop()
-        if close_metrics is not None:
-            close_metrics()

@@ -8,6 +8,7 @@ import time
 import structlog
 
 from services._proto.apportion.v1 import registry_pb2, registry_pb2_grpc
+from services.common import metrics
 from services.common.channel import backoff
 from services.common.errors import Refusal
 from services.common.server import Server, StartupError, write_ready
@@ -58,8 +59,9 @@ async def _work(settings: RegistrySettings, store: Store, files: Artefacts, serv
     await _prepare_files(files)
     await _prepare_store(store)
     await set_serving(server, True)
-    write_ready(settings, listen=address)
-    await store.head.poll(store.revision, settings.poll_s)
+    with metrics.exposed(settings.metrics_listen) as also:
+        write_ready(settings, listen=address, **also)
+        await store.head.poll(store.revision, settings.poll_s)
 
 
 def artefacts_of(settings: RegistrySettings) -> Artefacts:

@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack
 
 from services._proto.apportion.v1 import scheduler_pb2_grpc
+from services.common import metrics
 from services.common.channel import connect
 from services.common.server import Server, first_done, write_ready
 from services.scheduler.catalogue import CatalogueWatch
@@ -39,7 +40,8 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
         address = await server.start()
         await server.set_serving(True)
-        write_ready(settings, listen=address)
+        also = stack.enter_context(metrics.exposed(settings.metrics_listen))
+        write_ready(settings, listen=address, **also)
         try:
             await first_done(
                 asyncio.create_task(stop.wait()),

@@ -41,8 +41,6 @@ async def serve(settings: TraceStoreSettings, stop: asyncio.Event) -> None:
             addresses[name] = await server.start()
             stack.push_async_callback(server.stop)
             await server.set_serving(True)
-        if settings.metrics_listen is not None:
-            addresses["metrics_listen"], close = metrics.serve(settings.metrics_listen)
-            stack.callback(close)
+        addresses |= stack.enter_context(metrics.exposed(settings.metrics_listen))
         write_ready(settings, **addresses)
         await stop.wait()

@@ -22,7 +22,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 from services.common import telemetry
 from services.common.otlp import encoded
 from services.common.telemetry import (
-    HeldSpans,
     Sampler,
     SpanRecord,
     Tracer,
@@ -86,18 +85,15 @@ def test_a_record_arrives_with_unix_times_and_the_resource_of_its_process(collec
     assert values["lane.id"].int_value == 3
     assert values["big"].string_value == str(1 << 70)
     resource = {pair.key: pair.value.string_value for pair in collector.resources[0].attributes}
-    assert resource == {"service.name": "executor", "executor.id": "e1"}
+    assert resource.items() >= {"service.name": "executor", "executor.id": "e1"}.items()
 
 
 def test_without_an_endpoint_nothing_is_kept_and_nothing_is_dropped() -> None:
     tracer = Tracer("x", None)
-    held = HeldSpans(tracer, 10, 10**9)
     tracer.emit(record())
-    held.hold("a", [record()], 0)
-    held.verdict("a", True, 0)
     assert tracer.flush(0)
     tracer.shutdown()
-    assert (tracer.dropped, tracer.exported, len(held)) == (0, 0, 0)
+    assert (tracer.dropped, tracer.exported) == (0, 0)
 
 
 def test_a_hung_collector_costs_spans_not_time(collector: Any) -> None:
@@ -176,75 +172,6 @@ def test_spans_after_shutdown_are_ignored(collector: Any) -> None:
     tracer.shutdown()
     tracer.emit(record())
     assert tracer.flush(0)
-
-
-class Noting(Tracer):
-    """A tracer that notes what it is given."""
-
-    def __init__(self) -> None:
-        super().__init__("x", None)
-        self.enabled = True
-        self.names: list[str] = []
-
-    def emit(self, record: SpanRecord) -> None:
-        self.names.append(record.name)
-
-
-def test_held_spans_follow_their_verdict_whichever_comes_first() -> None:
-    tracer = Noting()
-    held = HeldSpans(tracer, 100, 100)
-    held.hold("kept", [record("a"), record("b")], 0)
-    held.hold("kept", [record("c")], 1)
-    held.hold("forgotten", [record("d")], 1)
-    held.verdict("forgotten", False, 2)
-    assert (tracer.names, len(held)) == ([], 3)
-    held.verdict("kept", True, 2)
-    assert tracer.names == ["a", "b", "c"]
-    held.verdict("early", True, 3)
-    held.hold("early", [record("e")], 4)
-    held.verdict("early no", False, 3)
-    held.hold("early no", [record("f")], 4)
-    assert (tracer.names, len(held), held.dropped) == (["a", "b", "c", "e"], 0, 0)
-
-
-def test_spans_without_a_verdict_go_by_age_and_number_the_oldest_first_and_are_counted() -> None:
-    tracer = Noting()
-    held = HeldSpans(tracer, 3, 100)
-    held.hold(1, [record("a"), record("b")], 0)
-    held.hold(2, [record("c")], 10)
-    held.hold(3, [record("d")], 20)
-    assert (len(held), held.dropped) == (2, 2)
-    held.verdict(1, True, 21)
-    held.verdict(2, True, 22)
-    assert tracer.names == ["c"]
-    held.hold(4, [record("e")], 121)
-    assert (len(held), held.dropped) == (1, 3)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.booleans(), st.integers(0, 30)), max_size=80))
-def test_every_held_span_is_emitted_forgotten_dropped_or_still_held(steps: list[tuple[bool, int, bool, int]]) -> None:
-    tracer = Noting()
-    held = HeldSpans(tracer, 7, 60)
-    now = put = refused = 0
-    open_keys: dict[int, int] = {}
-    for is_hold, key, keep, later in steps:
-        now += later
-        before = (len(tracer.names), held.dropped, len(held))
-        if is_hold:
-            held.hold(key, [record("s"), record("s")], now)
-            put += 2
-        else:
-            held.verdict(key, keep, now)
-        emitted, dropped, still = (
-            len(tracer.names) - before[0],
-            held.dropped - before[1],
-            len(held) - before[2],
-        )
-        refused += (2 if is_hold else 0) - emitted - dropped - still
-        assert 0 <= len(held) <= 7
-    assert put == len(tracer.names) + held.dropped + len(held) + refused
-    assert refused >= 0
-    assert not open_keys
 
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

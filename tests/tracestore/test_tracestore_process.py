@@ -52,7 +52,7 @@ async def test_spans_that_were_acknowledged_outlive_a_killed_process(
     again, where = await asyncio.to_thread(start, tmp_path, APPORTION_METRICS_LISTEN="127.0.0.1:0")
     for record in records:
         assert len(await fetch_trace(where["query_listen"], record.trace_id.hex())) == 1
-    assert where["metrics_listen"].startswith("127.0.0.1:")
+    assert where["metrics"].startswith("127.0.0.1:")
     again.terminate()
     err = (await asyncio.to_thread(again.communicate, timeout=30))[1]
     assert again.returncode == 0, err
