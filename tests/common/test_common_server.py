@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.channel import connect
 from services.common.errors import Reason, Refusal, invalid
-from services.common.server import Server, StartupError, first_done, merged, write_ready
+from services.common.server import SERVER_OPTIONS, Server, StartupError, first_done, merged, write_ready
 from services.common.settings import ServiceSettings
 from services.common.status import from_rpc_error
 
@@ -172,6 +172,23 @@ async def test_grpc_says_nothing_of_its_own_when_a_port_is_taken(capfd: pytest.C
         await Server(ServiceSettings(), server.address, name="room").start()
     await server.stop()
     assert capfd.readouterr().err == ""
+
+
+async def test_a_silent_stream_outlives_the_pings_that_keep_it_up() -> None:
+    """gRPC ends the connection of a client that pings more often than the server allows, and takes any option's name."""
+
+    async def silent(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        await asyncio.sleep(2)
+        yield b"at last"
+
+    (interval,) = [name for name, _ in SERVER_OPTIONS if "ping_interval" in name]
+    server = Server(ServiceSettings(), "127.0.0.1:0", name="room", options=[(interval, 50)])
+    handler = grpc.unary_stream_rpc_method_handler(silent)
+    server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", {"S": handler}),))
+    pings = [("grpc.keepalive_time_ms", 150), ("grpc.http2.max_pings_without_data", 0)]
+    async with connect(await server.start(), options=pings) as channel:
+        assert [answer async for answer in channel.unary_stream("/a.B/S")(b"")] == [b"at last"]
+    await server.stop()
 
 
 async def test_a_caller_that_goes_away_ends_the_method_behind_its_stream() -> None:
