@@ -241,6 +241,18 @@ def test_no_request_notices_the_death_of_the(mortal: RunningMesh, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_mesh_that_nobody_used_for_over_a_minute_has_kept_its_connections(mortal: RunningMesh) -> None:
+    wait_until(lambda: serves_again(mortal), what="answers before the silence")
+    log = mortal.data / "logs" / "frontend.log"
+    before = log.read_text()
+    time.sleep(75)
+    with traffic(mortal, good) as seen:
+        wait_until(lambda: seen.good > 20, what="answers after the silence")
+    assert not seen.bad
+    assert "unreachable" not in log.read_text().removeprefix(before)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reason"), [("worker", "WORKER_LOST"), ("executor", "EXECUTOR_LOST")])
 def test_a_request_in_hand_is_answered_at_once_when_somebody_kills_its(
     mortal: RunningMesh, name: str, reason: str
