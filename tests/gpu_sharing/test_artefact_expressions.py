@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import sympy
 from hypothesis import given, settings
@@ -122,8 +124,10 @@ def test_whatever_passes_has_no_name_but_symbols_and_arithmetic(text: str) -> No
         check_expression(text, "here")
     except ArtefactRefused:
         return
+    # What is left once plain numbers such as "1.", ".1" and "1.1" are taken out.
+    rest = re.sub(r"\d+\.\d*|\.\d+", "", text)
     for forbidden in ("__import__", "os", "lambda", ".", "[", "{", ";", "@"):
-        assert forbidden not in text.replace("1.", "1")
+        assert forbidden not in rest
 
 
 @settings(max_examples=200, deadline=None)
