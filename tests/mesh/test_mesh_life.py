@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
+from services._proto.inference import grpc_service_pb2 as oip
 from services.common.status import from_rpc_error
 from tests.gpu_sharing.artefact_samples import linear_onnx
 from tests.mesh import tiny
@@ -235,8 +236,14 @@ def test_no_request_notices_the_death_of_the(mortal: RunningMesh, tmp_path: Path
         good_so_far = seen.good
         wait_until(lambda: seen.good > good_so_far + 50, what="further answers")
     assert not seen.bad
+    model = f"after-{name}"
     with Caller(mortal, TENANT) as caller:
-        found = caller.infer(f"after-{name}", in_float32=ROWS)["out_float32"]
+        # The frontend hears of it a moment after the scheduler knows.
+        asked = oip.ModelReadyRequest(name=model)
+        wait_until(
+            lambda: caller.stub.ModelReady(asked, metadata=caller.metadata).ready, what=f"{model} at the frontend"
+        )
+        found = caller.infer(model, in_float32=ROWS)["out_float32"]
     assert np.array_equal(found, ROWS)
 
 
