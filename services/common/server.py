@@ -65,7 +65,7 @@ class Server:
             )
         token = [] if public or settings.mesh_token is None else [MeshToken(settings.mesh_token)]
         self.name, self._settings, self._listen, self._flag = name, settings, listen, flag
-        self._options = merged(SERVER_OPTIONS, options)
+        self._options = merged(SERVER_OPTIONS, [*options, ("grpc.so_reuseport", int(settings.reuse_port == "on"))])
         self.grpc = grpc.aio.server(options=self._options, interceptors=[*token, Refusals(), *interceptors])
         self.health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
