@@ -12,6 +12,7 @@ from services.frontend.accounting import Accounts
 from services.frontend.calls import Call, expired
 from services.frontend.core.deadlines import Deadlines
 from services.frontend.core.keys import Keys
+from services.frontend.core.retries import Retries
 from services.frontend.core.routes import Replica, Route, Version
 from services.frontend.core.routing import RoutingTable
 from services.frontend.core.verdict import RETRYABLE, judge
@@ -31,6 +32,7 @@ class Inference:
     """The path of every request.
 
     limits: of a request's form. most_bytes: of a request, and of an answer. default_deadline_s: of callers that give none.
+    retries: how many failed attempts may be tried elsewhere.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class Inference:
         limits: Limits,
         most_bytes: int,
         default_deadline_s: float,
+        retries: Retries | None = None,
     ) -> None:
         self._keys, self._table, self._links, self._accounts = keys, table, links, accounts
+        self._retries = retries or Retries()
         self._limits, self._most_bytes = limits, most_bytes
         self._default_ns = int(default_deadline_s * SECOND_NS)
         self._loop = asyncio.get_running_loop()
@@ -87,6 +91,7 @@ class Inference:
         counts.in_flight += 1
         try:
             replica = self._table.replica(route, version)
+            self._retries.requested(request.tenant)
             answer = await self._forwarded(request, payload, replica)
             if isinstance(answer, Refusal) and answer.reason in RETRYABLE:
                 other = self._other(request, route, version, replica)
@@ -166,7 +171,7 @@ class Inference:
             self._deadlines.remove(call, gives_up_ns)
 
     def _other(self, request: Request, route: Route, version: Version, failed: Replica) -> Replica | None:
-        """Another replica to try, where there is one and time is left."""
+        """Another replica to try, where there is one, time is left, and the tenant's budget allows."""
         assert request.deadline_ns is not None
         if monotonic_ns() >= request.arrived_ns + request.deadline_ns:
             return None
@@ -174,9 +179,10 @@ class Inference:
             # The route may have changed meanwhile: what it says now counts.
             route = self._table.route(request.tenant, request.model)
             version = route.versions.get(version.version, version)
-            return self._table.replica(route, version, excluded=(failed.replica_id,))
+            other = self._table.replica(route, version, excluded=(failed.replica_id,))
         except Refusal:
             return None
+        return other if self._retries.take(request.tenant) else None
 
     def _broken_off(self, request: Request) -> None:
         """The caller has gone, or gRPC has found its deadline passed."""

@@ -14,6 +14,7 @@ from services.common.server import Server, write_ready
 from services.common.telemetry import Tracer
 from services.frontend.accounting import Accounts
 from services.frontend.core.keys import Keys
+from services.frontend.core.retries import Retries
 from services.frontend.core.routing import RoutingTable
 from services.frontend.core.wire import Limits
 from services.frontend.forward import Links
@@ -83,6 +84,7 @@ class Frontend:
             limits=Limits(settings.max_fields, settings.max_parameters),
             most_bytes=settings.max_message_bytes,
             default_deadline_s=settings.default_deadline_s,
+            retries=Retries(settings.retry_ratio, settings.retry_burst),
         )
         # gRPC refuses without a word of ours: what is not far beyond the limit is read, so that it is told why.
         received = min(settings.max_message_bytes * READ_TIMES, MOST_READ_BYTES)

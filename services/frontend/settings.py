@@ -37,6 +37,10 @@ class FrontendSettings(ServiceSettings):
     """Most entries in a request's `parameters`."""
     default_deadline_s: float = Field(default=60.0, gt=0, le=86_400)
     """Deadline in seconds of a request whose caller gives none."""
+    retry_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Attempts that failed for no fault of the request and are tried on another replica, as a part of a tenant's requests."""
+    retry_burst: float = Field(default=100.0, ge=0)
+    """How many of them a tenant may have at once: as many requests as may be with an executor when it dies."""
     trace_sample: float = Field(default=0.05, ge=0, le=1)
     """Share of requests whose trace is kept though they broke no promise; violators are always kept."""
     tenant_credit_bytes: int = Field(default=64 << 20, ge=1 << 20)
