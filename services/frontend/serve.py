@@ -19,8 +19,11 @@ from services.frontend.core.routing import RoutingTable
 from services.frontend.core.wire import Limits
 from services.frontend.forward import Links
 from services.frontend.inference import Inference
+from services.frontend.regions import Regions
 from services.frontend.servicer import SERVICE, Describer, handlers
 from services.frontend.settings import FrontendSettings
+from services.frontend.shared import SharedMemory
+from services.frontend.stream import Bounds, Streams
 from services.frontend.watches import CatalogueWatch, RoutesWatch
 
 READ_TIMES = 2
@@ -76,12 +79,15 @@ class Frontend:
 
     def _build(self) -> None:
         settings = self.settings
+        limits = Limits(settings.max_fields, settings.max_parameters)
+        self.regions = Regions(settings.shared_memory_folder)
         self.inference = Inference(
             self.keys,
             self.table,
             self.links,
             self.accounts,
-            limits=Limits(settings.max_fields, settings.max_parameters),
+            SharedMemory(self.regions, settings.max_message_bytes),
+            limits=limits,
             most_bytes=settings.max_message_bytes,
             default_deadline_s=settings.default_deadline_s,
             retries=Retries(settings.retry_ratio, settings.retry_burst),
@@ -94,7 +100,9 @@ class Frontend:
         ]
         self.server = Server(settings, settings.listen, name="frontend", public=True, options=options)
         describer = Describer(self.keys, self.table, lambda: self._catalogue.platforms, lambda: self.ready)
-        self.server.grpc.add_generic_rpc_handlers((handlers(describer, self.inference),))
+        bounds = Bounds(settings.stream_requests, settings.stream_bytes, settings.streams)
+        streams = Streams(self.inference, self.keys, limits, bounds)
+        self.server.grpc.add_generic_rpc_handlers((handlers(describer, self.inference, streams),))
 
     def _changed(self) -> None:
         self.links.follow(self.table.addresses())

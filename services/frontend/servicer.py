@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version as installed
 from typing import Any
 
@@ -16,6 +16,7 @@ from services.frontend.core.keys import Keys
 from services.frontend.core.routes import Route, Signature, State, Version
 from services.frontend.core.routing import RoutingTable, find
 from services.frontend.inference import Inference
+from services.frontend.stream import Streams
 
 SERVICE = "inference.GRPCInferenceService"
 EXTENSIONS = ("model_configuration", "parameters", "schedule_policy")
@@ -36,7 +37,6 @@ INSTEAD = {
     "LogSettings": "set APPORTION_LOG_LEVEL",
 }
 """Methods that are not served, and what does their work."""
-INSTEAD_OF_STREAM = "use ModelInfer, whose requests share one connection as well"
 
 
 class Describer:
@@ -133,8 +133,8 @@ def _ready_versions(route: Route) -> list[str]:
     return [str(number) for number, version in route.versions.items() if version.state is State.READY]
 
 
-def handlers(describer: Describer, inference: Inference) -> grpc.GenericRpcHandler:
-    """The service's methods. ModelInfer takes and gives bytes as they are on the wire."""
+def handlers(describer: Describer, inference: Inference, streams: Streams) -> grpc.GenericRpcHandler:
+    """The service's methods. ModelInfer and ModelStreamInfer take and give bytes as they are on the wire."""
     methods = {"ModelInfer": grpc.unary_unary_rpc_method_handler(inference.infer)}
     for name in ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig"):
         methods[name] = grpc.unary_unary_rpc_method_handler(
@@ -144,7 +144,7 @@ def handlers(describer: Describer, inference: Inference) -> grpc.GenericRpcHandl
         )
     for name, instead in INSTEAD.items():
         methods[name] = grpc.unary_unary_rpc_method_handler(_unsupported(name, instead))
-    methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(_no_stream)
+    methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(streams.infer)
     return grpc.method_handlers_generic_handler(SERVICE, methods)
 
 
@@ -153,8 +153,3 @@ def _unsupported(name: str, instead: str) -> Callable[[bytes, Any], Any]:
         raise Refusal(Reason.UNSUPPORTED, f"{name} is not served; {instead}")
 
     return refuse
-
-
-async def _no_stream(_requests: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
-    raise Refusal(Reason.UNSUPPORTED, f"ModelStreamInfer is not served; {INSTEAD_OF_STREAM}")
-    yield b""

@@ -149,13 +149,6 @@ async def test_methods_that_are_not_served_say_what_to_use_instead(start: Start,
     assert INSTEAD[method] in refusal.message
 
 
-async def test_the_stream_is_refused_with_what_to_use_instead(start: Start) -> None:
-    world = await start()
-    with pytest.raises(grpc.aio.AioRpcError, match="use ModelInfer"):
-        async for _ in world.stub.ModelStreamInfer(iter([infer_request("m")])):
-            pass
-
-
 async def test_a_message_beyond_the_limit_is_refused_with_both_numbers(start: Start) -> None:
     world = await start(FakeExecutor(), max_message_bytes=1 << 20)
     request = infer_request("m", bytes(1 << 20))
