@@ -126,6 +126,10 @@ class Replicas:
         """Every replica, by id."""
         return [self._replicas[replica] for replica in sorted(self._replicas)]
 
+    def loading(self, lane: int) -> int | None:
+        """The replica that the lane's worker loads now."""
+        return self._lanes[lane].loading
+
     def handle(self, event: Happened, now: Nanoseconds, lane: int | None = None) -> list[Action]:
         """Takes one event in and returns what has to be done, in order. lane: whose worker said it, for its events.
 
