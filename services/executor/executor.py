@@ -214,7 +214,8 @@ class Executor:
             self.lanes[wanted.lane],
             wanted.bandwidth,
             Decoder(signature),
-            Encoder(signature, wanted.version),
+            Encoder(signature, wanted.version, wanted.labels),
+            self.calls.statistics.of(wanted.tenant, wanted.model, wanted.version),
         )
         log.info("replica ready", replica=number, tenant=wanted.tenant, model=wanted.model, version=wanted.version)
 
