@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +20,8 @@ from typing import NamedTuple
 import msgspec
 
 from services.common.errors import Reason, Refusal, invalid
-from services.frontend import peers
 from services.frontend.core.regions import Part, Region, check_extent, check_name, check_part, file_name, unknown
+from services.frontend.peers import Endpoint, endpoint
 
 ROOT = Path("/dev/shm")
 MOST_REGIONS = 256
@@ -89,17 +89,13 @@ class Regions:
     def __init__(self, folder: Path | None = None, root: Path = ROOT) -> None:
         self._folder, self._root = folder, root
         self._held: dict[tuple[str, str], _Held] = {}
-        self.port = 0
-        """The port that callers are connected to."""
         if folder is not None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def __bool__(self) -> bool:
-        return bool(self._held)
-
-    def register(self, tenant: str, region: Region, peer: str) -> None:
+    def register(self, tenant: str, region: Region, peer: str, users: Mapping[Endpoint, int]) -> None:
         """Takes a region in. The same one again is looked at anew, since its key may stand for other memory by now.
 
+        peer: the caller as gRPC names it. users: of every connection from this machine.
         Raises Refusal: FIELD_INVALID, REGION_EXISTS where the name is another region's, UNSUPPORTED where the caller is not on
         this machine, QUOTA_EXCEEDED.
         """
@@ -115,7 +111,7 @@ class Regions:
             raise Refusal(
                 Reason.QUOTA_EXCEEDED, f"a tenant may have {MOST_REGIONS} regions", facts={"limit": MOST_REGIONS}
             )
-        memory = self._opened(tenant, region, self._user(peer))
+        memory = self._opened(tenant, region, _user(peer, users))
         record = Record(tenant, region, peer, os.getpid())
         self._held[tenant, region.name] = _Held(record, memory, self._written(record))
 
@@ -138,15 +134,15 @@ class Regions:
         for tenant in {record.tenant for record in self._records()} - tenants:
             self.unregister(tenant)
 
-    def sweep(self) -> None:
+    def any(self) -> bool:
+        """Whether anything is registered."""
+        return next(self._records(), None) is not None
+
+    def sweep(self, users: Mapping[Endpoint, int]) -> None:
         """Lets go of regions whose connection has ended, or whose frontend has; told every second or so."""
-        records = list(self._records())
-        if not records:
-            return
-        there = peers.local_users(self.port)
-        for record in records:
+        for record in list(self._records()):
             own = record.keeper == os.getpid()
-            gone = peers.endpoint(record.peer) not in there if own else not _runs(record.keeper)
+            gone = endpoint(record.peer) not in users if own else not _runs(record.keeper)
             if gone:
                 self.unregister(record.tenant, record.region.name)
         for tenant, name in list(self._held):
@@ -166,17 +162,6 @@ class Regions:
             if self._folder is not None and self._held[tenant, name].record.keeper == os.getpid():
                 self._path(tenant, name).unlink(missing_ok=True)
         self._held.clear()
-
-    def _user(self, peer: str) -> int:
-        """The user whose process is at the other end of the connection. Raises Refusal where it is not on this machine."""
-        caller = peers.endpoint(peer)
-        user = peers.local_users(self.port).get(caller) if caller is not None else None
-        if user is None:
-            raise Refusal(
-                Reason.UNSUPPORTED,
-                "shared memory: the caller is not on this machine, or in a network of its own; send tensors in the request",
-            )
-        return user
 
     def _opened(self, tenant: str, region: Region, user: int | None) -> Memory:
         """The memory. user: who must own it; None: that was looked at. Raises Refusal."""
@@ -240,6 +225,18 @@ class Regions:
         # No tenant's name holds this character, so that no two pairs are spelt alike.
         spelt = hashlib.sha256(f"{tenant}\0{name}".encode()).hexdigest()
         return self._folder / f"{spelt[:40]}.region"
+
+
+def _user(peer: str, users: Mapping[Endpoint, int]) -> int:
+    """The user whose process is at the other end of the connection. Raises Refusal where it is not on this machine."""
+    caller = endpoint(peer)
+    user = users.get(caller) if caller is not None else None
+    if user is None:
+        raise Refusal(
+            Reason.UNSUPPORTED,
+            "shared memory: the caller is not on this machine, or in a network of its own; send tensors in the request",
+        )
+    return user
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

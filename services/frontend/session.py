@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -88,6 +88,14 @@ class Session:
         self._sent.clear()
         for channel in self._channels:
             await channel.close(None)
+
+    def statistics(self, request: pb.GetStatisticsRequest, timeout_s: float) -> Awaitable[pb.GetStatisticsResponse]:
+        """GetStatistics, beside the streams. Raises grpc.RpcError."""
+        stub = stubs.ExecutorServiceStub(self._channels[0])  # type: ignore[no-untyped-call]
+        call: Awaitable[pb.GetStatisticsResponse] = stub.GetStatistics(
+            request, timeout=timeout_s, metadata=self._metadata
+        )
+        return call
 
     @property
     def outstanding(self) -> int:

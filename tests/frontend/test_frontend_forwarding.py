@@ -236,7 +236,7 @@ async def test_a_failure_of_one_replica_is_tried_once_on_another(start: Start, r
 
     bad, good = FakeExecutor(gone, executor_id="e1"), FakeExecutor(executor_id="e2")
     world = await start(bad, good)
-    await world.until(lambda: bool(bad.sessions) and bool(good.sessions))
+    await world.until(lambda: len(world.frontend.links.up()) == 2)
     response = await world.stub.ModelInfer(infer_request("m", b"abc"))
     assert response.raw_output_contents[0] == b"abc"
     assert (len(bad.infers), len(good.infers)) == (1, 1)

@@ -131,7 +131,8 @@ async def test_metadata_and_configuration_describe_the_tensors_as_triton_would(s
     world = await start(FakeExecutor(), models=[told])
     server = await world.stub.ServerMetadata(oip.ServerMetadataRequest())
     assert server.name == "apportion"
-    assert "statistics" not in server.extensions
+    assert {"statistics", "system_shared_memory", "classification"} <= set(server.extensions)
+    assert "sequence" not in server.extensions
     metadata = await world.stub.ModelMetadata(oip.ModelMetadataRequest(name="m"))
     assert (metadata.platform, list(metadata.versions)) == ("onnxruntime_onnx", ["1"])
     assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("x", "FP32", [-1, 16])]

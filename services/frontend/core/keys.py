@@ -27,6 +27,11 @@ class Keys:
         self.known = False
         """Whether a whole snapshot has ever been seen."""
 
+    @property
+    def tenants(self) -> set[str]:
+        """Every tenant that there is, callers without a credential among them."""
+        return {ANONYMOUS, *self._hashes}
+
     def replace(self, hashes: Mapping[str, Iterable[bytes]]) -> None:
         """Takes a whole snapshot: sha256 digests of keys by tenant."""
         self._hashes, self.known = {tenant: frozenset(keys) for tenant, keys in hashes.items()}, True
