@@ -118,7 +118,9 @@ class Plan:
 
     def _frontend(self) -> dict[str, str]:
         own = {} if self.trace_sample is None else {"TRACE_SAMPLE": f"{self.trace_sample:g}"}
-        return own if self.frontends == 1 else {**own, "REUSE_PORT": "on"}
+        if self.frontends == 1:
+            return own
+        return {**own, "REUSE_PORT": "on", "SHARED_MEMORY_FOLDER": str(self.data / "regions")}
 
     def _executor(self, number: int, inherited: Mapping[str, str]) -> dict[str, str]:
         """What sets one of several executors apart; nothing where there is one."""
