@@ -78,7 +78,8 @@ class Keys:
 
 
 def _bearer(authorization: str) -> str:
-    scheme, _, key = authorization.partition(" ")
+    # Some clients hand on the space behind the colon of a header.
+    scheme, _, key = authorization.strip().partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise Refusal(Reason.KEY_UNKNOWN, "authorization: must read `Bearer KEY`")
     return key.strip()
