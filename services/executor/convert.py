@@ -68,7 +68,8 @@ def wanted_from(load: scheduler_pb2.LoadReplica) -> Wanted:
         objective_ns=_objective_ns(load),
         signature=signature_from(load.signature) if load.HasField("signature") else None,
         profile=profile_from(load.profile) if load.HasField("profile") else None,
-        labels={each.name: tuple(each.labels) for each in load.signature.outputs if each.labels},
+        declared=signature_from(config.declared) if config.HasField("declared") else None,
+        labels={each.name: tuple(each.labels) for each in config.declared.outputs if each.labels},
     )
 
 

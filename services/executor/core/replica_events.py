@@ -15,7 +15,7 @@ from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload,
 class Wanted(msgspec.Struct, frozen=True):
     """A replica that shall be here. The fields are those of the worker's Load; format None: told by the artefact.
 
-    labels: class names by output, which the worker needs not know.
+    declared: what its artefact has to agree with. labels: class names by output, which the worker needs not know.
     """
 
     replica: int
@@ -34,6 +34,7 @@ class Wanted(msgspec.Struct, frozen=True):
     objective_ns: Nanoseconds | None = None
     signature: Signature | None = None
     profile: Profile | None = None
+    declared: Signature | None = None
     labels: dict[str, tuple[str, ...]] = {}
 
 
