@@ -42,6 +42,7 @@ class WorkerClient:
         self._on_events = on_events
         self._outgoing: list[Command] = []
         self._transport: asyncio.Transport | None = None
+        self._frames: _Frames | None = None
         self._ending: asyncio.Task[None] | None = None
         self._first: asyncio.Future[Ready] = self._loop.create_future()
         self._outputs = outputs
@@ -84,6 +85,11 @@ class WorkerClient:
             self._loop.call_soon(self._flush)
         self._outgoing.append(command)
 
+    def kill(self, reason: str) -> None:
+        """Ends the process at once, also one that does not answer; `lost` resolves with the reason."""
+        if self._frames is not None:
+            self._frames.give_up(reason)
+
     async def stop(self, grace_s: float) -> None:
         """Asks the worker to finish within grace_s, then kills it; returns once it is gone and its memory let go."""
         self.send(Stop(grace_ns=int(grace_s * _NS_PER_S)))
@@ -92,8 +98,8 @@ class WorkerClient:
 
     async def _connect(self, timeout_s: float) -> None:
         await self._process.forward_stderr()
-        transport, _ = await self._loop.create_unix_connection(lambda: _Frames(self), sock=self._process.socket)
-        self._transport = transport
+        transport, frames = await self._loop.create_unix_connection(lambda: _Frames(self), sock=self._process.socket)
+        self._transport, self._frames = transport, frames
         waited: list[asyncio.Future[Any]] = [self._first, self.lost]
         await asyncio.wait(waited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not self._first.done():
@@ -166,13 +172,14 @@ class _Frames(asyncio.Protocol):
             for events in self._decoder.feed(data):
                 self._client._received(events)
         except wire.WireError as error:
-            self._give_up(f"talked rubbish: {error}")
+            self.give_up(f"talked rubbish: {error}")
         except Exception as error:
             # Calls whose answers went missing would wait for ever: losing the worker answers them.
-            self._give_up(f"killed, since its events could not be taken: {error!r}")
+            self.give_up(f"killed, since its events could not be taken: {error!r}")
             asyncio.get_running_loop().call_exception_handler({"message": "on_events raised", "exception": error})
 
-    def _give_up(self, problem: str) -> None:
+    def give_up(self, problem: str) -> None:
+        """Ends the connection, and with it the worker, for this reason."""
         self._problem = problem
         if self._transport is not None:
             self._transport.abort()

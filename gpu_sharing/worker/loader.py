@@ -8,18 +8,21 @@ import queue
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from gpu_sharing.arbiter.switching import IN_FLIGHT_PER_REPLICA
 from gpu_sharing.measurements import Profile
 from gpu_sharing.memory.ledger import Ledger, LedgerFull
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Runtime
 from gpu_sharing.units import Bytes, ComputeUnits, Nanoseconds
+from gpu_sharing.worker.background import in_background
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.requests import Requests
 
 RuntimeFor = Callable[[str], Runtime]
+Opened = TypeVar("Opened")
 
 _MESSAGE_CHARACTERS = 500
 
@@ -36,14 +39,17 @@ class Loader:
         compute_units: ComputeUnits,
         clock: Callable[[], Nanoseconds],
         runtime_for: RuntimeFor | None = None,
+        yields: bool = False,
     ) -> None:
-        """runtime_for: finds a runtime by its name; None: gpu_sharing.runtimes.registry."""
+        """runtime_for: finds a runtime by its name; None: gpu_sharing.runtimes.registry. yields: to import and open models
+        at low priority, so that lanes and services on the same cores are not starved."""
         self._outbox = outbox
         self._ledger = ledger
         self._device_kind = device_kind
         self._compute_units = compute_units
         self._clock = clock
         self._runtime_for = runtime_for or _registered
+        self._yields = yields
         self._jobs: queue.SimpleQueue[Load | int] = queue.SimpleQueue()
         self._models: dict[int, LoadedModel] = {}
         self._present: set[int] = set()
@@ -74,7 +80,7 @@ class Loader:
 
     def _prewarm(self, name: str) -> None:
         try:
-            self._runtime_for(name)
+            self._gently(lambda: self._runtime_for(name))
             importlib.import_module("gpu_sharing.runtimes.profile")
         except Exception:  # the load that needs it will say so to somebody who asked
             traceback.print_exc()
@@ -103,12 +109,16 @@ class Loader:
         self._ledger.reserve(load.replica, expected_bytes)
         self._tell(load, "loading")
         config = self._config(load)
-        model = self._models[load.replica] = runtime.load(path, config)
+        model = self._models[load.replica] = self._gently(lambda: runtime.load(path, config))
         profile, activation_bytes = self._profile(load, model, config)
         # Batches of a replica may be suspended while another of it runs: each keeps its activations.
         memory_bytes = model.weight_bytes + IN_FLIGHT_PER_REPLICA * activation_bytes
         self._ledger.reserve(load.replica, memory_bytes)
         return Hosted(load, model, profile), memory_bytes
+
+    def _gently(self, work: Callable[[], Opened]) -> Opened:
+        # What is measured afterwards is measured at the usual priority, as it will run.
+        return in_background(work, makes_threads=self._compute_units > 1) if self._yields else work()
 
     def _config(self, load: Load) -> LoadConfig:
         return LoadConfig(

@@ -59,6 +59,8 @@ class WorkerLoop:
             compute_units=units,
             clock=clock,
             runtime_for=runtime_for,
+            # A library may tie what it opens on another kind of device to the thread that opened it.
+            yields=device.backend == "cpu",
         )
         arbiter = Arbiter(lane=config.lane, admission=BoundedQueue(config.queue_limit))
         self._requests = Requests(arbiter, Outputs(outputs), self._outbox, clock=clock, on_gone=self._loader.unload)

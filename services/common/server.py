@@ -14,17 +14,20 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
 
 from services.common.errors import Reason, Refusal
 from services.common.settings import ServiceSettings, is_loopback
 from services.common.status import DETAILS_KEY, abort, to_status
 
 log = structlog.get_logger()
+
+HealthServicer: TypeAlias = health_aio.HealthServicer
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 64 << 20),
@@ -58,6 +61,7 @@ class Server:
         flag: str = "--listen",
         options: Sequence[tuple[str, int]] = (),
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        health: HealthServicer | None = None,
     ) -> None:
         if not public and settings.mesh_token is None and not is_loopback(listen):
             raise StartupError(
@@ -65,9 +69,9 @@ class Server:
             )
         token = [] if public or settings.mesh_token is None else [MeshToken(settings.mesh_token)]
         self.name, self._settings, self._listen, self._flag = name, settings, listen, flag
-        self._options = merged(SERVER_OPTIONS, options)
+        self._options = merged(SERVER_OPTIONS, [*options, ("grpc.so_reuseport", int(settings.reuse_port == "on"))])
         self.grpc = grpc.aio.server(options=self._options, interceptors=[*token, Refusals(), *interceptors])
-        self.health = health.aio.HealthServicer()
+        self.health = health or HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
         self.address = ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -56,6 +56,8 @@ class ServiceSettings(BaseSettings):
     """HOST:PORT of an OTLP/gRPC collector for traces; none: spans are not exported."""
     metrics_listen: str | None = None
     """HOST:PORT for Prometheus metrics over HTTP; none: not exposed."""
+    reuse_port: Literal["off", "on"] = "off"
+    """Whether other processes may listen on the same address, connections being spread over them (SO_REUSEPORT)."""
     drain_s: float = 5.0
     """How long calls in flight may take to finish when the service is told to stop."""
 

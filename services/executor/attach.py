@@ -58,6 +58,10 @@ class Attachment:
                 why = refusal.message if refusal else str(error.code())
                 if refusal is not None and refusal.reason is Reason.REPLACED:
                     log.warning("another executor has this executor's id", message=why)
+            except Exception as error:
+                # Whatever it was, this executor must not be left without a scheduler for ever.
+                why = str(error) or type(error).__name__
+                log.error("what the scheduler said could not be followed", exc_info=error)
             if self.attached.is_set():
                 self.attached.clear()
                 log.warning("detached from the scheduler; serving goes on", reason=why)

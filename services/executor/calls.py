@@ -17,6 +17,7 @@ from services.common.errors import Reason, Refusal
 from services.common.status import to_status
 from services.executor.core.load import smoothed
 from services.executor.core.requests import Invalid, walk_elements
+from services.executor.core.statistics import StatisticsLedger
 from services.executor.decode import (
     ALIGNMENT,
     WALKED_AT_ONCE,
@@ -48,6 +49,7 @@ class Calls:
         self._inline_bytes, self._spans, self._changed = inline_bytes, spans, changed
         self._numbers = count(1)
         self._walks: set[asyncio.Task[None]] = set()
+        self.statistics = StatisticsLedger()
         self.serving: dict[int, Serving] = {}
         """The replicas that take requests, by id."""
 
@@ -102,6 +104,7 @@ class Calls:
         if not call.wanted:
             self.sent(call)
             self._count(call, Reason.CANCELLED)
+            serving.counts.refused(batch, call.arrived, call.handed, time.monotonic_ns())
             return
         try:
             self._answer(call, done)
@@ -223,9 +226,10 @@ class Calls:
         """Answers with a status, unless nobody waits."""
         call.decoded = None
         self._count(call, refusal.reason)
+        now = time.monotonic_ns()
+        call.serving.counts.refused(batch, call.arrived, call.handed, now)
         if not call.wanted:
             return
-        now = time.monotonic_ns()
         status = to_status(refusal).SerializeToString()
         call.caller.answer(Result(call=call.call, status=status, stages=stages(call, batch, now)))
         self._spans.finished(call, batch, now, refusal)
@@ -236,9 +240,13 @@ class Calls:
         assert decoded is not None
         if tuple([ref.index for ref in done.outputs]) != decoded.plan.outputs:
             raise Refusal(Reason.MODEL_FAILED, "the worker answered with other outputs than were asked for")
-        parts, length = serving.encoder.parts(
-            decoded.model_name, decoded.request_id, done.outputs, serving.client.outputs
-        )
+        plan, memory = decoded.plan, serving.client.outputs
+        if plan.classes:
+            parts, length = serving.encoder.classified(
+                decoded.model_name, decoded.request_id, done.outputs, plan.classes, memory
+            )
+        else:
+            parts, length = serving.encoder.parts(decoded.model_name, decoded.request_id, done.outputs, memory)
         self._count(call, "OK")
         serving.rows += decoded.plan.rows
         serving.batched_requests += done.batch.requests
@@ -250,7 +258,9 @@ class Calls:
             call.caller.answer(result)
             self.sent(call)
         call.decoded = None
-        self._spans.finished(call, done.batch, time.monotonic_ns(), None)
+        now = time.monotonic_ns()
+        serving.counts.succeeded(done.batch, plan.rows, call.arrived, call.handed, now)
+        self._spans.finished(call, done.batch, now, None)
 
     def _count(self, call: Call, outcome: str) -> None:
         outcomes = call.serving.outcomes

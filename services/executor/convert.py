@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from gpu_sharing.measurements import Profile, ProfilePoint, SegmentCost
 from gpu_sharing.tensors import Signature, TensorSpec, WarmupTensor
-from services._proto.apportion.v1 import common_pb2, registry_pb2, scheduler_pb2
+from services._proto.apportion.v1 import common_pb2, executor_pb2, registry_pb2, scheduler_pb2
 from services.executor.core.replica_events import Changed, Wanted
 from services.executor.core.replicas import Phase, Replica
+from services.executor.core.statistics import Counts
 
 FORMATS = {
     registry_pb2.ARTEFACT_FORMAT_UNSPECIFIED: None,
@@ -38,6 +40,7 @@ STATES = {
 }
 
 _NS_PER_US = 1_000
+_NS_PER_MS = 1_000_000
 
 
 def wanted_from(load: scheduler_pb2.LoadReplica) -> Wanted:
@@ -65,6 +68,8 @@ def wanted_from(load: scheduler_pb2.LoadReplica) -> Wanted:
         objective_ns=_objective_ns(load),
         signature=signature_from(load.signature) if load.HasField("signature") else None,
         profile=profile_from(load.profile) if load.HasField("profile") else None,
+        declared=signature_from(config.declared) if config.HasField("declared") else None,
+        labels={each.name: tuple(each.labels) for each in config.declared.outputs if each.labels},
     )
 
 
@@ -92,6 +97,8 @@ def report_of(replica: Replica, waiting: int) -> scheduler_pb2.ReplicaReport:
     )
     if replica.signature is not None:
         report.signature.CopyFrom(signature_to(replica.signature))
+        for output in report.signature.outputs:
+            output.labels.extend(wanted.labels.get(output.name, ()))
     if replica.profile is not None:
         report.profile.CopyFrom(profile_to(replica.profile))
     return report
@@ -152,6 +159,38 @@ def profile_to(profile: Profile) -> common_pb2.Profile:
         points=points,
         segments=(common_pb2.Segment(name=each.name, p50_ns=each.p50_ns) for each in profile.segments),
     )
+
+
+def statistics_to(
+    tenant: str, incarnation: str, found: Sequence[tuple[str, int, Counts]], offset_ns: int
+) -> executor_pb2.GetStatisticsResponse:
+    """Counts as the contracts have them. offset_ns: what turns the monotonic clock into Unix time."""
+    response = executor_pb2.GetStatisticsResponse(incarnation=incarnation)
+    for model, version, counts in found:
+        told = response.versions.add(
+            key=common_pb2.ModelKey(tenant=tenant, name=model),
+            version=version,
+            rows=counts.rows,
+            batches=counts.batches,
+            answered=counts.answered,
+            answered_ns=counts.answered_ns,
+            failed=counts.failed,
+            failed_ns=counts.failed_ns,
+            decode_ns=counts.decode_ns,
+            queue_ns=counts.queue_ns,
+            compute_ns=counts.compute_ns,
+            encode_ns=counts.encode_ns,
+            last_arrival_ms=(counts.last_arrived + offset_ns) // _NS_PER_MS if counts.last_arrived else 0,
+        )
+        for rows, size in sorted(counts.sizes.items()):
+            told.by_rows.add(
+                rows=rows,
+                batches=size.batches,
+                compute_ns=size.compute_ns,
+                decode_ns=size.decode_ns,
+                encode_ns=size.encode_ns,
+            )
+    return response
 
 
 def _objective_ns(message: Any) -> int | None:

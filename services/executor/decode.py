@@ -86,13 +86,21 @@ class Decoder:
             InputHead(each.name, each.datatype, tuple(each.shape), tuple(each.parameters), _typed(each))
             for each in request.inputs
         ]
-        outputs = [OutputHead(each.name, tuple(each.parameters)) for each in request.outputs]
+        outputs = [OutputHead(each.name, tuple(each.parameters), _classes(each)) for each in request.outputs]
         planned = plan(inputs, outputs, raw_count, self._signature)
         if planned.raw and len(head) <= REMEMBERED_HEAD_BYTES:
             if len(self._remembered) >= REMEMBERED_HEADS:
                 self._remembered.clear()
             self._remembered[head, raw_count] = planned, request.model_name
         return planned, request.model_name
+
+
+def _classes(asked: ModelInferRequest.InferRequestedOutputTensor) -> object:
+    if "classification" not in asked.parameters:
+        return None
+    value = asked.parameters["classification"]
+    kind = value.WhichOneof("parameter_choice")
+    return getattr(value, kind) if kind is not None else ""
 
 
 def _typed(given: ModelInferRequest.InferInputTensor) -> dict[str, Values] | None:

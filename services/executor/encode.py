@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from gpu_sharing.tensors import Signature, byte_count
 from gpu_sharing.worker.messages import TensorRef
 from services._proto.inference.grpc_service_pb2 import ModelInferResponse
 from services.common.errors import Reason, Refusal
+from services.executor.core.classes import MOST_ELEMENTS, classify
 from services.executor.core.turns import Part
 from services.executor.core.wire import varint
 
@@ -18,10 +20,10 @@ _RAW_TAG = bytes((6 << 3 | 2,))
 
 
 class Encoder:
-    """Encodes the answers of one replica."""
+    """Encodes the answers of one replica. labels: class names by output, for the classification extension."""
 
-    def __init__(self, signature: Signature, version: int) -> None:
-        self._signature, self._version = signature, str(version)
+    def __init__(self, signature: Signature, version: int, labels: Mapping[str, Sequence[str]] | None = None) -> None:
+        self._signature, self._version, self._labels = signature, str(version), labels or {}
         self._remembered: dict[tuple[str, tuple[tuple[int, tuple[int, ...], int], ...]], bytes] = {}
 
     def parts(
@@ -49,6 +51,37 @@ class Encoder:
             parts += (prefix, memory[ref.offset : ref.offset + length])
             total += len(prefix) + length
         return parts, total
+
+    def classified(
+        self, model_name: str, request_id: str, outputs: Sequence[TensorRef], classes: Sequence[int], memory: memoryview
+    ) -> tuple[list[Part], int]:
+        """As `parts`, with the largest values of some outputs in their place; classes: how many of each, 0: the output."""
+        response = ModelInferResponse.FromString(self._head(model_name, outputs))
+        response.id = request_id
+        for ref, told, most in zip(outputs, response.outputs, classes, strict=True):
+            content: Part = memory[ref.offset : ref.offset + ref.length_bytes]
+            if most:
+                content = self._ranked(ref, told, most, content)
+            response.raw_output_contents.append(bytes(content))
+        written = response.SerializeToString()
+        return [written], len(written)
+
+    def _ranked(self, ref: TensorRef, told: ModelInferResponse.InferOutputTensor, most: int, content: Part) -> bytes:
+        spec = self._signature.outputs[ref.index]
+        elements = math.prod(ref.shape)
+        if elements > MOST_ELEMENTS:
+            raise Refusal(
+                Reason.UNSUPPORTED,
+                f"output {spec.name!r} has {elements} elements; classes are told of {MOST_ELEMENTS} at most: "
+                "leave the parameter `classification` out and rank them yourself",
+                facts={"elements": elements, "limit": MOST_ELEMENTS},
+            )
+        batched = bool(self._signature.max_batch_size) and spec.batch_axis == 0
+        labels = self._labels.get(spec.name, ())
+        ranked, shape = classify(content, spec.datatype, ref.shape, most, batched=batched, labels=labels)
+        told.datatype = "BYTES"
+        told.shape[:] = shape
+        return ranked
 
     def _head(self, model_name: str, outputs: Sequence[TensorRef]) -> bytes:
         response = ModelInferResponse(model_name=model_name, model_version=self._version)

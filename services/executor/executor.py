@@ -12,7 +12,7 @@ import structlog
 
 from gpu_sharing.worker.client import WorkerClient
 from gpu_sharing.worker.config import WorkerConfig
-from gpu_sharing.worker.messages import Done, Event, Failed, Loaded, LoadFailed, Stage, Statistics, Unloaded
+from gpu_sharing.worker.messages import Done, Event, Failed, Load, Loaded, LoadFailed, Stage, Statistics, Unloaded
 from services.common.channel import backoff
 from services.common.status import from_rpc_error
 from services.executor.cache import ArtefactCache, FetchFailed, format_of
@@ -36,10 +36,12 @@ from services.executor.core.replica_events import (
 )
 from services.executor.core.replicas import Phase, Replicas
 from services.executor.core.usage import UsageLedger
+from services.executor.core.watchdog import Patience
 from services.executor.decode import Decoder
 from services.executor.encode import Encoder
 from services.executor.inflight import Lane, Serving
 from services.executor.session import Session
+from services.executor.watching import Watching
 
 log = structlog.get_logger()
 
@@ -60,6 +62,7 @@ class Executor:
     """Holds replicas on lanes. workers: each lane's configuration, by number.
 
     changed: set whenever what the scheduler knows is out of date. tenants: by replica, of all that were ever here.
+    patience: how long a worker may be silent.
     """
 
     def __init__(
@@ -70,9 +73,11 @@ class Executor:
         *,
         load_interval_s: float = 0.05,
         start_worker: StartsWorker = WorkerClient.start,
+        patience: Patience | None = None,
     ) -> None:
         self.lanes = {number: Lane(number) for number in workers}
         self.replicas = Replicas(workers)
+        self._watching = Watching(self.lanes, self.replicas, patience or Patience())
         self.usage = UsageLedger({number: len(config.cores) for number, config in workers.items()})
         self.changed = asyncio.Event()
         self.tenants: dict[int, str] = {}
@@ -91,6 +96,7 @@ class Executor:
         """Starts every lane's worker, in the background."""
         for number in self.lanes:
             self._spawn(self._run_worker(number, 0))
+        self._spawn(self._watching.run())
 
     async def stop(self, grace_s: float) -> None:
         """Stops workers, giving each what it has in hand that long to finish."""
@@ -107,9 +113,7 @@ class Executor:
         for action in self.replicas.handle(event, time.monotonic_ns(), lane):
             match action:
                 case Send():
-                    client = self.lanes[action.lane].client
-                    if client is not None:
-                        client.send(action.command)
+                    self._send(action)
                 case Fetch():
                     self._fetch(action.wanted)
                 case LetGo():
@@ -126,6 +130,14 @@ class Executor:
             replica = self.replicas.get(event.replica)
             if replica is not None and replica.message:
                 log.warning("replica cannot serve", replica=event.replica, reason=replica.message)
+
+    def _send(self, action: Send) -> None:
+        client = self.lanes[action.lane].client
+        if client is None:
+            return
+        if isinstance(action.command, Load):
+            self._watching.loads(action.lane)
+        client.send(action.command)
 
     def load_changed(self, serving: Serving) -> None:
         """A replica has one call more or less; frontends are told in a moment."""
@@ -159,6 +171,7 @@ class Executor:
             self.handle(WorkerDown(number, str(error)[:500]))
             return
         lane.client = client
+        self._watching.started(number)
         log.info("worker started", lane=number, pid=client.pid)
         self.handle(WorkerUp(number))
         reason = await asyncio.shield(client.lost)
@@ -175,6 +188,7 @@ class Executor:
         """What a worker said. It may be hostile, so nothing it says may raise."""
         for event in events:
             try:
+                self._watching.heard(lane.number, event)
                 match event:
                     case Done():
                         self.calls.done(lane, event)
@@ -200,7 +214,8 @@ class Executor:
             self.lanes[wanted.lane],
             wanted.bandwidth,
             Decoder(signature),
-            Encoder(signature, wanted.version),
+            Encoder(signature, wanted.version, wanted.labels),
+            self.calls.statistics.of(wanted.tenant, wanted.model, wanted.version),
         )
         log.info("replica ready", replica=number, tenant=wanted.tenant, model=wanted.model, version=wanted.version)
 

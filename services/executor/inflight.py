@@ -10,6 +10,7 @@ from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Millidevices, Nanoseconds
 from gpu_sharing.worker.client import WorkerClient
 from services._proto.apportion.v1.executor_pb2 import Infer, Result, Stages
+from services.executor.core.statistics import Counts
 from services.executor.core.turns import Part
 from services.executor.decode import Decoded, Decoder
 from services.executor.encode import Encoder
@@ -55,7 +56,8 @@ class Lane:
 
 
 class Serving:
-    """A replica that takes requests, or still finishes some. outstanding: its calls that are not answered."""
+    """A replica that takes requests, or still finishes some. outstanding: its calls that are not answered. counts: of its
+    version, which it may share with other replicas."""
 
     def __init__(
         self,
@@ -67,11 +69,13 @@ class Serving:
         bandwidth: Millidevices,
         decoder: Decoder,
         encoder: Encoder,
+        counts: Counts | None = None,
     ) -> None:
         assert lane.client is not None
         self.replica, self.tenant, self.model, self.version = replica, tenant, model, version
         self.lane, self.client, self.bandwidth = lane, lane.client, bandwidth
         self.decoder, self.encoder = decoder, encoder
+        self.counts = Counts() if counts is None else counts
         self.outstanding = 0
         self.service_ns: Nanoseconds = 0
         self.outcomes: dict[str, int] = {}

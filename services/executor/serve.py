@@ -24,6 +24,7 @@ from services.common.telemetry import Tracer
 from services.executor.attach import Attachment
 from services.executor.cache import ArtefactCache
 from services.executor.calls import Calls
+from services.executor.core.watchdog import Patience
 from services.executor.executor import Executor
 from services.executor.metrics import ExecutorCollector
 from services.executor.reports import Reports
@@ -35,6 +36,8 @@ log = structlog.get_logger()
 
 MODEL_MEMORY_PERCENT = 70
 """Part of the device's memory that models may take where no limit is set; the rest is for tensors and processes."""
+QUIET_S, QUIET_STEP_S = 0.3, 0.02
+"""No call for so long: every frontend has heard that this executor drains."""
 
 
 async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
@@ -104,7 +107,11 @@ def _build(
             yield part.data
 
     executor = Executor(
-        _workers(settings, device, layout), cache, download, load_interval_s=settings.load_interval_ms / 1000
+        _workers(settings, device, layout),
+        cache,
+        download,
+        load_interval_s=settings.load_interval_ms / 1000,
+        patience=Patience(int(settings.watchdog_s * 1e9), int(settings.load_patience_s * 1e9)),
     )
     spans = Spans(
         tracer,
@@ -134,7 +141,7 @@ def _workers(settings: ExecutorSettings, device: Device, layout: Layout) -> dict
 
 
 async def _drain(executor: Executor, reports: Reports, attachment: Attachment, server: Server, drain_s: float) -> None:
-    """Tells the scheduler and health checks, then waits for calls in hand, at most `drain_s`."""
+    """Tells the scheduler and health checks, then waits for calls in hand and those still on their way, at most `drain_s`."""
     reports.draining = True
     executor.changed.set()
     await server.health.enter_graceful_shutdown()
@@ -142,8 +149,10 @@ async def _drain(executor: Executor, reports: Reports, attachment: Attachment, s
         async with asyncio.timeout(drain_s):
             if attachment.attached.is_set():
                 await attachment.said_goodbye.wait()
-            while any(lane.calls for lane in executor.lanes.values()):  # noqa: ASYNC110 - once in a process' life
-                await asyncio.sleep(0.02)
+            quiet_s = 0.0
+            while quiet_s < QUIET_S:
+                await asyncio.sleep(QUIET_STEP_S)
+                quiet_s = 0.0 if any(lane.calls for lane in executor.lanes.values()) else quiet_s + QUIET_STEP_S
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

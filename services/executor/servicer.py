@@ -15,9 +15,12 @@ from services._proto.apportion.v1.executor_pb2 import (
     ExecuteRequest,
     ExecuteResponse,
     ExecuteWelcome,
+    GetStatisticsRequest,
+    GetStatisticsResponse,
 )
 from services._proto.apportion.v1.executor_pb2_grpc import ExecutorServiceServicer
 from services.executor.calls import Calls
+from services.executor.convert import statistics_to
 from services.executor.outbox import Outbox
 from services.executor.session import Session, protocol
 from services.executor.settings import ExecutorSettings
@@ -62,6 +65,11 @@ class ExecuteService(ExecutorServiceServicer):
                 self._leave(hello, session, bulk=bulk)
         finally:
             self._kinds.discard(place)
+
+    async def GetStatistics(self, request: GetStatisticsRequest, context: Any) -> GetStatisticsResponse:  # noqa: ARG002
+        """See the contract."""
+        found = self._calls.statistics.find(request.tenant, request.model)
+        return statistics_to(request.tenant, self._incarnation, found, time.time_ns() - time.monotonic_ns())
 
     def _new(self, hello: ExecuteHello) -> Session:
         settings = self._settings
@@ -132,6 +140,8 @@ async def _converse(
     try:
         while (response := await outbox.next()) is not None:
             yield response
+            if not bulk and (pause_s := session.pause_s(response, time.monotonic_ns())):
+                await asyncio.sleep(pause_s)
         if reader.done():
             reader.result()
         if not bulk and session.broken is not None:

@@ -20,6 +20,7 @@ from services._proto.apportion.v1.executor_pb2 import (
     Result,
 )
 from services.common.errors import Reason, Refusal
+from services.common.pacing import Pace
 from services.common.status import to_status
 from services.executor.calls import Calls
 from services.executor.core.credits import Credits
@@ -70,6 +71,7 @@ class Session:
         self._loads: dict[int, tuple[int, int]] = {}
         self.primary = Outbox(self._fill_primary)
         self.bulk = Outbox(self._fill_bulk)
+        self._pace = Pace(busy=2)
         self.ended = False
         self.broken: Refusal | None = None
         """Why the session had to end from this side."""
@@ -104,6 +106,10 @@ class Session:
         """Tells the frontend how busy a replica is."""
         self._loads[replica] = (waiting, wait_us)
         self.primary.wake()
+
+    def pause_s(self, message: ExecuteResponse, now: Nanoseconds) -> float:
+        """How long to wait after this message of the primary stream, so that more results share the next one."""
+        return self._pace.pause_s(len(message.results), len(self._open), now)
 
     def end(self) -> None:
         """The primary stream is over: every call is cancelled, and all memory is given back as workers let go of it."""

@@ -55,6 +55,11 @@ class ExecutorSettings(ServiceSettings):
     """Runtimes ("onnx", "torch_export") whose libraries workers import at start, so that the first load is quick."""
     queue_limit: int = Field(default=4096, ge=1)
     """Requests that one replica may have waiting; one more is refused as OVERLOADED."""
+    watchdog_s: float = Field(default=15.0, gt=0)
+    """A worker that has requests and ends no slice for longer than this, and than ten times its longest expected batch, is
+    killed and replaced; its requests get WORKER_LOST."""
+    load_patience_s: float = Field(default=600.0, gt=0)
+    """A worker that loads a model and says nothing for longer than this is killed and replaced."""
     trace_hold_s: float = Field(default=10.0, gt=0)
     """How long what is known of a request is kept for its trace while no verdict comes."""
     trace_hold_requests: int = Field(default=20_000, ge=1)

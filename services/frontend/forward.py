@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from time import monotonic
 
@@ -49,6 +49,12 @@ class ExecutorLink:
             self._backlog.append(call)
         else:
             call.finish(lost(self.address, "cannot be reached"))
+
+    def statistics(self, request: pb.GetStatisticsRequest, timeout_s: float) -> Awaitable[pb.GetStatisticsResponse]:
+        """Asks the executor for its counts. Raises grpc.RpcError; to be called where the link is up."""
+        if self._session is None:
+            raise lost(self.address, "cannot be reached")
+        return self._session.statistics(request, timeout_s)
 
     @property
     def idle(self) -> bool:
@@ -123,6 +129,10 @@ class Links:
     def link(self, address: str) -> ExecutorLink:
         """The link to an address that some route mentions. KeyError for others."""
         return self._links[address]
+
+    def up(self) -> list[ExecutorLink]:
+        """The links whose executors can be reached, by address."""
+        return [self._links[address] for address in sorted(self._links) if self._links[address].state is Link.UP]
 
     def follow(self, addresses: Iterable[str]) -> None:
         """Makes links to these addresses, and retires those to others once they are idle."""

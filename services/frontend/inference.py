@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from time import monotonic_ns
-from typing import Any
+from typing import Any, NamedTuple
 
 from services.common.errors import Reason, Refusal
 from services.common.status import CODES, DETAILS_KEY, to_status
@@ -12,12 +13,14 @@ from services.frontend.accounting import Accounts
 from services.frontend.calls import Call, expired
 from services.frontend.core.deadlines import Deadlines
 from services.frontend.core.keys import Keys
+from services.frontend.core.retries import Retries
 from services.frontend.core.routes import Replica, Route, Version
 from services.frontend.core.routing import RoutingTable
 from services.frontend.core.verdict import RETRYABLE, judge
 from services.frontend.core.wire import Limits, scan
 from services.frontend.forward import Links
 from services.frontend.request import Request
+from services.frontend.shared import SharedMemory
 
 TRACE_KEY = "apportion-trace-id"
 ADMIT = "admit"
@@ -27,10 +30,19 @@ WORD_NS = 10_000_000
 knows the stage better, and has been told to drop the work anyway."""
 
 
+class Answered(NamedTuple):
+    """A request that is over. content: the answer's bytes; empty where it was refused. traced: its trace is kept."""
+
+    content: bytes
+    request: Request
+    traced: bool
+
+
 class Inference:
     """The path of every request.
 
     limits: of a request's form. most_bytes: of a request, and of an answer. default_deadline_s: of callers that give none.
+    retries: how many failed attempts may be tried elsewhere.
     """
 
     def __init__(
@@ -39,12 +51,16 @@ class Inference:
         table: RoutingTable,
         links: Links,
         accounts: Accounts,
+        shared: SharedMemory,
         *,
         limits: Limits,
         most_bytes: int,
         default_deadline_s: float,
+        retries: Retries | None = None,
     ) -> None:
         self._keys, self._table, self._links, self._accounts = keys, table, links, accounts
+        self._shared = shared
+        self._retries = retries or Retries()
         self._limits, self._most_bytes = limits, most_bytes
         self._default_ns = int(default_deadline_s * SECOND_NS)
         self._loop = asyncio.get_running_loop()
@@ -53,28 +69,37 @@ class Inference:
 
     async def infer(self, payload: bytes, context: Any) -> bytes:
         """inference.ModelInferRequest in, inference.ModelInferResponse out, both as bytes. Aborts with a typed status."""
+        answered = await self.answer(payload, context)
+        refusal = answered.request.refusal
+        if refusal is None:
+            if answered.traced:
+                context.set_trailing_metadata(((TRACE_KEY, answered.request.trace_id.hex()),))
+            call = answered.request.attempts[-1]
+            if call.bulk_bytes:
+                context.add_done_callback(lambda _: call.release())
+            return answered.content
+        details = to_status(refusal).SerializeToString()
+        trailing = ((DETAILS_KEY, details), (TRACE_KEY, answered.request.trace_id.hex()))
+        await context.abort(CODES[refusal.reason], refusal.message, trailing)
+        raise AssertionError("abort returned")
+
+    async def answer(self, payload: bytes, context: Any) -> Answered:
+        """Serves a request to its end, and accounts for it. context: of the call that it came with.
+
+        A refusal is in the request. Whoever gets an answer calls `release` on its last attempt once it has left this process.
+        """
         request = Request(monotonic_ns())
-        refusal: Refusal
+        content, reason = b"", None
         try:
-            answer = await self._answer(request, payload, context)
-        except Refusal as raised:
-            refusal = request.refusal = raised
+            content = await self._answer(request, payload, context)
+        except Refusal as refusal:
+            request.refusal, reason = refusal, refusal.reason
         except asyncio.CancelledError:
             self._broken_off(request)
             raise
-        else:
-            ended_ns = monotonic_ns()
-            judgement = judge(None, ended_ns - request.arrived_ns, request.objective_ns, request.deadline_ns)
-            if self._accounts.close(request, judgement, ended_ns):
-                context.set_trailing_metadata(((TRACE_KEY, request.trace_id.hex()),))
-            return answer
         ended_ns = monotonic_ns()
-        judgement = judge(refusal.reason, ended_ns - request.arrived_ns, request.objective_ns, request.deadline_ns)
-        self._accounts.close(request, judgement, ended_ns)
-        details = to_status(refusal).SerializeToString()
-        trailing = ((DETAILS_KEY, details), (TRACE_KEY, request.trace_id.hex()))
-        await context.abort(CODES[refusal.reason], refusal.message, trailing)
-        raise AssertionError("abort returned")
+        judgement = judge(reason, ended_ns - request.arrived_ns, request.objective_ns, request.deadline_ns)
+        return Answered(content, request, self._accounts.close(request, judgement, ended_ns))
 
     def close(self) -> None:
         """Stops the clock."""
@@ -82,11 +107,15 @@ class Inference:
             self._timer.cancel()
 
     async def _answer(self, request: Request, payload: bytes, context: Any) -> bytes:
-        route, version = self._admit(request, payload, context)
+        route, version, shared = self._admit(request, payload, context)
         counts = self._accounts.counts(request.tenant, request.model)
         counts.in_flight += 1
         try:
+            outputs = None
+            if shared:
+                payload, outputs = await self._shared.gather(request.tenant, payload)
             replica = self._table.replica(route, version)
+            self._retries.requested(request.tenant)
             answer = await self._forwarded(request, payload, replica)
             if isinstance(answer, Refusal) and answer.reason in RETRYABLE:
                 other = self._other(request, route, version, replica)
@@ -94,17 +123,24 @@ class Inference:
                     answer = await self._forwarded(request, payload, other)
             if isinstance(answer, Refusal):
                 raise answer
+            if outputs:
+                answer = await self._released(request, self._shared.scatter(request.tenant, answer, outputs))
         finally:
             counts.in_flight -= 1
-        call = request.attempts[-1]
-        if call.bulk_bytes:
-            context.add_done_callback(lambda _: call.release())
         if len(answer) > self._most_bytes:
+            request.attempts[-1].release()
             raise too_large("answer", len(answer), self._most_bytes)
         return answer
 
-    def _admit(self, request: Request, payload: bytes, context: Any) -> tuple[Route, Version]:
-        """Who asks for what, by when; raises Refusal where it cannot be served."""
+    async def _released(self, request: Request, work: Awaitable[bytes]) -> bytes:
+        """Lets go of the credit that an answer drew, however the work on it ends."""
+        try:
+            return await work
+        finally:
+            request.attempts[-1].release()
+
+    def _admit(self, request: Request, payload: bytes, context: Any) -> tuple[Route, Version, bool]:
+        """Who asks for what, by when, and whether shared memory is named; raises Refusal where it cannot be served."""
         authorization = key = traceparent = None
         for name, value in context.invocation_metadata():
             if name == "authorization":
@@ -131,7 +167,7 @@ class Inference:
             raise expired(ADMIT)
         version = self._table.version(route, head.model_version)
         request.version = version.version
-        return route, version
+        return route, version, head.shared
 
     async def _forwarded(self, request: Request, payload: bytes, replica: Replica) -> bytes | Refusal:
         assert request.deadline_ns is not None
@@ -166,7 +202,7 @@ class Inference:
             self._deadlines.remove(call, gives_up_ns)
 
     def _other(self, request: Request, route: Route, version: Version, failed: Replica) -> Replica | None:
-        """Another replica to try, where there is one and time is left."""
+        """Another replica to try, where there is one, time is left, and the tenant's budget allows."""
         assert request.deadline_ns is not None
         if monotonic_ns() >= request.arrived_ns + request.deadline_ns:
             return None
@@ -174,9 +210,10 @@ class Inference:
             # The route may have changed meanwhile: what it says now counts.
             route = self._table.route(request.tenant, request.model)
             version = route.versions.get(version.version, version)
-            return self._table.replica(route, version, excluded=(failed.replica_id,))
+            other = self._table.replica(route, version, excluded=(failed.replica_id,))
         except Refusal:
             return None
+        return other if self._retries.take(request.tenant) else None
 
     def _broken_off(self, request: Request) -> None:
         """The caller has gone, or gRPC has found its deadline passed."""

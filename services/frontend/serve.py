@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 
+from grpc_reflection.v1alpha import reflection
+
 from services.common import metrics
 from services.common.channel import connect
 from services.common.heap import keep_large_blocks
@@ -12,12 +14,20 @@ from services.common.server import Server, write_ready
 from services.common.telemetry import Tracer
 from services.frontend.accounting import Accounts
 from services.frontend.core.keys import Keys
+from services.frontend.core.retries import Retries
 from services.frontend.core.routing import RoutingTable
 from services.frontend.core.wire import Limits
 from services.frontend.forward import Links
+from services.frontend.health import ModelHealth
 from services.frontend.inference import Inference
+from services.frontend.memory import MemoryService
+from services.frontend.regions import Regions
+from services.frontend.repository import Repository
 from services.frontend.servicer import SERVICE, Describer, handlers
 from services.frontend.settings import FrontendSettings
+from services.frontend.shared import SharedMemory
+from services.frontend.statistics import Statistics
+from services.frontend.stream import Bounds, Streams
 from services.frontend.watches import CatalogueWatch, RoutesWatch
 
 READ_TIMES = 2
@@ -55,8 +65,10 @@ class Frontend:
         for name in ("", SERVICE):
             await self.server.set_serving(False, name)
         address = await self.server.start()
+        self.memory.port = int(address.rpartition(":")[2])
         followers = (self._catalogue.follower, self._routes.follower)
         self._tasks = [asyncio.ensure_future(follower.run()) for follower in followers]
+        self._tasks.append(asyncio.ensure_future(self.memory.watch()))
         return address
 
     async def stop(self) -> None:
@@ -66,6 +78,7 @@ class Frontend:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.inference.close()
+        self.regions.close()
         await self.links.close()
         for channel in self._channels:
             await channel.close(None)
@@ -73,14 +86,18 @@ class Frontend:
 
     def _build(self) -> None:
         settings = self.settings
+        limits = Limits(settings.max_fields, settings.max_parameters)
+        self.regions = Regions(settings.shared_memory_folder)
         self.inference = Inference(
             self.keys,
             self.table,
             self.links,
             self.accounts,
-            limits=Limits(settings.max_fields, settings.max_parameters),
+            SharedMemory(self.regions, settings.max_message_bytes),
+            limits=limits,
             most_bytes=settings.max_message_bytes,
             default_deadline_s=settings.default_deadline_s,
+            retries=Retries(settings.retry_ratio, settings.retry_burst),
         )
         # gRPC refuses without a word of ours: what is not far beyond the limit is read, so that it is told why.
         received = min(settings.max_message_bytes * READ_TIMES, MOST_READ_BYTES)
@@ -88,12 +105,29 @@ class Frontend:
             ("grpc.max_receive_message_length", received),
             ("grpc.max_send_message_length", settings.max_message_bytes),
         ]
-        self.server = Server(settings, settings.listen, name="frontend", public=True, options=options)
-        describer = Describer(self.keys, self.table, lambda: self._catalogue.platforms, lambda: self.ready)
-        self.server.grpc.add_generic_rpc_handlers((handlers(describer, self.inference),))
+        health = ModelHealth(self.keys, self.table)
+        self.server = Server(settings, settings.listen, name="frontend", public=True, options=options, health=health)
+        self._serve_methods(limits)
+
+    def _serve_methods(self, limits: Limits) -> None:
+        settings = self.settings
+        bounds = Bounds(settings.stream_requests, settings.stream_bytes, settings.streams)
+        streams = Streams(self.inference, self.keys, limits, bounds)
+        self.memory = MemoryService(self.keys, self.regions, allowed=settings.shared_memory)
+        servicers = (
+            Describer(self.keys, self.table, lambda: self._catalogue.platforms, lambda: self.ready),
+            Statistics(self.keys, self.table, self.links),
+            Repository(self.keys, self.table),
+            self.memory,
+        )
+        self.server.grpc.add_generic_rpc_handlers((handlers(self.inference, streams, *servicers),))
+        if settings.reflection:
+            reflection.enable_server_reflection((SERVICE, reflection.SERVICE_NAME), self.server.grpc)
 
     def _changed(self) -> None:
         self.links.follow(self.table.addresses())
+        if self.keys.known:
+            self.regions.keep_tenants(self.keys.tenants)
         if self.ready and not self._announced:
             self._announced = True
             for name in ("", SERVICE):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version as installed
 from typing import Any
 
@@ -16,27 +16,31 @@ from services.frontend.core.keys import Keys
 from services.frontend.core.routes import Route, Signature, State, Version
 from services.frontend.core.routing import RoutingTable, find
 from services.frontend.inference import Inference
+from services.frontend.memory import MemoryService
+from services.frontend.repository import Repository
+from services.frontend.statistics import Statistics
+from services.frontend.stream import Streams
 
 SERVICE = "inference.GRPCInferenceService"
-EXTENSIONS = ("model_configuration", "parameters", "schedule_policy")
+EXTENSIONS = (
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+    "system_shared_memory",
+)
 """Extensions of the protocol that are served: what `ServerMetadata` lists, clients rely on."""
 
 INSTEAD = {
-    "ModelStatistics": "read the frontend's Prometheus metrics, or `apportion slo report`",
-    "RepositoryIndex": "use `apportion model list`",
-    "RepositoryModelLoad": "use `apportion model push`",
-    "RepositoryModelUnload": "use `apportion model remove`",
-    "SystemSharedMemoryStatus": "send tensors in the request",
-    "SystemSharedMemoryRegister": "send tensors in the request",
-    "SystemSharedMemoryUnregister": "send tensors in the request",
-    "CudaSharedMemoryStatus": "send tensors in the request",
-    "CudaSharedMemoryRegister": "send tensors in the request",
-    "CudaSharedMemoryUnregister": "send tensors in the request",
+    "CudaSharedMemoryStatus": "send tensors in the request, or register system shared memory",
+    "CudaSharedMemoryRegister": "send tensors in the request, or register system shared memory",
+    "CudaSharedMemoryUnregister": "send tensors in the request, or register system shared memory",
     "TraceSetting": "set APPORTION_FRONTEND_TRACE_SAMPLE",
     "LogSettings": "set APPORTION_LOG_LEVEL",
 }
 """Methods that are not served, and what does their work."""
-INSTEAD_OF_STREAM = "use ModelInfer, whose requests share one connection as well"
 
 
 class Describer:
@@ -133,18 +137,33 @@ def _ready_versions(route: Route) -> list[str]:
     return [str(number) for number, version in route.versions.items() if version.state is State.READY]
 
 
-def handlers(describer: Describer, inference: Inference) -> grpc.GenericRpcHandler:
-    """The service's methods. ModelInfer takes and gives bytes as they are on the wire."""
-    methods = {"ModelInfer": grpc.unary_unary_rpc_method_handler(inference.infer)}
-    for name in ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig"):
-        methods[name] = grpc.unary_unary_rpc_method_handler(
-            getattr(describer, name),
-            request_deserializer=getattr(pb, f"{name}Request").FromString,
-            response_serializer=getattr(pb, f"{name}Response").SerializeToString,
-        )
+SERVED = {
+    Describer: ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig"),
+    Statistics: ("ModelStatistics",),
+    Repository: ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
+    MemoryService: ("SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"),
+}
+"""Who serves which method, beside those of the path of requests."""
+
+
+def handlers(inference: Inference, streams: Streams, *servicers: object) -> grpc.GenericRpcHandler:
+    """The service's methods. ModelInfer and ModelStreamInfer take and give bytes as they are on the wire.
+
+    servicers: one of each kind in SERVED.
+    """
+    methods = {
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(inference.infer),
+        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(streams.infer),
+    }
+    for servicer in servicers:
+        for name in SERVED[type(servicer)]:
+            methods[name] = grpc.unary_unary_rpc_method_handler(
+                getattr(servicer, name),
+                request_deserializer=getattr(pb, f"{name}Request").FromString,
+                response_serializer=getattr(pb, f"{name}Response").SerializeToString,
+            )
     for name, instead in INSTEAD.items():
         methods[name] = grpc.unary_unary_rpc_method_handler(_unsupported(name, instead))
-    methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(_no_stream)
     return grpc.method_handlers_generic_handler(SERVICE, methods)
 
 
@@ -153,8 +172,3 @@ def _unsupported(name: str, instead: str) -> Callable[[bytes, Any], Any]:
         raise Refusal(Reason.UNSUPPORTED, f"{name} is not served; {instead}")
 
     return refuse
-
-
-async def _no_stream(_requests: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
-    raise Refusal(Reason.UNSUPPORTED, f"ModelStreamInfer is not served; {INSTEAD_OF_STREAM}")
-    yield b""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from time import monotonic_ns
 from typing import Any
 
 import grpc
@@ -14,14 +15,12 @@ from google.rpc import status_pb2
 from services._proto.apportion.v1 import executor_pb2 as pb
 from services._proto.apportion.v1 import executor_pb2_grpc as stubs
 from services.common.channel import connect
+from services.common.pacing import Pace
 from services.common.status import from_status
 from services.frontend.calls import Call, lost
 from services.frontend.outbox import Outbox
 
 WELCOME_TIMEOUT_S = 5.0
-BUSY_CALLS, PACE_S = 8, 0.001
-"""With that many calls at an executor, messages to it are at least so far apart: those that come in between share the next
-one, which saves more time on both sides than they lose."""
 ABANDONED = 16_384
 """Abandoned calls whose tenant is remembered, since a large answer may still be on its way and its credit is due back."""
 
@@ -45,6 +44,7 @@ class Session:
         self._sent: dict[int, Call] = {}
         self._abandoned: dict[int, str] = {}
         self._outbox = Outbox(0, 0, self._sent)
+        self._pace = Pace()
 
     async def open(self) -> None:
         """Says hello on both streams. Raises grpc.RpcError, TimeoutError or ProtocolError."""
@@ -90,6 +90,14 @@ class Session:
         for channel in self._channels:
             await channel.close(None)
 
+    def statistics(self, request: pb.GetStatisticsRequest, timeout_s: float) -> Awaitable[pb.GetStatisticsResponse]:
+        """GetStatistics, beside the streams. Raises grpc.RpcError."""
+        stub = stubs.ExecutorServiceStub(self._channels[0])  # type: ignore[no-untyped-call]
+        call: Awaitable[pb.GetStatisticsResponse] = stub.GetStatistics(
+            request, timeout=timeout_s, metadata=self._metadata
+        )
+        return call
+
     @property
     def outstanding(self) -> int:
         """Calls that wait for their answer."""
@@ -129,9 +137,11 @@ class Session:
 
     async def _write(self, stream: Any, next_message: Callable[[], Coroutine[Any, Any, pb.ExecuteRequest]]) -> None:
         while True:
-            await stream.write(await next_message())
-            if len(self._sent) >= BUSY_CALLS:
-                await asyncio.sleep(PACE_S)
+            message = await next_message()
+            await stream.write(message)
+            pause_s = self._pace.pause_s(len(message.infers), len(self._sent), monotonic_ns())
+            if pause_s:
+                await asyncio.sleep(pause_s)
 
     async def _read(self, stream: Any) -> None:
         read = stream.read
@@ -155,7 +165,8 @@ class Session:
         call = self._sent.pop(number, None)
         if call is None:
             self._abandoned.pop(number, None)
-        elif outcome == "payload":
+            return
+        if outcome == "payload":
             call.stages_ns = accounted_ns(result.stages)
             call.finish(result.payload)
         else:

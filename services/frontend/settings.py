@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -35,8 +36,25 @@ class FrontendSettings(ServiceSettings):
     """Most fields of a request's top level: tensors, their contents and parameters together."""
     max_parameters: int = Field(default=128, ge=8)
     """Most entries in a request's `parameters`."""
+    stream_requests: int = Field(default=64, ge=1, le=4096)
+    """Requests of one ModelStreamInfer that may be in hand: asked and not answered, or answered and not read. The next one is
+    not read before one of them is."""
+    stream_bytes: int = Field(default=64 << 20, ge=1 << 16)
+    """Bytes of requests and answers that one ModelStreamInfer may have in hand before the next request is read."""
+    streams: int = Field(default=256, ge=1)
+    """ModelStreamInfer calls that one tenant may have open at one frontend; a further one gets QUOTA_EXCEEDED."""
+    shared_memory: bool = True
+    """Whether callers on this machine may register system shared memory."""
+    shared_memory_folder: Path | None = None
+    """Folder that all frontends of one port know regions of shared memory by; none: this is the port's only frontend."""
+    reflection: bool = False
+    """Whether the service describes itself to tools like grpcurl. It tells of methods, not of tenants."""
     default_deadline_s: float = Field(default=60.0, gt=0, le=86_400)
     """Deadline in seconds of a request whose caller gives none."""
+    retry_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Attempts that failed for no fault of the request and are tried on another replica, as a part of a tenant's requests."""
+    retry_burst: float = Field(default=100.0, ge=0)
+    """How many of them a tenant may have at once: as many requests as may be with an executor when it dies."""
     trace_sample: float = Field(default=0.05, ge=0, le=1)
     """Share of requests whose trace is kept though they broke no promise; violators are always kept."""
     tenant_credit_bytes: int = Field(default=64 << 20, ge=1 << 20)

@@ -47,6 +47,7 @@ class CatalogueWatch:
             changes = message.changes
             if changes.tenants or changes.removed_tenants:
                 self._keys.change(_hashes(changes.tenants), changes.removed_tenants)
+                self._changed()
             for key in [*changes.removed_models, *(model.key for model in changes.models)]:
                 self._forget(key)
             self._platforms(changes.models)

@@ -124,7 +124,7 @@ def test_every_setting_of_a_service_has_a_flag_with_its_variable_and_default():
     told = options["most_rows"].annotation.__metadata__[0]
     assert told.default == "--most-rows"
     assert told.help == "Rows at most. (env APPORTION_SAMPLE_MOST_ROWS; default 8)"
-    assert options["eager"].annotation.__metadata__[0].default == "--eager/--no-eager"
+    assert options["eager"].annotation.__metadata__[0].default == "--eager"
 
 
 @pytest.mark.parametrize("name", list(main.SERVICES))
@@ -139,7 +139,7 @@ def test_every_service_shows_its_flags(name, capsys):
 def test_flags_win_over_variables_and_are_checked_by_the_settings(monkeypatch):
     monkeypatch.setenv("APPORTION_SAMPLE_MOST_ROWS", "5")
     assert service.checked(SampleSettings, {}).most_rows == 5
-    given = service.checked(SampleSettings, {"most_rows": "7", "eager": True, "names": ["b", "c"]})
+    given = service.checked(SampleSettings, {"most_rows": "7", "eager": "true", "names": ["b", "c"]})
     assert (given.most_rows, given.eager, given.names) == (7, True, ("b", "c"))
 
 

@@ -67,6 +67,10 @@ class FakeWorker:
     def die(self, reason: str = "killed by SIGKILL") -> None:
         self.lost.set_result(reason)
 
+    def kill(self, reason: str) -> None:
+        if not self.lost.done():
+            self.lost.set_result(reason)
+
     def answer_held(self) -> None:
         held, self.held = self.held, []
         for submit in held:

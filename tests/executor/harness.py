@@ -25,6 +25,7 @@ from services.common.telemetry import Tracer
 from services.executor.cache import ArtefactCache
 from services.executor.calls import Calls
 from services.executor.core.replica_events import Fetched, Wanted
+from services.executor.core.watchdog import Patience
 from services.executor.executor import Executor
 from services.executor.servicer import ExecuteService
 from services.executor.settings import ExecutorSettings
@@ -86,6 +87,7 @@ async def house(
         None,  # type: ignore[arg-type]
         load_interval_s=config.load_interval_ms / 1000,
         start_worker=start_worker or fake,
+        patience=Patience(int(config.watchdog_s * 1e9), int(config.load_patience_s * 1e9)),
     )
     spans = Spans(tracer or Tracer("executor", None), "e1", "i1", hold_ns=10**10, capacity=100)
     executor.calls = Calls(config.inline_bytes, spans, executor.load_changed)

@@ -175,10 +175,15 @@ WRONG: dict[str, tuple[Change, str, str]] = {
         "outputs[0] 'y'.parameters['shared_memory_region']",
         "not supported",
     ),
-    "classification": (
-        lambda m: m.outputs.add(name="y").parameters["classification"].__setattr__("int64_param", 3),
+    "no classes": (
+        lambda m: m.outputs.add(name="y").parameters["classification"].__setattr__("int64_param", 0),
         "outputs[0] 'y'.parameters['classification']",
-        "not supported",
+        "1 to 65536",
+    ),
+    "classes that are no number": (
+        lambda m: m.outputs.add(name="y").parameters["classification"].__setattr__("string_param", "3"),
+        "outputs[0] 'y'.parameters['classification']",
+        "whole number",
     ),
 }
 
@@ -192,7 +197,7 @@ def test_what_is_wrong_is_named_with_its_limit(what: str) -> None:
         decode(message.SerializeToString())
     assert caught.value.field == field
     assert problem in caught.value.message
-    unsupported = "memory" in what or what == "classification"
+    unsupported = "memory" in what
     assert caught.value.reason is (Reason.UNSUPPORTED if unsupported else Reason.FIELD_INVALID)
 
 

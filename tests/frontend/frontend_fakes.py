@@ -66,6 +66,7 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         self.cancelled: list[int] = []
         self.verdicts: list[executor_pb2.Verdict] = []
         self.sessions: dict[bytes, Session] = {}
+        self.statistics: list[executor_pb2.VersionStatistics] | None = []
         self.most_drawn = 0
         self.credits_returned = 0
         self.server = grpc.aio.server(
@@ -89,6 +90,15 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
             for task in session.tasks.values():
                 task.cancel()
         await self.server.stop(0)
+
+    async def GetStatistics(
+        self, request: executor_pb2.GetStatisticsRequest, context: Any
+    ) -> executor_pb2.GetStatisticsResponse:
+        if self.statistics is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "going")
+            raise AssertionError
+        told = [each for each in self.statistics if each.key.tenant == request.tenant]
+        return executor_pb2.GetStatisticsResponse(incarnation="i", versions=told)
 
     async def Execute(self, requests: AsyncIterator[executor_pb2.ExecuteRequest], context: Any) -> AsyncIterator[Any]:
         first = await anext(aiter(requests))

@@ -236,7 +236,7 @@ async def test_a_failure_of_one_replica_is_tried_once_on_another(start: Start, r
 
     bad, good = FakeExecutor(gone, executor_id="e1"), FakeExecutor(executor_id="e2")
     world = await start(bad, good)
-    await world.until(lambda: bool(bad.sessions) and bool(good.sessions))
+    await world.until(lambda: len(world.frontend.links.up()) == 2)
     response = await world.stub.ModelInfer(infer_request("m", b"abc"))
     assert response.raw_output_contents[0] == b"abc"
     assert (len(bad.infers), len(good.infers)) == (1, 1)
@@ -267,6 +267,25 @@ async def test_both_replicas_failing_is_told_and_not_tried_for_ever(start: Start
         await world.stub.ModelInfer(infer_request("m"))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert sum(len(e.infers) for e in world.executors) == 2
+
+
+async def test_beyond_its_budget_a_tenants_failures_are_told_and_not_tried_elsewhere(start: Start) -> None:
+    async def gone(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> Refusal:
+        return Refusal(Reason.WORKER_LOST, "the worker died")
+
+    bad, good = FakeExecutor(gone, executor_id="e1"), FakeExecutor(executor_id="e2")
+    world = await start(bad, good, retry_ratio=0.0, retry_burst=2.0)
+    await world.until(lambda: bool(bad.sessions) and bool(good.sessions))
+    # The one that fails says that it is idle, so every request goes there first.
+    good.report(2, 9, 50_000)
+    await asyncio.sleep(0.05)
+    outcomes = await asyncio.gather(
+        *(world.stub.ModelInfer(infer_request("m", b"abc")) for _ in range(5)), return_exceptions=True
+    )
+    failed = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
+    assert len(bad.infers) == 2 + len(failed)
+    assert failed
+    assert all(each.code() is grpc.StatusCode.UNAVAILABLE for each in failed)
 
 
 async def test_a_request_for_an_executor_that_is_not_up_yet_waits_for_the_connection(start: Start) -> None:

@@ -131,7 +131,8 @@ async def test_metadata_and_configuration_describe_the_tensors_as_triton_would(s
     world = await start(FakeExecutor(), models=[told])
     server = await world.stub.ServerMetadata(oip.ServerMetadataRequest())
     assert server.name == "apportion"
-    assert "statistics" not in server.extensions
+    assert {"statistics", "system_shared_memory", "classification"} <= set(server.extensions)
+    assert "sequence" not in server.extensions
     metadata = await world.stub.ModelMetadata(oip.ModelMetadataRequest(name="m"))
     assert (metadata.platform, list(metadata.versions)) == ("onnxruntime_onnx", ["1"])
     assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("x", "FP32", [-1, 16])]
@@ -147,13 +148,6 @@ async def test_methods_that_are_not_served_say_what_to_use_instead(start: Start,
     code, refusal, _ = await refused(getattr(world.stub, method)(getattr(oip, f"{method}Request")()))
     assert (code, refusal.reason) == (grpc.StatusCode.UNIMPLEMENTED, Reason.UNSUPPORTED)
     assert INSTEAD[method] in refusal.message
-
-
-async def test_the_stream_is_refused_with_what_to_use_instead(start: Start) -> None:
-    world = await start()
-    with pytest.raises(grpc.aio.AioRpcError, match="use ModelInfer"):
-        async for _ in world.stub.ModelStreamInfer(iter([infer_request("m")])):
-            pass
 
 
 async def test_a_message_beyond_the_limit_is_refused_with_both_numbers(start: Start) -> None:

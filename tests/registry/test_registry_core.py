@@ -124,7 +124,6 @@ def test_a_split_names_existing_versions_once(splits) -> None:
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        ((0, {}, []), "config.max_batch_size"),
         ((4097, {}, []), "config.max_batch_size"),
         ((None, {"x": -2}, []), "config.batch_axes[x]"),
         ((None, {}, [("", [1], 0)]), "config.warmup.name"),

@@ -107,7 +107,7 @@ OUTSIDE = [
     ({"traffic_class": 9}, "traffic_class"),
     ({"isolation": 9}, "isolation"),
     ({"replicas": 65}, "replicas"),
-    ({"config": pb.VersionConfig(max_batch_size=0)}, "config.max_batch_size"),
+    ({"config": pb.VersionConfig(max_batch_size=4097)}, "config.max_batch_size"),
     ({"config": pb.VersionConfig(format=9)}, "config.format"),
 ]
 

@@ -411,3 +411,13 @@ def test_many_models_are_placed_without_a_storm(models: int) -> None:
     assert world.settle() <= 4
     assert sum(isinstance(action, SendLoad) for action in world.story) == models
     assert world.handle(Tick()) == []
+
+
+def test_a_version_that_the_traffic_names_with_no_part_is_loaded_and_gets_nothing_unasked() -> None:
+    world, split = World(Policy(settle_s=0)), (Split(1, 0), Split(2, MILLION))
+    world.replace_catalogue([tenant("a")], [model("a/one", 1, 2, 3, traffic={1: 0, 2: MILLION})])
+    world.add("gpu-0")
+    world.settle()
+    assert world.placed() == {"gpu-0": ["a/one version 1", "a/one version 2"]}
+    assert shares(split, (1, 2), (1, 2, 3)) == (Split(2, MILLION),)
+    assert shares(split, (1,), (1, 2, 3)) == (Split(1, MILLION),)

@@ -83,10 +83,8 @@ def option(settings_class: type[ServiceSettings], name: str, field: FieldInfo) -
     """The command line option of one setting. Values stay text here: the settings class checks them."""
     flag = "--" + name.replace("_", "-")
     text = _help(settings_class, name, field)
-    if _plain(field) is bool:
-        declared: Any = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)]
-    elif typing.get_origin(_plain(field)) in (list, tuple, set, frozenset):
-        declared = Annotated[
+    if typing.get_origin(_plain(field)) in (list, tuple, set, frozenset):
+        declared: Any = Annotated[
             list[str] | None, typer.Option(flag, metavar=_metavar(field), help=text, show_default=False)
         ]
     else:
@@ -123,7 +121,7 @@ def _metavar(field: FieldInfo) -> str:
         return "|".join(map(str, typing.get_args(plain)))
     if field.description and field.description.startswith("HOST:PORT"):
         return "HOST:PORT"
-    return {int: "INTEGER", float: "NUMBER", str: "TEXT"}.get(plain, "VALUE")
+    return {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}.get(plain, "VALUE")
 
 
 def _parsed(field: FieldInfo, text: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from services.cli.errors import CommandError, usage
 from services.cli.options import Data, data_folder
 from services.cli.up.files import Folder, Lock
 from services.cli.up.follow import stream_logs
-from services.cli.up.plan import Listen, Plan
+from services.cli.up.plan import MOST_OF_A_KIND, Listen, Plan, kind_of
 from services.cli.up.shell import Shell
 from services.common.server import unbindable
 
@@ -22,6 +23,10 @@ app = typer.Typer()
 
 def _listens(what: str, variable: str) -> Any:
     return typer.Option(metavar="HOST:PORT", envvar=variable, help=f"{what}; port 0 takes a free one.")
+
+
+def _many(what: str) -> Any:
+    return typer.Option(metavar="N", min=1, max=MOST_OF_A_KIND, help=f"{what}.")
 
 
 @app.command()
@@ -38,6 +43,8 @@ def up(
         float | None,
         typer.Option(metavar="RATIO", help="Part of the requests whose traces are kept; violations always are."),
     ] = None,
+    executors: Annotated[int, _many("Executors, each with cores of its own where they suffice")] = 1,
+    frontends: Annotated[int, _many("Frontends, all on one port")] = 1,
     logs: Annotated[bool, typer.Option("--logs", help="Show every service's log.")] = False,
 ) -> None:
     """Run the whole mesh as local processes, in the foreground, until Ctrl-C."""
@@ -48,7 +55,8 @@ def up(
     folder.make()
     lock = Lock(folder)
     lock.acquire()
-    plan = Plan(listen, folder.root, sampled(trace_sample))
+    cores = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+    plan = Plan(listen, folder.root, sampled(trace_sample), executors, frontends, cores)
 
     def announce(addresses: dict[str, str]) -> None:
         _announce(addresses, folder, time.monotonic() - started, default_data=data is None)
@@ -104,7 +112,12 @@ def _announce(addresses: dict[str, str], folder: Folder, took_s: float, *, defau
         "query": "traces out (Jaeger's query API)",
     }
     show.out.print(f"[bold green]apportion is up[/] after {took_s:.1f} s, data in {folder.root}")
-    rows = [[f"  {name}", addresses[name], f"[dim]{text}[/]"] for name, text in what.items() if name in addresses]
+    rows = [
+        [f"  {name}", address, f"[dim]{text}[/]"]
+        for kind, text in what.items()
+        for name, address in addresses.items()
+        if kind_of(name) == kind
+    ]
     made = show.table(None, ["", "", ""], rows)
     made.show_header = False
     show.print_table(made)

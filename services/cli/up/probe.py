@@ -31,12 +31,14 @@ def read_ready(path: Path) -> dict[str, str] | None:
     return {key: value for key, value in written.items() if isinstance(value, str)}
 
 
-async def until_answering(scheduler: str, frontend: str, token: str | None, *, says: Callable[[str], None]) -> None:
-    """Returns once the scheduler sees an executor that is attached and the frontend says that it is ready."""
+async def until_answering(
+    scheduler: str, frontend: str, token: str | None, *, executors: int = 1, says: Callable[[str], None]
+) -> None:
+    """Returns once the scheduler sees that many executors attached and the frontend says that it is ready."""
     started, told = time.monotonic(), False
     async with connect(scheduler, mesh_token=token) as to_scheduler, connect(frontend) as to_frontend:
         while True:
-            missing = await _missing(to_scheduler, to_frontend)
+            missing = await _missing(to_scheduler, to_frontend, executors)
             if missing is None:
                 return
             if not told and time.monotonic() - started > PATIENCE_S:
@@ -45,12 +47,13 @@ async def until_answering(scheduler: str, frontend: str, token: str | None, *, s
             await asyncio.sleep(EVERY_S)
 
 
-async def _missing(scheduler: grpc.aio.Channel, frontend: grpc.aio.Channel) -> str | None:
+async def _missing(scheduler: grpc.aio.Channel, frontend: grpc.aio.Channel, executors: int) -> str | None:
     try:
         stub: Any = scheduler_pb2_grpc.SchedulerServiceStub(scheduler)  # type: ignore[no-untyped-call]
         fleet = await stub.GetFleet(scheduler_pb2.GetFleetRequest(), timeout=CALL_S)
-        if not any(executor.attached for executor in fleet.executors):
-            return "the executor has not attached to the scheduler"
+        attached = sum(executor.attached for executor in fleet.executors)
+        if attached < executors:
+            return f"{attached} of {executors} executors have attached to the scheduler"
     except grpc.RpcError as error:
         return f"the scheduler does not answer ({error.code().name})"
     return None if await _frontend_ready(frontend) else "the frontend is not ready"

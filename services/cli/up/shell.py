@@ -133,7 +133,9 @@ class Shell:
     async def _probe(self) -> None:
         addresses = self._plan.mesh_addresses(self._addresses)
         token = ServiceSettings().mesh_token
-        await probe.until_answering(addresses["scheduler"], addresses["frontend"], token, says=self._says)
+        await probe.until_answering(
+            addresses["scheduler"], addresses["frontend"], token, executors=self._plan.executors, says=self._says
+        )
         self._events.put_nowait(core.Answering())
 
     def _signal(self, name: str, number: signal.Signals) -> None:

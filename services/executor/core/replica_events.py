@@ -13,7 +13,10 @@ from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload,
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """A replica that shall be here. The fields are those of the worker's Load; format None: told by the artefact."""
+    """A replica that shall be here. The fields are those of the worker's Load; format None: told by the artefact.
+
+    declared: what its artefact has to agree with. labels: class names by output, which the worker needs not know.
+    """
 
     replica: int
     tenant: str
@@ -31,6 +34,8 @@ class Wanted(msgspec.Struct, frozen=True):
     objective_ns: Nanoseconds | None = None
     signature: Signature | None = None
     profile: Profile | None = None
+    declared: Signature | None = None
+    labels: dict[str, tuple[str, ...]] = {}
 
 
 class Unwanted(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from gpu_sharing.measurements import Profile
 from gpu_sharing.tensors import Signature
 from gpu_sharing.units import MS, SECOND, Bytes, Nanoseconds
 from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded, Update
+from services.executor.core.declared import Disagreement, agreed
 from services.executor.core.replica_events import (
     Action,
     Changed,
@@ -125,6 +126,10 @@ class Replicas:
     def all(self) -> list[Replica]:
         """Every replica, by id."""
         return [self._replicas[replica] for replica in sorted(self._replicas)]
+
+    def loading(self, lane: int) -> int | None:
+        """The replica that the lane's worker loads now."""
+        return self._lanes[lane].loading
 
     def handle(self, event: Happened, now: Nanoseconds, lane: int | None = None) -> list[Action]:
         """Takes one event in and returns what has to be done, in order. lane: whose worker said it, for its events.
@@ -241,8 +246,21 @@ class Replicas:
         if replica.phase is not Phase.LOADING:
             return []
         replica.signature, replica.profile, replica.memory_bytes = event.signature, event.profile, event.memory_bytes
+        if replica.wanted.declared is not None:
+            try:
+                replica.signature = agreed(event.signature, replica.wanted.declared)
+            except Disagreement as problem:
+                return self._disagreed(replica, str(problem))
         self._move(replica, Phase.READY)
         return [Serve(event.replica), *self._turn_over(replica), Tell()]
+
+    def _disagreed(self, replica: Replica, problem: str) -> list[Action]:
+        """It runs, and is not what was pushed: its worker lets go of it again."""
+        number = replica.wanted.replica
+        self._move(replica, Phase.REFUSED, message=problem[:4000])
+        replica.signature = replica.profile = None
+        unload = Send(replica.wanted.lane, Unload(replica=number, drain_ns=0))
+        return [unload, LetGo(number), *self._turn_over(replica), Tell()]
 
     def _load_failed(self, replica: Replica, event: LoadFailed) -> list[Action]:
         if replica.phase is Phase.DRAINING:

@@ -15,6 +15,8 @@ from services.executor.core.typed import AS_THEY_ARE, BYTES_KIND, MOST_CONVERTED
 MAX_EXTENT = 1 << 40
 """No dimension is larger than this: it keeps products of extents far from where arithmetic gets slow."""
 
+MOST_CLASSES = 65_536
+
 _SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
 
@@ -44,10 +46,11 @@ class InputHead(NamedTuple):
 
 
 class OutputHead(NamedTuple):
-    """One output as the request asks for it."""
+    """One output as the request asks for it. classes: the value of its parameter `classification`, if there is one."""
 
     name: str
     parameters: tuple[str, ...] = ()
+    classes: object = None
 
 
 class PlannedInput(NamedTuple):
@@ -69,7 +72,8 @@ class Plan(NamedTuple):
     """A request's head, checked. Requests with equal heads have equal plans.
 
     outputs: indices in the signature, in the order wanted. rows: extent at the batch axis. shapes_key: what shapes add to
-    the key of a batch. keyed: positions of the inputs whose bytes add to it too.
+    the key of a batch. keyed: positions of the inputs whose bytes add to it too. classes: for each output, how many of its
+    largest values are wanted in its place, 0 standing for the output itself; empty: none is wanted so.
     """
 
     inputs: tuple[PlannedInput, ...]
@@ -78,6 +82,7 @@ class Plan(NamedTuple):
     shapes_key: bytes
     keyed: tuple[int, ...]
     raw: bool
+    classes: tuple[int, ...] = ()
 
 
 def plan(inputs: Sequence[InputHead], outputs: Sequence[OutputHead], raw_count: int, signature: Signature) -> Plan:
@@ -113,6 +118,7 @@ def plan(inputs: Sequence[InputHead], outputs: Sequence[OutputHead], raw_count: 
         shapes_key=_shapes_key(planned, signature),
         keyed=keyed if signature.max_batch_size else (),
         raw=raw,
+        classes=_classes(outputs, signature),
     )
 
 
@@ -152,7 +158,7 @@ def _check_head(field: str, given: InputHead, spec: TensorSpec, extents: dict[st
         if parameter in _SHARED_MEMORY:
             raise Invalid(
                 f"{field}.parameters[{parameter!r}]",
-                "shared memory is not supported; send the tensor in raw_input_contents",
+                "not supported here; send the tensor in raw_input_contents",
                 unsupported=True,
             )
     if given.datatype != spec.datatype:
@@ -244,13 +250,33 @@ def _wanted(outputs: Sequence[OutputHead], signature: Signature) -> tuple[int, .
         if index in wanted:
             raise Invalid(f"{field}.name", "the output is asked for twice")
         for parameter in output.parameters:
-            if parameter in _SHARED_MEMORY or parameter == "classification":
+            if parameter in _SHARED_MEMORY:
                 raise Invalid(
                     f"{field}.parameters[{parameter!r}]",
-                    "not supported; leave it out and read raw_output_contents",
+                    "not supported here; leave it out and read raw_output_contents",
                     unsupported=True,
                 )
         wanted.append(index)
+    return tuple(wanted)
+
+
+def _classes(outputs: Sequence[OutputHead], signature: Signature) -> tuple[int, ...]:
+    """How many classes of each output are wanted; empty where none is asked for."""
+    if not any(output.classes is not None for output in outputs):
+        return ()
+    specs = {spec.name: spec for spec in signature.outputs}
+    wanted = []
+    for position, output in enumerate(outputs):
+        field = f"outputs[{position}] {output.name!r}.parameters['classification']"
+        count = output.classes
+        if count is None:
+            wanted.append(0)
+            continue
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MOST_CLASSES:
+            raise Invalid(field, f"must be a whole number of classes, 1 to {MOST_CLASSES}", limit=MOST_CLASSES)
+        if specs[output.name].datatype == "BYTES":
+            raise Invalid(field, "the output is of type BYTES; only numbers can be ranked")
+        wanted.append(count)
     return tuple(wanted)
 
 

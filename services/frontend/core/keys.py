@@ -27,6 +27,11 @@ class Keys:
         self.known = False
         """Whether a whole snapshot has ever been seen."""
 
+    @property
+    def tenants(self) -> set[str]:
+        """Every tenant that there is, callers without a credential among them."""
+        return {ANONYMOUS, *self._hashes}
+
     def replace(self, hashes: Mapping[str, Iterable[bytes]]) -> None:
         """Takes a whole snapshot: sha256 digests of keys by tenant."""
         self._hashes, self.known = {tenant: frozenset(keys) for tenant, keys in hashes.items()}, True
@@ -73,7 +78,8 @@ class Keys:
 
 
 def _bearer(authorization: str) -> str:
-    scheme, _, key = authorization.partition(" ")
+    # Some clients hand on the space behind the colon of a header.
+    scheme, _, key = authorization.strip().partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise Refusal(Reason.KEY_UNKNOWN, "authorization: must read `Bearer KEY`")
     return key.strip()

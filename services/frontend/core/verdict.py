@@ -17,6 +17,7 @@ CALLERS = frozenset(
         Reason.KEY_UNKNOWN,
         Reason.MODEL_NOT_FOUND,
         Reason.VERSION_NOT_FOUND,
+        Reason.REGION_NOT_FOUND,
         Reason.MODEL_REFUSED,
         Reason.UNSUPPORTED,
         Reason.QUOTA_EXCEEDED,

@@ -25,6 +25,9 @@ ENTRY_FIELDS = 16
 LOWEST_PRIORITY = (1 << 32) - 1
 
 _OF_INTEREST = frozenset((b"timeout", b"priority", b"slo_ms", b"sequence_id", b"sequence_start", b"sequence_end"))
+SHARED_REGION = b"shared_memory_region"
+"""The parameter of a tensor that lies in a region of shared memory."""
+_SHARED_BYTES = len(SHARED_REGION)
 _DOUBLE = struct.Struct("<d")
 _BOOL, _INT64, _STRING, _DOUBLE_KIND, _UINT64 = "bool", "int64", "string", "double", "uint64"
 _Value = tuple[str, int | float | bytes]
@@ -43,6 +46,7 @@ class Head(msgspec.Struct, gc=False):
     model_version: as the client wrote it; empty: the server's choice. request_id: not checked, its executor does.
     timeout_ns, objective_ns: budgets from the arrival; None: the request names none.
     priority: the order of the Execute contract, where higher goes first and 0 is usual.
+    shared: some tensor may name a region of shared memory; whoever looks closer may find that none does.
     """
 
     model_name: str
@@ -51,12 +55,14 @@ class Head(msgspec.Struct, gc=False):
     timeout_ns: int | None = None
     objective_ns: int | None = None
     priority: int = 0
+    shared: bool = False
 
 
 def scan(data: bytes, limits: Limits) -> Head:
     """Reads a request's head. Raises Refusal (FIELD_INVALID, UNSUPPORTED) and nothing else, whatever the bytes."""
     name = version = request_id = b""
     entries: list[bytes] | None = None
+    shared = False
     position, end = 0, len(data)
     left = limits.fields
     try:
@@ -84,6 +90,10 @@ def scan(data: bytes, limits: Limits) -> Head:
                 if entries is None:
                     entries = []
                 entries.append(data[start:position])
+            elif tag == 0x2A or tag == 0x32:
+                # Without that parameter a tensor's head is shorter than the parameter alone would be.
+                if size > _SHARED_BYTES and data.find(SHARED_REGION, start, position) >= 0:
+                    shared = True
             elif tag == 0x12:
                 version = data[start:position]
             elif tag == 0x1A:
@@ -91,6 +101,7 @@ def scan(data: bytes, limits: Limits) -> Head:
     except IndexError:
         raise _malformed(end) from None
     head = Head(_text("model_name", name), _text("model_version", version) if version else "", request_id)
+    head.shared = shared
     if entries is not None:
         if len(entries) > limits.parameters:
             raise invalid("parameters", f"has {len(entries)} entries, more than {limits.parameters}")
@@ -257,3 +268,21 @@ def _priority(field: str, value: _Value) -> int:
     if not 0 <= level < 1 << 64:
         raise invalid(field, f"must be 0 (the usual) or more, 1 being the highest, not {level}")
     return LOWEST_PRIORITY - min(level, LOWEST_PRIORITY) + 1 if level else 0
+
+
+def request_id(data: bytes, limits: Limits) -> bytes:
+    """A request's id as it came; empty where there is none, or no request."""
+    try:
+        return scan(data, limits).request_id
+    except Refusal:
+        return b""
+
+
+def framed(response: bytes, more: bytes) -> bytes:
+    """A serialised inference.ModelStreamInferResponse that holds this response, with `more` of its fields behind it."""
+    size, prefix = len(response) + len(more), bytearray(b"\x12")
+    while size > 0x7F:
+        prefix.append(size & 0x7F | 0x80)
+        size >>= 7
+    prefix.append(size)
+    return b"".join((prefix, response, more))

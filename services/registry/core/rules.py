@@ -18,6 +18,13 @@ MOST_BATCH_ROWS = 4096
 MOST_AXIS = 63
 MOST_WARMUP_BYTES = 1 << 20
 MOST_KEYS = 100
+MOST_DECLARED = 1024
+MOST_LABELS = 65_536
+MOST_LABEL_CHARACTERS = 1024
+DATATYPES = (
+    *("BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
+    *("FP16", "BF16", "FP32", "FP64", "BYTES"),
+)
 WHOLE_PPM = 1_000_000
 # A model travels in one message; the rest up to MOST_INSPECTED_BYTES is kept free for what inspection finds.
 MOST_MODEL_BYTES = 8 << 20
@@ -91,7 +98,7 @@ def config(
 ) -> None:
     """Checks a version's configuration. warmup: (name, shape, bytes of data) of each tensor."""
     if max_batch_size is not None:
-        within("config.max_batch_size", max_batch_size, 1, MOST_BATCH_ROWS)
+        within("config.max_batch_size", max_batch_size, 0, MOST_BATCH_ROWS)
     for tensor, axis in batch_axes.items():
         within(f"config.batch_axes[{tensor[:80]}]", axis, -1, MOST_AXIS)
     for tensor, shape, _ in warmup:
@@ -102,6 +109,22 @@ def config(
     if len({tensor for tensor, _, _ in warmup}) != len(warmup):
         raise invalid("config.warmup.name", "a tensor is named twice")
     within("config.warmup.data", sum(size for _, _, size in warmup), 0, MOST_WARMUP_BYTES)
+
+
+def declared(tensors: Sequence[tuple[str, str, Sequence[str]]]) -> None:
+    """Checks what a push says its tensors are: (name, data type, class names) of each input or output."""
+    within("config.declared", len(tensors), 0, MOST_DECLARED)
+    for name, datatype, labels in tensors:
+        if not name:
+            raise invalid("config.declared.name", "must not be empty")
+        if datatype not in DATATYPES:
+            raise invalid(
+                "config.declared.datatype", f"{name[:80]}: {datatype[:80]!r} is none of {', '.join(DATATYPES)}"
+            )
+        within("config.declared.labels", len(labels), 0, MOST_LABELS)
+        within("config.declared.labels", max(map(len, labels), default=0), 0, MOST_LABEL_CHARACTERS)
+    if len({name for name, _, _ in tensors}) != len(tensors):
+        raise invalid("config.declared.name", "a tensor is named twice")
 
 
 def artefact_size(size_bytes: int, most_bytes: int) -> int:

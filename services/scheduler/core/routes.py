@@ -98,6 +98,7 @@ def shares(wanted: Sequence[Split], ready: Sequence[int], known: Sequence[int]) 
     A version that is not ready gets nothing while another one is: first the wanted ones share in proportion, then the
     highest that serves stands in, so that a version on its way never takes its model down.
     """
+    wanted = [split for split in wanted if split.ppm > 0]
     serving = [split for split in wanted if split.version in ready]
     if serving:
         return scaled(serving)

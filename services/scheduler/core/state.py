@@ -99,12 +99,13 @@ class State:
     def wanted(self, model: Model) -> tuple[Split, ...]:
         """The versions that are to be loaded, with the parts they are to get; empty where none can be.
 
-        Those with traffic that are not refused; where that leaves none, the highest that is not refused.
+        Those that the traffic names and that are not refused, also those it names with no part, for callers that ask for
+        them; where that leaves none with a part, the highest that is not refused.
         """
         usable = {each.number for each in model.versions if self.refusal(model, each) is None}
-        split = [each for each in model.traffic if each.ppm > 0 and each.version in usable]
-        if split:
-            return scaled(split)
+        named = [each for each in model.traffic if each.version in usable]
+        if any(each.ppm > 0 for each in named):
+            return (*scaled(named), *(each for each in named if each.ppm == 0))
         return (Split(max(usable), MILLION),) if usable else ()
 
     def wanted_versions(self, model: Model) -> list[Version]:

@@ -178,3 +178,65 @@ class Credit(_message.Message):
     tenant: str
     bytes: int
     def __init__(self, tenant: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class GetStatisticsRequest(_message.Message):
+    __slots__ = ("tenant", "model")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    model: str
+    def __init__(self, tenant: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class GetStatisticsResponse(_message.Message):
+    __slots__ = ("incarnation", "versions")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    incarnation: str
+    versions: _containers.RepeatedCompositeFieldContainer[VersionStatistics]
+    def __init__(self, incarnation: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[VersionStatistics, _Mapping]]] = ...) -> None: ...
+
+class VersionStatistics(_message.Message):
+    __slots__ = ("key", "version", "rows", "batches", "answered", "answered_ns", "failed", "failed_ns", "decode_ns", "queue_ns", "compute_ns", "encode_ns", "by_rows", "last_arrival_ms")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_NS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_NS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_NS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_NS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_NS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_NS_FIELD_NUMBER: _ClassVar[int]
+    BY_ROWS_FIELD_NUMBER: _ClassVar[int]
+    LAST_ARRIVAL_MS_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    version: int
+    rows: int
+    batches: int
+    answered: int
+    answered_ns: int
+    failed: int
+    failed_ns: int
+    decode_ns: int
+    queue_ns: int
+    compute_ns: int
+    encode_ns: int
+    by_rows: _containers.RepeatedCompositeFieldContainer[BatchStatistics]
+    last_arrival_ms: int
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., version: _Optional[int] = ..., rows: _Optional[int] = ..., batches: _Optional[int] = ..., answered: _Optional[int] = ..., answered_ns: _Optional[int] = ..., failed: _Optional[int] = ..., failed_ns: _Optional[int] = ..., decode_ns: _Optional[int] = ..., queue_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., encode_ns: _Optional[int] = ..., by_rows: _Optional[_Iterable[_Union[BatchStatistics, _Mapping]]] = ..., last_arrival_ms: _Optional[int] = ...) -> None: ...
+
+class BatchStatistics(_message.Message):
+    __slots__ = ("rows", "batches", "compute_ns", "decode_ns", "encode_ns")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_NS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_NS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_NS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    batches: int
+    compute_ns: int
+    decode_ns: int
+    encode_ns: int
+    def __init__(self, rows: _Optional[int] = ..., batches: _Optional[int] = ..., compute_ns: _Optional[int] = ..., decode_ns: _Optional[int] = ..., encode_ns: _Optional[int] = ...) -> None: ...

@@ -44,6 +44,11 @@ class ExecutorServiceStub(object):
                 request_serializer=apportion_dot_v1_dot_executor__pb2.ExecuteRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_executor__pb2.ExecuteResponse.FromString,
                 _registered_method=True)
+        self.GetStatistics = channel.unary_unary(
+                '/apportion.v1.ExecutorService/GetStatistics',
+                request_serializer=apportion_dot_v1_dot_executor__pb2.GetStatisticsRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_executor__pb2.GetStatisticsResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutorServiceServicer(object):
@@ -63,6 +68,14 @@ class ExecutorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatistics(self, request, context):
+        """What this executor has counted of a tenant's models. Every frontend gets the same counts, since requests are counted
+        where they run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -70,6 +83,11 @@ def add_ExecutorServiceServicer_to_server(servicer, server):
                     servicer.Execute,
                     request_deserializer=apportion_dot_v1_dot_executor__pb2.ExecuteRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_executor__pb2.ExecuteResponse.SerializeToString,
+            ),
+            'GetStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatistics,
+                    request_deserializer=apportion_dot_v1_dot_executor__pb2.GetStatisticsRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_executor__pb2.GetStatisticsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -104,6 +122,33 @@ class ExecutorService(object):
             '/apportion.v1.ExecutorService/Execute',
             apportion_dot_v1_dot_executor__pb2.ExecuteRequest.SerializeToString,
             apportion_dot_v1_dot_executor__pb2.ExecuteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.ExecutorService/GetStatistics',
+            apportion_dot_v1_dot_executor__pb2.GetStatisticsRequest.SerializeToString,
+            apportion_dot_v1_dot_executor__pb2.GetStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

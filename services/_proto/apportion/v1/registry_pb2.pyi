@@ -67,7 +67,7 @@ class ApiKey(_message.Message):
     def __init__(self, id: _Optional[str] = ..., sha256: _Optional[bytes] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class VersionConfig(_message.Message):
-    __slots__ = ("format", "max_batch_size", "batch_axes", "warmup")
+    __slots__ = ("format", "max_batch_size", "batch_axes", "warmup", "declared")
     class BatchAxesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -79,11 +79,13 @@ class VersionConfig(_message.Message):
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     BATCH_AXES_FIELD_NUMBER: _ClassVar[int]
     WARMUP_FIELD_NUMBER: _ClassVar[int]
+    DECLARED_FIELD_NUMBER: _ClassVar[int]
     format: ArtefactFormat
     max_batch_size: int
     batch_axes: _containers.ScalarMap[str, int]
     warmup: _containers.RepeatedCompositeFieldContainer[WarmupTensor]
-    def __init__(self, format: _Optional[_Union[ArtefactFormat, str]] = ..., max_batch_size: _Optional[int] = ..., batch_axes: _Optional[_Mapping[str, int]] = ..., warmup: _Optional[_Iterable[_Union[WarmupTensor, _Mapping]]] = ...) -> None: ...
+    declared: _common_pb2.Signature
+    def __init__(self, format: _Optional[_Union[ArtefactFormat, str]] = ..., max_batch_size: _Optional[int] = ..., batch_axes: _Optional[_Mapping[str, int]] = ..., warmup: _Optional[_Iterable[_Union[WarmupTensor, _Mapping]]] = ..., declared: _Optional[_Union[_common_pb2.Signature, _Mapping]] = ...) -> None: ...
 
 class WarmupTensor(_message.Message):
     __slots__ = ("name", "shape", "data")

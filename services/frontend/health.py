@@ -1,0 +1,62 @@
+"""grpc.health.v1: the whole frontend under "" and the service's name, and each model of the caller under its own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from grpc_health.v1 import health, health_pb2
+
+from services.common.errors import Refusal
+from services.common.server import HealthServicer
+from services.frontend.core.keys import Keys
+from services.frontend.core.routing import RoutingTable
+
+OWN = frozenset(("", "inference.GRPCInferenceService", health.SERVICE_NAME))
+_Status = health_pb2.HealthCheckResponse
+_UNKNOWN = _Status.SERVICE_UNKNOWN
+LOOK_S = 0.5
+"""How often a watch looks whether a model's replicas can still be reached."""
+
+
+class ModelHealth(HealthServicer):  # type: ignore[misc]
+    """Health with a service for each model: "MODEL" or "MODEL/VERSION", of the caller's tenant."""
+
+    def __init__(self, keys: Keys, table: RoutingTable) -> None:
+        super().__init__()
+        self._keys, self._table = keys, table
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
+        """SERVING or NOT_SERVING; NOT_FOUND for a model that is not there, or is another tenant's."""
+        if request.service in OWN:
+            return await super().Check(request, context)
+        return _Status(status=self._status(request.service, context))
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        """As Check, again whenever it changes; SERVICE_UNKNOWN for a model that is not there (yet)."""
+        if request.service in OWN:
+            await super().Watch(request, context)
+            return
+        told: int | None = None
+        while True:
+            try:
+                status = self._status(request.service, context)
+            except Refusal:
+                status = _UNKNOWN
+            if status != told:
+                told = status
+                await context.write(_Status(status=status))
+            await asyncio.sleep(LOOK_S)
+
+    def _status(self, service: str, context: Any) -> Any:
+        metadata = dict(context.invocation_metadata())
+        tenant = self._keys.tenant(metadata.get("authorization"), metadata.get("apportion-key"))
+        name, _, version = service.partition("/")
+        route = self._table.route(tenant, name)
+        try:
+            self._table.replica(route, self._table.version(route, version))
+        except Refusal as refusal:
+            if refusal.reason.endswith("_NOT_FOUND"):
+                raise
+            return _Status.NOT_SERVING
+        return _Status.SERVING
