@@ -11,6 +11,7 @@ import numpy as np
 from gpu_sharing.arbiter import Arbiter
 from gpu_sharing.arbiter import events as arbitration
 from gpu_sharing.units import Nanoseconds
+from gpu_sharing.worker.boundary import Ran, next_turn, tell
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Batch, Cancel, Done, Event, Failed, Release, Submit, Unload, Update
 from gpu_sharing.worker.outbox import Outbox
@@ -135,10 +136,10 @@ class Requests:
         while not self._stopping:
             with self._lock:
                 now = self._clock()
-                effects = self._perform(self._arbiter.handle(arbitration.TimePassed(), now))
-                chosen = self._arbiter.next_slice(now)
+                turn = next_turn(self._arbiter, now)
+                effects = self._perform(turn.actions)
                 abandoned, self._abandoned = self._abandoned, []
-                work = self._work(chosen) if chosen is not None else None
+                work = self._work(turn.slice) if turn.slice is not None else None
                 if work is None and not abandoned and not any(effects) and not self._stopping:
                     self._lane_waits = True
                     self._changed.wait()
@@ -153,8 +154,8 @@ class Requests:
     def end_slice(self, batch: int, took: Nanoseconds, finished: Finished | None) -> None:
         """The slice has run. finished: None where the batch has segments left."""
         with self._lock:
-            done = arbitration.SliceDone(batch, took, finished is not None)
-            effects = self._perform(self._arbiter.handle(done, self._clock()))
+            ran = Ran(batch, took, finished is not None)
+            effects = self._perform(tell(self._arbiter, ran, self._clock()))
         for complete, received in effects.completed:
             if finished is not None:
                 effects.events.extend(self._answers(finished, complete.batch, received))
@@ -163,8 +164,8 @@ class Requests:
     def fail(self, batch: int, took: Nanoseconds, message: str) -> None:
         """The slice has broken its batch. message: for the callers."""
         with self._lock:
-            failed = arbitration.BatchFailed(batch, took, message)
-            effects = self._perform(self._arbiter.handle(failed, self._clock()))
+            ran = Ran(batch, took, failure=message)
+            effects = self._perform(tell(self._arbiter, ran, self._clock()))
         self._emit(effects)
 
     def _answers(self, finished: Finished, batch: Batch, received: Mapping[int, Nanoseconds]) -> Iterator[Event]:
