@@ -27,6 +27,7 @@ class SimulatedModel(msgspec.Struct, frozen=True):
 
     max_batch_size: rows a batch may hold; 0: requests run one at a time.
     memory_share: of a segment's time, the part that waits for the device's shared memory; 0 to 1.
+    profile: what the arbiter is told beforehand; empty: the costs as they are.
     """
 
     segments: tuple[Segment, ...]
@@ -34,6 +35,7 @@ class SimulatedModel(msgspec.Struct, frozen=True):
     weight_bytes: Bytes = 0
     row_activation_bytes: Bytes = 0
     memory_share: float = 0.0
+    profile: tuple[ProfilePoint, ...] = ()
 
     def cost(self, rows: int) -> Nanoseconds:
         """Device time of a whole batch, as estimated."""
@@ -49,10 +51,21 @@ class SimulatedModel(msgspec.Struct, frozen=True):
         return max(1, self.max_batch_size)
 
     def points(self) -> tuple[ProfilePoint, ...]:
-        """Its profile, exact: at 1, 2, 4 … rows and at the most."""
+        """Its profile: at 1, 2, 4 … rows and at the most."""
         rows = sorted({min(1 << power, self.most_rows) for power in range(self.most_rows.bit_length() + 1)})
-        return tuple(
-            ProfilePoint(n, "", 1, self.cost(n), self.cost(n), 100, n * self.row_activation_bytes) for n in rows
+        return self.profile or tuple(map(self._point, rows))
+
+    def _point(self, rows: int) -> ProfilePoint:
+        cost_ns = self.cost(rows)
+        return ProfilePoint(
+            rows=rows,
+            shape_bucket="",
+            compute_units=1,
+            p50_ns=cost_ns,
+            p99_ns=cost_ns,
+            runs=100,
+            activation_bytes=rows * self.row_activation_bytes,
+            segments_ns=tuple(segment.cost(rows) for segment in self.segments),
         )
 
 

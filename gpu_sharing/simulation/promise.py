@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from gpu_sharing.simulation.arrivals import TokenBucket
-from gpu_sharing.simulation.lane import Answer
+from gpu_sharing.simulation.calls import Answer
 from gpu_sharing.simulation.run import Outcome, is_met
-from gpu_sharing.simulation.scenario import Arrive, Contract, Scenario, Tenant
+from gpu_sharing.simulation.scenario import Arrive, Clients, Contract, Scenario, Tenant, Unload, Update
 from gpu_sharing.units import Nanoseconds
 
 _FULL = 1000
@@ -78,11 +78,18 @@ def conforms(tenant: Tenant, contract: Contract, arrivals: Iterable[Arrive]) -> 
 
 
 def promised(scenario: Scenario) -> list[Tenant]:
-    """Those of its tenants to whom the promise is made."""
+    """Those of its tenants to whom the promise is made. Whoever leaves has none, nor one whose callers keep to no contract."""
+    unbound = {each.replica for each in scenario.happenings if isinstance(each, Clients | Unload | Update)}
     found = []
     for tenant in scenario.tenants:
         contract = tenant.contract
-        if contract is None or tenant.objective_ns is None or tenant.faults is not None or tenant.bandwidth < 1:
+        if (
+            tenant.replica in unbound
+            or contract is None
+            or tenant.objective_ns is None
+            or tenant.faults is not None
+            or tenant.bandwidth < 1
+        ):
             continue
         within = contract.rho * stretch(scenario, tenant) <= tenant.bandwidth
         roomy = tenant.objective_ns >= bound(scenario, tenant, contract)

@@ -9,12 +9,13 @@ from functools import partial
 import numpy as np
 
 from gpu_sharing.arbiter import Arbiter
+from gpu_sharing.simulation.calls import Answer, Hosting, SimulatedRequest, SliceRan
 from gpu_sharing.simulation.contention import NONE, SharedMemory
 from gpu_sharing.simulation.device import SimulatedLanes
 from gpu_sharing.simulation.faults import FaultPlan
 from gpu_sharing.simulation.kernel import Kernel, Trace
-from gpu_sharing.simulation.lane import Answer, Hosting, SimulatedLane, SimulatedRequest, SliceRan
-from gpu_sharing.simulation.scenario import Arrive, Happening, Scenario, Tenant, Unload, Update
+from gpu_sharing.simulation.lane import SimulatedLane
+from gpu_sharing.simulation.scenario import Arrive, Clients, Happening, Scenario, Tenant, Unload, Update
 from gpu_sharing.units import Nanoseconds
 
 MakeArbiter = Callable[[int], Arbiter]
@@ -69,6 +70,7 @@ class Run:
         self._scenario = scenario
         self._trace = Trace(keep=keep_trace)
         self._calls = 0
+        self._clients: dict[int, Clients] = {}
         make = make_arbiter or (lambda lane: Arbiter(lane=lane))
         self.device = SimulatedLanes(
             self.kernel,
@@ -84,7 +86,7 @@ class Run:
                 self.device,
                 partial(make, number),
                 chance=chance,
-                on_answer=self.outcome.answers.append,
+                on_answer=self._answered,
                 number=number,
                 faults=faults,
                 trace=self._trace,
@@ -137,19 +139,37 @@ class Run:
         match happening:
             case Arrive():
                 self._arrive(tenant, lane, happening)
+            case Clients():
+                for _ in range(happening.count):
+                    self._ask(tenant, lane, happening)
             case Unload():
                 lane.unload(happening.replica, happening.drain_ns)
             case Update():
                 lane.update(happening.replica, happening.bandwidth, happening.weight)
 
+    def _ask(self, tenant: Tenant, lane: SimulatedLane, clients: Clients) -> None:
+        if self.kernel.now < clients.until:
+            self._clients[self._calls] = clients
+            self._submit(tenant, lane, clients.rows)
+
+    def _answered(self, answer: Answer) -> None:
+        self.outcome.answers.append(answer)
+        clients = self._clients.pop(answer.request.call, None)
+        if clients is not None:
+            tenant = self._tenants[clients.replica]
+            self.kernel.after(max(1, clients.think_ns), partial(self._ask, tenant, self.lanes[tenant.lane], clients))
+
     def _arrive(self, tenant: Tenant, lane: SimulatedLane, arrive: Arrive) -> None:
+        if arrive.cancelled_after is not None:
+            self.kernel.after(arrive.cancelled_after, partial(lane.cancel, self._calls))
+        self._submit(tenant, lane, arrive.rows)
+
+    def _submit(self, tenant: Tenant, lane: SimulatedLane, rows: int) -> None:
         now = self.kernel.now
         call = self._calls
         self._calls += 1
-        if arrive.cancelled_after is not None:
-            self.kernel.after(arrive.cancelled_after, partial(lane.cancel, call))
         due, target = (None if each is None else now + each for each in (tenant.deadline_ns, tenant.objective_ns))
-        request = SimulatedRequest(call, tenant.replica, now, arrive.rows, due, target)
+        request = SimulatedRequest(call, tenant.replica, now, rows, due, target)
         lane.submit(request)
 
 

@@ -48,6 +48,20 @@ class Arrive(msgspec.Struct, frozen=True, tag="arrive", omit_defaults=True):
     cancelled_after: Nanoseconds | None = None
 
 
+class Clients(msgspec.Struct, frozen=True, tag="clients", omit_defaults=True):
+    """So many callers, each of whom asks again once it has been answered and has thought about it, until `until`.
+
+    think_ns: at least 1; a refused caller thinks too.
+    """
+
+    at: Nanoseconds
+    replica: int
+    count: int
+    until: Nanoseconds
+    think_ns: Nanoseconds
+    rows: int = 1
+
+
 class Unload(msgspec.Struct, frozen=True, tag="unload"):
     """The replica is to go."""
 
@@ -65,7 +79,7 @@ class Update(msgspec.Struct, frozen=True, tag="update"):
     weight: int
 
 
-Happening: TypeAlias = Arrive | Unload | Update
+Happening: TypeAlias = Arrive | Clients | Unload | Update
 
 
 class Scenario(msgspec.Struct, frozen=True, omit_defaults=True):
