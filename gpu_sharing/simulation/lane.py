@@ -45,6 +45,7 @@ class SimulatedLane:
         *,
         chance: np.random.Generator,
         on_answer: Callable[[Answer], None],
+        on_gone: Callable[[int], None] | None = None,
         number: int = 0,
         faults: FaultPlan | None = None,
         trace: Trace | None = None,
@@ -52,7 +53,7 @@ class SimulatedLane:
         watchdog_ns: Nanoseconds | None = None,
         audit_every: int = 16,
     ) -> None:
-        """boundary_ns: between two slices, for deciding and handing over. audit_every: boundaries between two audits.
+        """on_gone: told of each replica that has left. boundary_ns: between two slices, for deciding and handing over. audit_every: boundaries between two audits.
 
         watchdog_ns: a slice that runs for longer is given up: its calls fail, the lane goes on with a new arbiter, and the
         other calls arrive there again; None: never.
@@ -63,6 +64,7 @@ class SimulatedLane:
         self._arbiter = make_arbiter()
         self._chance = chance
         self._on_answer = on_answer
+        self._on_gone = on_gone
         self._number = number
         self._faults = faults or FaultPlan()
         self._trace = trace or Trace()
@@ -145,7 +147,9 @@ class SimulatedLane:
             flight = self._flights[chosen.batch] = _Flight(chosen, self._hosted[chosen.replica], rows)
         hosting, model = flight.hosting, flight.hosting.model
         fault = self._faults.next(hosting.replica, self._chance)
-        cost = round(model.segments[flight.segment].cost(flight.rows) * hosting.error.draw(self._chance))
+        cost = round(
+            model.segments[flight.segment].cost(flight.rows) * hosting.error.draw(self._chance, self._kernel.now)
+        )
         self._running = flight
         flight.begun = self._kernel.now
         self._trace.write(self._kernel.now, "begin", chosen.batch, chosen.replica, flight.segment, *chosen.calls)
@@ -193,6 +197,8 @@ class SimulatedLane:
                 case arbitration.ReplicaGone():
                     self._hosted.pop(action.replica, None)
                     self._device.ledger.release(self._memory_key(action.replica))
+                    if self._on_gone is not None:
+                        self._on_gone(action.replica)
 
     def _answer(self, call: int, reason: str, message: str, started: Nanoseconds | None) -> None:
         request = self._open.pop(call, None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import bisect
+from typing import Protocol, TypeAlias
 
 import msgspec
 import numpy as np
@@ -72,8 +73,8 @@ class SimulatedModel(msgspec.Struct, frozen=True):
 class Error(Protocol):
     """How far real costs are from the estimate."""
 
-    def draw(self, chance: np.random.Generator) -> float:
-        """Real cost of one segment over its estimate."""
+    def draw(self, chance: np.random.Generator, now: Nanoseconds) -> float:
+        """Real cost of a segment that begins now over its estimate."""
         ...
 
     @property
@@ -88,7 +89,7 @@ class Bounded(msgspec.Struct, frozen=True, tag=True):
     least: float = 1.0
     most: float = 1.0
 
-    def draw(self, chance: np.random.Generator) -> float:
+    def draw(self, chance: np.random.Generator, now: Nanoseconds) -> float:  # noqa: ARG002
         """See `Error`."""
         return self.least if self.least == self.most else float(chance.uniform(self.least, self.most))
 
@@ -99,9 +100,27 @@ class Lognormal(msgspec.Struct, frozen=True, tag=True):
     sigma: float
     most: float = 4.0
 
-    def draw(self, chance: np.random.Generator) -> float:
+    def draw(self, chance: np.random.Generator, now: Nanoseconds) -> float:  # noqa: ARG002
         """See `Error`."""
         return min(self.most, float(chance.lognormal(0.0, self.sigma)))
 
+
+class Recorded(msgspec.Struct, frozen=True, tag=True):
+    """As it was measured: how slow the machine was, by moment. at: ascending, as many as factors, at least one."""
+
+    at: tuple[Nanoseconds, ...]
+    factors: tuple[float, ...]
+
+    def draw(self, chance: np.random.Generator, now: Nanoseconds) -> float:  # noqa: ARG002
+        """See `Error`. The last one measured by now, or the first."""
+        return self.factors[max(0, bisect.bisect_right(self.at, now) - 1)]
+
+    @property
+    def most(self) -> float:
+        """See `Error`."""
+        return max(self.factors)
+
+
+AnyError: TypeAlias = Bounded | Lognormal | Recorded
 
 EXACT = Bounded()

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import msgspec
 
 from gpu_sharing.simulation.faults import FaultRates
-from gpu_sharing.simulation.models import EXACT, Bounded, Lognormal, SimulatedModel
+from gpu_sharing.simulation.models import EXACT, AnyError, SimulatedModel
 from gpu_sharing.units import Bytes, GiB, Millidevices, Nanoseconds
 
 
@@ -32,7 +32,7 @@ class Tenant(msgspec.Struct, frozen=True, omit_defaults=True):
     weight: int = 1
     objective_ns: Nanoseconds | None = None
     deadline_ns: Nanoseconds | None = None
-    error: Bounded | Lognormal = EXACT
+    error: AnyError = EXACT
     faults: FaultRates | None = None
     contract: Contract | None = None
     lane: int = 0
