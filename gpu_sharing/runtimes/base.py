@@ -25,17 +25,27 @@ class ArtefactRefused(Exception):
 
 
 class LoadConfig(msgspec.Struct, frozen=True):
-    """How to load an artefact. threads: processor threads that one segment may use."""
+    """How to load an artefact. threads: processor threads that one segment may use.
+
+    signature, segments: as an earlier load of the same artefact on the same kind of device settled them; then nothing is
+    tried or measured again, as long as they fit what the artefact holds. None: not known.
+    """
 
     threads: int
     compute_units: ComputeUnits
     max_batch_size: int | None = None
     batch_axes: dict[str, int] = {}
     warmup: tuple[WarmupTensor, ...] = ()
+    signature: Signature | None = None
+    segments: tuple[str, ...] | None = None
 
 
 class LoadedModel(Protocol):
-    """A model ready to run on one lane; used by one thread at a time."""
+    """A model ready to run on one lane; used by one thread at a time.
+
+    What a batch needs lives in its own generator, so that several may be in flight, also for different tenants.
+    segments: what each `next` of a run goes through, in order, as `cutting.segment_name` calls it.
+    """
 
     signature: Signature
     weight_bytes: Bytes
@@ -43,6 +53,10 @@ class LoadedModel(Protocol):
 
     def run(self, inputs: Tensors) -> Run:
         """Starts a batch. `inputs` hold every input of the signature that is not optional, joined along the batch axes."""
+        ...
+
+    def activation_bytes(self, inputs: Tensors) -> Bytes:
+        """About the most memory that a batch of these inputs holds at once, its weights not counted. May run it, slowly."""
         ...
 
     def close(self) -> None:

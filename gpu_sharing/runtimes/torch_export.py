@@ -15,7 +15,16 @@ from gpu_sharing.runtimes.archive import opened
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Run, Tensors
 from gpu_sharing.runtimes.program import Program, read_program, write_clean
 from gpu_sharing.runtimes.signature import infer
-from gpu_sharing.runtimes.torch_segments import Segment, cut, peak_bytes, placeholders, run_all, run_one, whole
+from gpu_sharing.runtimes.torch_segments import (
+    Segment,
+    cut,
+    cut_again,
+    peak_bytes,
+    placeholders,
+    run_all,
+    run_one,
+    whole,
+)
 from gpu_sharing.runtimes.torch_tensors import from_torch, to_torch
 from gpu_sharing.runtimes.torch_values import Interface, interface_of
 from gpu_sharing.runtimes.verification import verified
@@ -124,7 +133,11 @@ class TorchExportModel:
     def _cut(self, module: Any, config: LoadConfig) -> tuple[Segment, ...]:
         """The segments, if they compute to the bit what the whole program does; else the whole program as one."""
         inputs = made_up(self.signature, 1, warmup=config.warmup, ranges=self.ranges, extent=self.preferred_extent)
-        parts = cut(module, list(self._values(inputs).values()))
+        parts = cut_again(module, config.segments) if config.segments is not None else None
+        if parts is None:
+            parts = cut(module, list(self._values(inputs).values()))
+        if len(parts) == 1:
+            return self._parts
         with torch.inference_mode():
             expected = self._named(run_all(self._parts, self._values(inputs)))
             given = self._named(run_all(parts, self._values(inputs)))
