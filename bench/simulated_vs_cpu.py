@@ -21,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,7 +154,9 @@ class Worker:
             found[replica] = Measured(medians, sigma, self.books.loaded[replica].profile)
         return found
 
-    async def play(self, moments: list[tuple[Nanoseconds, int]], objectives: dict[int, Nanoseconds]) -> list[int]:
+    async def play(
+        self, moments: list[tuple[Nanoseconds, int]], objectives: Mapping[int, Nanoseconds | None]
+    ) -> list[int]:
         """Sends requests at these moments from now; the calls, all answered."""
         start, calls = time.monotonic_ns(), []
         for moment, replica in moments:
