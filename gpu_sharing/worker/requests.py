@@ -73,7 +73,7 @@ class Requests:
     # Replicas.
 
     def host(self, hosted: Hosted) -> None:
-        """The model serves from now on."""
+        """The model serves from now on. gpu_sharing.arbiter.grants.Oversold where its bandwidth does not fit the lane."""
         load = hosted.load
         added = arbitration.ReplicaAdded(
             replica=load.replica,
@@ -81,10 +81,11 @@ class Requests:
             bandwidth=load.bandwidth,
             weight=load.weight,
             points=hosted.profile.points,
+            tenant=load.tenant,
         )
         with self._lock:
-            self._hosted[load.replica] = hosted
             self._arbiter.handle(added, self._clock())
+            self._hosted[load.replica] = hosted
 
     def hosts(self, replica: int) -> bool:
         """Whether the replica serves or drains."""
