@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -59,15 +59,36 @@ class LoadedModel(Protocol):
         """About the most memory that a batch of these inputs holds at once, its weights not counted. May run it, slowly."""
         ...
 
+    def again(self, config: LoadConfig) -> LoadedModel:
+        """The same model once more, over the same weights: its own signature, to be closed for itself. Tries its batch axes.
+
+        The weights go with the last that is closed. Raises ArtefactRefused where it cannot be served so.
+        """
+        ...
+
     def close(self) -> None:
-        """Lets go of everything it holds."""
+        """Lets go of everything it holds; a run in flight still ends."""
+        ...
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """Something whose runs can be stopped while they compute."""
+
+    def interrupt(self) -> None:
+        """Ends the segment that runs now, if one does, with an error. Any thread."""
         ...
 
 
 class Runtime(Protocol):
-    """One kind of artefact."""
+    """One kind of artefact.
+
+    starts_threads: loading starts threads that compute later on, if `LoadConfig.threads` is above one: they keep the
+    priority of the thread that loads.
+    """
 
     name: str
+    starts_threads: bool
 
     def check(self, path: Path) -> None:
         """Raises ArtefactRefused unless the artefact is safe to deserialise. Deserialises nothing itself."""

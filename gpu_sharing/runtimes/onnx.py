@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from gpu_sharing.runtimes.onnx_segments import (
 )
 from gpu_sharing.runtimes.signature import infer
 from gpu_sharing.runtimes.verification import verified
-from gpu_sharing.runtimes.warmup import Ranges, finish, made_up
+from gpu_sharing.runtimes.warmup import EXTENTS_TRIED, Ranges, finish, made_up
 from gpu_sharing.tensors import Signature, TensorSpec
 from gpu_sharing.units import Bytes
 
@@ -55,6 +58,10 @@ class OnnxRuntime:
     """The runtime "onnx"."""
 
     name = "onnx"
+    starts_threads = True
+
+    def __init__(self) -> None:
+        self._opening: OnnxModel | None = None
 
     def check(self, path: Path) -> None:
         """Raises ArtefactRefused unless the file is a whole ONNX model without external data or custom operators."""
@@ -65,18 +72,28 @@ class OnnxRuntime:
         # The bytes that were checked are the bytes that are loaded, whatever happens to the file in between.
         data = read_checked(path)
         draft = _draft(data, config)
-        if draft is None:
-            return OnnxModel(_session(path, data, config), config, weight_bytes=len(data))
+        session = draft.session if draft is not None else _session(path, data, config)
+        # Known from here on, so that a first run that does not end can be interrupted.
+        model = self._opening = OnnxModel(session, config, weight_bytes=len(data))
         try:
-            model = OnnxModel(draft.session, config, weight_bytes=len(data))
-            model.cut(draft, data, config)
+            model.settle(config)
+            if draft is not None:
+                model.cut(draft, data, config)
         finally:
-            draft.close()
-        if config.segments is not None and model.segments != config.segments:
+            self._opening = None
+            if draft is not None:
+                draft.close()
+        if len(config.segments or ()) > 1 and model.segments != config.segments:
             # Another onnxruntime optimises otherwise: what was measured then is of no use now.
             model.close()
             return self.load(path, replace(config, segments=None))
         return model
+
+    def interrupt(self) -> None:
+        """Ends what a load runs now."""
+        model = self._opening
+        if model is not None:
+            model.interrupt()
 
 
 def _draft(data: bytes, config: LoadConfig) -> Draft | None:
@@ -108,22 +125,34 @@ class OnnxModel:
         self._session: Any = session
         self._parts: tuple[OnnxSegment, ...] = ()
         self._weighed: tuple[Bytes, Bytes] | None = None
+        self._running: Any = None
+        self._ran = False
         self.weight_bytes = weight_bytes
         self.ranges: Ranges = {}
-        self.signature: Signature = infer(
-            [_spec(tensor) for tensor in session.get_inputs()],
-            [_spec(tensor) for tensor in session.get_outputs()],
-            batch_axes=config.batch_axes,
-            max_rows=config.max_batch_size,
-        )
-        # A failing run raises; a line on stderr for each would let a tenant flood the log.
-        self._quiet = onnxruntime.RunOptions()
-        self._quiet.log_severity_level = LOG_FATAL_ONLY
-        self._strings = {spec.name for spec in self.signature.inputs if spec.datatype == "BYTES"}
-        found = verified(self.signature, self._execute, config, self.ranges)
-        self.signature = found.signature
+        self.preferred_extent, self.unbatched_because = EXTENTS_TRIED[0], ""
+        self._inputs = [_spec(tensor) for tensor in session.get_inputs()]
+        self._outputs = [_spec(tensor) for tensor in session.get_outputs()]
+        self._strings = {spec.name for spec in self._inputs if spec.datatype == "BYTES"}
+        self.signature: Signature = self._inferred(config)
+
+    def settle(self, config: LoadConfig) -> None:
+        """Tries the batch axes. Raises ArtefactRefused where it cannot be served."""
+        found = verified(self._inferred(config), self._execute, config, self.ranges)
+        self.signature, self._ran = found.signature, found.ran
         self.preferred_extent, self.unbatched_because = found.extent, found.unbatched_because
-        self._ran = found.ran
+
+    def again(self, config: LoadConfig) -> LoadedModel:
+        """The same sessions for another replica."""
+        other = copy.copy(self)
+        other._running = None
+        other.settle(config)
+        return other
+
+    def interrupt(self) -> None:
+        """onnxruntime looks at this before each node, also of loops' bodies; a node that has begun still ends."""
+        options = self._running
+        if options is not None:
+            options.terminate = True
 
     def cut(self, draft: Draft, data: bytes, config: LoadConfig) -> None:
         """Takes the graph apart if it is long, and if the parts compute to the bit what the whole does.
@@ -155,16 +184,31 @@ class OnnxModel:
     def run(self, inputs: Tensors) -> Run:
         """One segment at each `next`."""
         values = {name: _decoded(name, value) if name in self._strings else value for name, value in inputs.items()}
-        parts, session, names = self._parts, self._session, [spec.name for spec in self.signature.outputs]
+        parts, session, names = self._parts, self._session, [spec.name for spec in self._outputs]
         if session is None and not parts:
             raise RuntimeError("the model has been closed")
+        options = _run_options()
         if session is not None:
-            values = dict(zip(names, session.run(names, values, self._quiet), strict=True))
+            with self._interruptible(options):
+                values = dict(zip(names, session.run(names, values, options), strict=True))
         for index, part in enumerate(parts):
-            part.run(values, self._quiet)
+            with self._interruptible(options):
+                part.run(values, options)
             if index + 1 < len(parts):
                 yield
         return {name: _encoded(np.asarray(values[name])) for name in names}
+
+    @contextlib.contextmanager
+    def _interruptible(self, options: Any) -> Iterator[None]:
+        self._running = options
+        try:
+            yield
+        except Exception as broken:
+            if options.terminate:
+                raise TimeoutError("stopped, since it did not return in time") from broken
+            raise
+        finally:
+            self._running = None
 
     def activation_bytes(self, inputs: Tensors) -> Bytes:
         """By the bytes of the inputs, in proportion to the run that was measured; 0 where none was."""
@@ -188,6 +232,16 @@ class OnnxModel:
         costs = draft.costs()
         self._weighed = (_bytes_of(inputs), graph.peak_bytes(costs.output_bytes))
         return points_by_cost(graph, costs, threads=config.threads)
+
+    def _inferred(self, config: LoadConfig) -> Signature:
+        return infer(self._inputs, self._outputs, batch_axes=config.batch_axes, max_rows=config.max_batch_size)
+
+
+def _run_options() -> Any:
+    options = onnxruntime.RunOptions()
+    # A failing run raises; a line on stderr for each would let a tenant flood the log.
+    options.log_severity_level = LOG_FATAL_ONLY
+    return options
 
 
 def _bytes_of(tensors: Tensors) -> Bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import warnings
 from pathlib import Path
@@ -40,6 +41,7 @@ class TorchExportRuntime:
     """The runtime "torch_export"."""
 
     name = "torch_export"
+    starts_threads = False
 
     def check(self, path: Path) -> None:
         """Raises ArtefactRefused unless every member of the .pt2 file is harmless to load. Deserialises none of them."""
@@ -80,21 +82,32 @@ class TorchExportModel:
         self._slots = placeholders(module)
         self._parts = whole(module)
         self.ranges: Ranges = self._interface.ranges
+        before = [tensor._version for tensor in weights]
+        ran = self._settle(config)
+        if before != [tensor._version for tensor in weights]:
+            raise ArtefactRefused("the model changes its own weights while it runs; export it in eval mode")
+        if ran:
+            self._parts = self._cut(module, config)
+        self.segments: tuple[str, ...] = tuple(part.name for part in self._parts)
+
+    def _settle(self, config: LoadConfig) -> bool:
+        """Finds the signature. Whether a made-up input, or the operator's, ran."""
         found = infer(
             self._interface.inputs,
             self._interface.outputs,
             batch_axes=config.batch_axes,
             max_rows=config.max_batch_size,
         )
-        before = [tensor._version for tensor in weights]
         settled = verified(_within(found, self.ranges), self._execute, config, self.ranges)
         self.signature: Signature = settled.signature
         self.preferred_extent, self.unbatched_because = settled.extent, settled.unbatched_because
-        if before != [tensor._version for tensor in weights]:
-            raise ArtefactRefused("the model changes its own weights while it runs; export it in eval mode")
-        if settled.ran:
-            self._parts = self._cut(module, config)
-        self.segments: tuple[str, ...] = tuple(part.name for part in self._parts)
+        return settled.ran
+
+    def again(self, config: LoadConfig) -> LoadedModel:
+        """The same program over the same weights, for another replica."""
+        other = copy.copy(self)
+        other._settle(config)
+        return other
 
     def run(self, inputs: Tensors) -> Run:
         """One segment at each `next`; inference mode never spans a boundary, since the thread runs other models there."""

@@ -12,10 +12,11 @@ from gpu_sharing.arbiter import Arbiter
 from gpu_sharing.arbiter import events as arbitration
 from gpu_sharing.units import Nanoseconds
 from gpu_sharing.worker.boundary import Ran, next_turn, tell
+from gpu_sharing.worker.faults import MODEL_FAILED, because
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Batch, Cancel, Done, Event, Failed, Release, Submit, Unload, Update
 from gpu_sharing.worker.outbox import Outbox
-from gpu_sharing.worker.scatter import OutputInvalid, Outputs, OutputsFull, rows_of
+from gpu_sharing.worker.scatter import OutputInvalid, Outputs, OutputsFull, parts
 
 RequestCommand: TypeAlias = Submit | Cancel | Release | Update | Unload
 
@@ -162,11 +163,14 @@ class Requests:
                 effects.events.extend(self._answers(finished, complete.batch, received))
         self._emit(effects)
 
-    def fail(self, batch: int, took: Nanoseconds, message: str) -> None:
-        """The slice has broken its batch. message: for the callers."""
+    def fail(self, batch: int, took: Nanoseconds, message: str, reason: str = MODEL_FAILED) -> None:
+        """The slice has broken its batch. message, reason: for the callers."""
         with self._lock:
             ran = Ran(batch, took, failure=message)
             effects = self._perform(tell(self._arbiter, ran, self._clock()))
+        if reason != MODEL_FAILED:
+            # The arbiter knows that it broke, not by what.
+            effects.events[:] = [because(event, reason) for event in effects.events]
         self._emit(effects)
 
     def _answers(self, finished: Finished, batch: Batch, received: Mapping[int, Nanoseconds]) -> Iterator[Event]:
@@ -180,17 +184,14 @@ class Requests:
     def _answer(
         self, finished: Finished, request: Submit, start: int, stop: int, received: Nanoseconds, batch: Batch
     ) -> Done | Failed:
-        specs = finished.hosted.model.signature.outputs
-        wanted = [
-            (index, specs[index].datatype, rows_of(specs[index], finished.outputs[index], start, stop))
-            for index in request.outputs
-        ]
+        hosted = finished.hosted
         try:
-            refs = self._outputs.put(request.call, wanted)
+            wanted = parts(hosted.model.signature, finished.outputs, request.outputs, start, stop)
+            refs = self._outputs.put(request.call, wanted, hosted.load.tenant)
         except OutputsFull as full:
             return Failed(request.call, "OUT_OF_MEMORY", str(full), full.facts, received, batch)
         except OutputInvalid as broken:
-            message = f"{finished.hosted.label}: {broken}"
+            message = f"{hosted.label}: {broken}"
             return Failed(request.call, "MODEL_FAILED", message, {}, received, batch)
         return Done(request.call, refs, received, batch)
 

@@ -72,6 +72,7 @@ class Serving:
         self.replica, self.tenant, self.model, self.version = replica, tenant, model, version
         self.lane, self.client, self.bandwidth = lane, lane.client, bandwidth
         self.decoder, self.encoder = decoder, encoder
+        self.owner = lane.client.inputs.owner(tenant)
         self.outstanding = 0
         self.service_ns: Nanoseconds = 0
         self.outcomes: dict[str, int] = {}
