@@ -1,44 +1,202 @@
-"""Which batch gets the next slice: one in flight, or one still to be formed? PURE."""
+"""Who gets the next slice? PURE."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import Any, NamedTuple, Protocol
 
 from gpu_sharing.arbiter.batches import BatchInFlight
-from gpu_sharing.arbiter.replicas import ReplicaQueue
+from gpu_sharing.arbiter.batching import Batching
+from gpu_sharing.arbiter.calls import Call, Tier
+from gpu_sharing.arbiter.lines import Line
+from gpu_sharing.arbiter.order import rank, turn
+from gpu_sharing.arbiter.replicas import IN_FLIGHT_PER_REPLICA
+from gpu_sharing.arbiter.request import Request
+from gpu_sharing.arbiter.servers import SCALE, Server
+from gpu_sharing.arbiter.state import AHEAD, LaneState, Plan
+from gpu_sharing.units import Nanoseconds
 
-IN_FLIGHT_PER_REPLICA = 2
-"""So that a replica's urgent request need not wait behind its own large batch. Activations are reserved for this many."""
+__all__ = ["IN_FLIGHT_PER_REPLICA", "ArrivalOrder", "Choice", "EarliestDeadline", "Switching"]
+
+BEYOND = (Tier.GUARANTEED, Tier.SURPLUS)
+"""Beyond its reservation's pace a tenant may go on with what is guaranteed, or with its surplus."""
 
 
-class EarliestObjective:
-    """The most urgent, at every boundary; what is in flight wins ties, since its activations take memory.
+class Choice(NamedTuple):
+    """work: a batch to go on with, or one to form. tier: on whose account its next slice goes."""
 
-    max_in_flight bounds the batches of the lane that are suspended or running.
+    work: BatchInFlight | Plan
+    tier: Tier
+
+
+class Switching(Protocol):
+    """Answers the question, at every boundary."""
+
+    def place(self, request: Request) -> Any:
+        """The request's place among its tenant's on the same terms, least first: a total order."""
+        ...
+
+    def touch(self, server: Server, lane: LaneState, now: Nanoseconds) -> None:
+        """The server's situation has changed."""
+        ...
+
+    def forget(self, server: Server) -> None:
+        """The server is gone."""
+        ...
+
+    def choose(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
+        """Whose slice runs now; None where there is nothing to do."""
+        ...
+
+
+class EarliestDeadline:
+    """Servers with guaranteed work by the deadlines of their budgets; then surplus by weights; then gaps, by weights too.
+
+    The surplus goes to the server whose next batch would end first in virtual time, which is device time beyond the
+    reservation over the weight (start-time fair queueing, Goyal, Vin and Cheng, SIGCOMM 1996, here by finish tags, so that
+    batches are not cut up among equals): whoever was idle starts at the virtual time of what runs. What is guaranteed takes
+    part in it while its reservation's pace does not allow it yet.
+    max_in_flight bounds the lane's batches that are in flight from surplus and gaps.
     """
 
-    def __init__(self, max_in_flight: int = 8, per_replica: int = IN_FLIGHT_PER_REPLICA) -> None:
+    def __init__(self, max_in_flight: int = 8) -> None:
+        """Raises ValueError for a bound below 1."""
+        if max_in_flight < 1:
+            raise ValueError(f"max_in_flight: must be at least 1, is {max_in_flight}")
         self.max_in_flight = max_in_flight
-        self.per_replica = per_replica
+        self._unripe = Line()
+        self._ripe = Line()
+        self._surplus = Line()
+        self._gaps = Line()
 
-    def choose(
-        self, in_flight: Collection[BatchInFlight], queues: Collection[ReplicaQueue]
-    ) -> BatchInFlight | ReplicaQueue | None:
-        """A batch to go on with, or a queue to form one from; None where there is nothing to do."""
-        running = min(in_flight, key=_age, default=None)
-        if len(in_flight) >= self.max_in_flight:
-            return running
-        open_queues = (queue for queue in queues if queue.waiting and queue.in_flight < self.per_replica)
-        waiting = min(open_queues, key=_first, default=None)
-        if running is None or (waiting is not None and waiting.urgency < running.urgency):
-            return waiting
-        return running
+    def place(self, request: Request) -> Any:
+        """See `Switching`."""
+        return rank(request)
+
+    def touch(self, server: Server, lane: LaneState, now: Nanoseconds) -> None:
+        """See `Switching`."""
+        if server.has(Tier.GUARANTEED):
+            self._file(server, now)
+        else:
+            self._ripe.discard(server)
+            self._unripe.discard(server)
+        if not server.wants_more:
+            # Who did not want the surplus has no claim on what the others had of it meanwhile.
+            server.virtual = max(server.virtual, lane.virtual)
+        self._tag(self._surplus, server, server.next_work(BEYOND))
+        self._tag(self._gaps, server, server.next_work((Tier.GAP,)))
+
+    def forget(self, server: Server) -> None:
+        """See `Switching`."""
+        for line in (self._unripe, self._ripe, self._surplus, self._gaps):
+            line.discard(server)
+
+    def choose(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
+        """See `Switching`."""
+        chosen = self._guaranteed(lane, batching, now)
+        if chosen is None:
+            chosen = self._left_over(self._surplus, BEYOND, lane, batching, now)
+        if chosen is None:
+            chosen = self._left_over(self._gaps, (Tier.GAP,), lane, batching, now)
+        return chosen
+
+    def _file(self, server: Server, now: Nanoseconds) -> None:
+        front = server.budget.front
+        if front.start <= now + AHEAD:
+            self._unripe.discard(server)
+            self._ripe.put(front.deadline, server)
+        else:
+            self._ripe.discard(server)
+            self._unripe.put(front.start, server)
+
+    def _tag(self, line: Line, server: Server, work: BatchInFlight | Call | None) -> None:
+        if work is None:
+            line.discard(server)
+        else:
+            line.put(server.virtual + _needs(work) * SCALE // server.weight, server)
+
+    def _guaranteed(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
+        while (unripe := self._unripe.first()) is not None and unripe[0] <= now + AHEAD:
+            self._file(unripe[1], now)
+        while (first := self._ripe.first()) is not None:
+            deadline, server = first
+            found = server.next_work((Tier.GUARANTEED,))
+            if found is None:
+                raise AssertionError(f"tenant {server.tenant} is in line for nothing")
+            work = batching.plan(found, lane, now) if isinstance(found, Call) else found
+            needed = work.left if isinstance(work, BatchInFlight) else work.predicted
+            covered = server.budget.cover(needed or 0)
+            if covered <= deadline:
+                return Choice(work, Tier.GUARANTEED)
+            # All that it is going to do now has to be paid for: others may be due before that.
+            self._file(server, now)
+            first = self._ripe.first()
+            if first is not None and first[1] is server:
+                return Choice(work, Tier.GUARANTEED)
+        return None
+
+    def _left_over(
+        self, line: Line, tiers: tuple[Tier, ...], lane: LaneState, batching: Batching, now: Nanoseconds
+    ) -> Choice | None:
+        while (first := line.first()) is not None:
+            server = first[1]
+            work = server.next_work(tiers)
+            if isinstance(work, Call):
+                if work.tier is Tier.SURPLUS and now + work.alone > work.due:
+                    lane.demote(work, now)
+                    continue
+                if work.tier is not Tier.GUARANTEED and lane.unguaranteed >= self.max_in_flight:
+                    return self._finish_one(lane)
+                lane.virtual = max(lane.virtual, server.virtual)
+                return Choice(batching.plan(work, lane, now), tiers[-1])
+            if work is None:
+                raise AssertionError(f"tenant {server.tenant} is in line for nothing")
+            lane.virtual = max(lane.virtual, server.virtual)
+            return Choice(work, tiers[-1])
+        return None
+
+    def _finish_one(self, lane: LaneState) -> Choice:
+        """Too many are in flight: the most urgent of them goes on."""
+        batch = min(
+            (each for each in lane.batches.values() if each.tier is not Tier.GUARANTEED),
+            key=lambda each: (each.tier, each.urgency, each.number),
+        )
+        return Choice(batch, batch.tier)
 
 
-def _age(batch: BatchInFlight) -> tuple[object, int]:
-    return (batch.urgency, batch.number)
+class ArrivalOrder:
+    """Whoever came first, and each batch to its end: no tenant is anything special. The baseline of benchmarks."""
+
+    def __init__(self) -> None:
+        self._line = Line()
+
+    def place(self, request: Request) -> Any:
+        """See `Switching`."""
+        return turn(request)
+
+    def touch(self, server: Server, lane: LaneState, now: Nanoseconds) -> None:  # noqa: ARG002 - time matters to others
+        """See `Switching`."""
+        heads = [waiting.head for waiting in server.waiting]
+        place = min((head.place for head in heads if head is not None), default=None)
+        if place is None:
+            self._line.discard(server)
+        else:
+            self._line.put(place, server)
+
+    def forget(self, server: Server) -> None:
+        """See `Switching`."""
+        self._line.discard(server)
+
+    def choose(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
+        """See `Switching`."""
+        for batch in lane.batches.values():
+            return Choice(batch, batch.tier)
+        first = self._line.first()
+        if first is None:
+            return None
+        heads = [waiting.head for waiting in first[1].waiting]
+        head = min((head for head in heads if head is not None), key=lambda call: call.place)
+        return Choice(batching.plan(head, lane, now), head.tier)
 
 
-def _first(queue: ReplicaQueue) -> tuple[object, ...]:
-    head = queue.head
-    return (queue.urgency, head.arrived, head.call)
+def _needs(work: BatchInFlight | Call) -> Nanoseconds:
+    return work.left if isinstance(work, BatchInFlight) else work.cost

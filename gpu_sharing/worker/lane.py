@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 from gpu_sharing.runtimes.base import Run
 from gpu_sharing.units import Nanoseconds
+from gpu_sharing.worker.faults import describe, reason_of
 from gpu_sharing.worker.gather import join
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Submit
 from gpu_sharing.worker.requests import Finished, Requests, Work
 from gpu_sharing.worker.scatter import checked
-
-_MESSAGE_CHARACTERS = 300
 
 
 class _Flight(NamedTuple):
@@ -48,7 +47,7 @@ class Lane:
         except BaseException as error:  # a model may raise anything; its neighbours must not notice
             took = self._clock() - started
             self._let_go(batch)
-            self._requests.fail(batch, took, describe(work.hosted, error))
+            self._requests.fail(batch, took, describe(work.hosted.label, error), reason_of(error))
             return
         took = self._clock() - started
         if finished is not None:
@@ -80,9 +79,3 @@ class Lane:
             flight.run.close()
         except BaseException:  # the model's own clean-up: nobody waits for it
             return
-
-
-def describe(hosted: Hosted, error: BaseException) -> str:
-    """One line for callers: which model, what kind of error, and its own words, cut short."""
-    words = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
-    return f"{hosted.label}: {type(error).__name__}: {words}" if words else f"{hosted.label}: {type(error).__name__}"

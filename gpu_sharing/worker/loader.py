@@ -88,15 +88,15 @@ class Loader:
     def _load(self, load: Load, requests: Requests) -> None:
         try:
             hosted, memory_bytes = self._open(load)
-        except BaseException as error:  # an artefact may raise anything
+            self._present.add(load.replica)
+            requests.host(hosted)
+        except BaseException as error:  # an artefact may raise anything, and its share may not fit
             self._forget(load.replica)
+            self._present.discard(load.replica)
             refused = isinstance(error, ArtefactRefused)
             self._outbox.send([LoadFailed(load.replica, refused, _describe(load, error))])
             return
-        loaded = Loaded(load.replica, hosted.model.signature, hosted.profile, memory_bytes)
-        self._present.add(load.replica)
-        requests.host(hosted)
-        self._outbox.send([loaded])
+        self._outbox.send([Loaded(load.replica, hosted.model.signature, hosted.profile, memory_bytes)])
 
     def _open(self, load: Load) -> tuple[Hosted, Bytes]:
         if load.replica in self._models:
@@ -121,26 +121,35 @@ class Loader:
         return in_background(work, makes_threads=self._compute_units > 1) if self._yields else work()
 
     def _config(self, load: Load) -> LoadConfig:
+        known = self._known(load)
         return LoadConfig(
             threads=self._compute_units,
             compute_units=self._compute_units,
             max_batch_size=load.max_batch_size,
             batch_axes=load.batch_axes,
             warmup=load.warmup,
+            signature=load.signature,
+            segments=tuple(segment.name for segment in known.segments) or None if known is not None else None,
         )
 
-    def _profile(self, load: Load, model: LoadedModel, config: LoadConfig) -> tuple[Profile, Bytes]:
+    def _known(self, load: Load) -> Profile | None:
+        """The profile that was given along, if it was measured on this artefact and on such a device."""
         known = load.profile
-        if known is not None and (known.digest, known.device_kind) == (load.digest, self._device_kind):
+        return known if known and (known.digest, known.device_kind) == (load.digest, self._device_kind) else None
+
+    def _profile(self, load: Load, model: LoadedModel, config: LoadConfig) -> tuple[Profile, Bytes]:
+        known = self._known(load)
+        if known is not None and config.segments in (None, model.segments):
             return known, max((point.activation_bytes for point in known.points), default=0)
         from gpu_sharing.runtimes.profile import measure
+        from gpu_sharing.runtimes.stopwatch import Stopwatch
 
         return measure(
             model,
             config,
             digest=load.digest,
             device_kind=self._device_kind,
-            clock=self._clock,
+            stopwatch=Stopwatch.of_this_thread(self._clock, threads=config.threads),
             on_stage=lambda stage: self._tell(load, stage),
         )
 

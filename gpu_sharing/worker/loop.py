@@ -7,9 +7,8 @@ import socket
 import threading
 import time
 
-from gpu_sharing.arbiter import Arbiter
-from gpu_sharing.arbiter.admission import BoundedQueue
 from gpu_sharing.arbiter.events import ArbiterStatistics
+from gpu_sharing.arbiter.policies import arbiter_of
 from gpu_sharing.devices.base import Device
 from gpu_sharing.memory.arena import Arena, ArenaView
 from gpu_sharing.memory.ledger import Ledger
@@ -62,7 +61,13 @@ class WorkerLoop:
             # A library may tie what it opens on another kind of device to the thread that opened it.
             yields=device.backend == "cpu",
         )
-        arbiter = Arbiter(lane=config.lane, admission=BoundedQueue(config.queue_limit))
+        arbiter = arbiter_of(
+            config.policy,
+            lane=config.lane,
+            queue_limit=config.queue_limit,
+            capacity=config.capacity,
+            quantum_ns=config.quantum_ns,
+        )
         self._requests = Requests(arbiter, Outputs(outputs), self._outbox, clock=clock, on_gone=self._loader.unload)
         self._lane = Lane(self._requests, inputs.view, clock=clock)
         self._clock = clock

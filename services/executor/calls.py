@@ -130,7 +130,7 @@ class Calls:
     def _reserve(self, call: Call) -> None:
         """Makes room for chunks, with some to spare so that the first tensor can be aligned."""
         arena, wanted = call.serving.client.inputs, call.bulk_bytes + ALIGNMENT
-        block = arena.allocate(wanted) if wanted <= arena.capacity_bytes else None
+        block = arena.allocate(wanted, call.serving.owner) if wanted <= arena.capacity_bytes else None
         if block is None:
             raise out_of_memory(arena, wanted)
         call.blocks, call.base = (block,), block
@@ -141,11 +141,11 @@ class Calls:
         decoded = call.decoded = serving.decoder.decode(payload)
         arena = serving.client.inputs
         if isinstance(payload, bytes):
-            placed = place(arena, decoded, payload)
+            placed = place(arena, decoded, payload, serving.owner)
         elif decoded.plan.raw:
             placed = in_place(decoded, payload, call.base)
         else:
-            placed = place_typed(arena, decoded.plan)
+            placed = place_typed(arena, decoded.plan, serving.owner)
         if placed.block is not None:
             call.blocks = (*call.blocks, placed.block)
         if check_elements(decoded.plan, placed.contents):

@@ -115,8 +115,8 @@ def _typed(given: ModelInferRequest.InferInputTensor) -> dict[str, Values] | Non
     return typed
 
 
-def place(arena: Arena, decoded: Decoded, payload: bytes) -> Placed:
-    """Copies each tensor into the arena, once. Raises Refusal (OUT_OF_MEMORY) where there is no room."""
+def place(arena: Arena, decoded: Decoded, payload: bytes, owner: int = 1) -> Placed:
+    """Copies each tensor into the arena, once. owner: see `Arena.allocate`. Raises Refusal (OUT_OF_MEMORY) where there is no room."""
     planned, spans = decoded.plan, decoded.spans
     if not planned.raw:
         return place_typed(arena, planned)
@@ -125,12 +125,12 @@ def place(arena: Arena, decoded: Decoded, payload: bytes) -> Placed:
         contents: tuple[bytes | memoryview, ...] = (payload[start : start + length],)
     else:
         contents = tuple([payload[start : start + length] for start, length in spans])
-    return _copied(arena, planned.inputs, contents)
+    return _copied(arena, planned.inputs, contents, owner)
 
 
-def place_typed(arena: Arena, planned: Plan) -> Placed:
+def place_typed(arena: Arena, planned: Plan, owner: int = 1) -> Placed:
     """Copies tensors that came as typed contents. Raises Refusal (OUT_OF_MEMORY)."""
-    return _copied(arena, planned.inputs, tuple([each.typed or b"" for each in planned.inputs]))
+    return _copied(arena, planned.inputs, tuple([each.typed or b"" for each in planned.inputs]), owner)
 
 
 def in_place(decoded: Decoded, payload: memoryview, base: int) -> Placed:
@@ -201,13 +201,15 @@ def out_of_memory(arena: Arena, wanted_bytes: int) -> Refusal:
     )
 
 
-def _copied(arena: Arena, inputs: Sequence[PlannedInput], contents: tuple[bytes | memoryview, ...]) -> Placed:
+def _copied(
+    arena: Arena, inputs: Sequence[PlannedInput], contents: tuple[bytes | memoryview, ...], owner: int
+) -> Placed:
     total = 0
     for content in contents:
         total += (len(content) + ALIGNMENT - 1) & -ALIGNMENT
     if total == 0:
         return Placed(None, tuple([TensorRef(each.place, each.shape, 0, 0) for each in inputs]), contents)
-    block = arena.allocate(total)
+    block = arena.allocate(total, owner)
     if block is None:
         raise out_of_memory(arena, total)
     view, at, refs = arena.view, block, []

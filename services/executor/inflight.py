@@ -76,6 +76,7 @@ class Serving:
         self.lane, self.client, self.bandwidth = lane, lane.client, bandwidth
         self.decoder, self.encoder = decoder, encoder
         self.counts = Counts() if counts is None else counts
+        self.owner = lane.client.inputs.owner(tenant)
         self.outstanding = 0
         self.service_ns: Nanoseconds = 0
         self.outcomes: dict[str, int] = {}

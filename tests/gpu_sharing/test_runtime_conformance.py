@@ -80,6 +80,38 @@ def test_closing_twice_is_the_same_as_once(model: LoadedModel) -> None:
         finish(model.run({"x": rows(1)}))
 
 
+def test_a_model_once_more_has_its_own_signature_and_outlives_the_first(model: LoadedModel) -> None:
+    other = model.again(LoadConfig(threads=1, compute_units=1, max_batch_size=2))
+    assert other.signature.max_batch_size == 2
+    assert model.signature.max_batch_size > 2
+    assert (other.segments, other.weight_bytes) == (model.segments, model.weight_bytes)
+    x = {"x": rows(2)}
+    expected = finish(model.run(x))["y"].tobytes()
+    model.close()
+    assert finish(other.run(x))["y"].tobytes() == expected
+    other.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        finish(other.run(x))
+
+
+def test_a_model_once_more_is_refused_where_its_axes_cannot_be(model: LoadedModel) -> None:
+    with pytest.raises(ArtefactRefused, match="no tensor is named 'z'"):
+        model.again(LoadConfig(threads=1, compute_units=1, batch_axes={"z": 0}))
+
+
+def test_activations_are_at_least_what_goes_in_and_comes_out_and_grow_with_the_rows(model: LoadedModel) -> None:
+    one, four = (model.activation_bytes({"x": rows(count)}) for count in (1, 4))
+    assert 0 < one < four
+
+
+def test_a_second_load_with_what_the_first_found_is_the_same(
+    runtime: Runtime, artefact: Path, model: LoadedModel
+) -> None:
+    known = LoadConfig(threads=1, compute_units=1, signature=model.signature, segments=model.segments)
+    second = runtime.load(artefact, known)
+    assert (second.signature, second.segments) == (model.signature, model.segments)
+
+
 def test_weights_are_counted(model: LoadedModel) -> None:
     assert model.weight_bytes >= WIDTH * 3 * 4
 

@@ -1,0 +1,233 @@
+"""Everything that one lane's policies look at: who waits, what is in flight, who is owed what. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from gpu_sharing.arbiter.batches import BatchInFlight
+from gpu_sharing.arbiter.calls import Call, Step, Tier
+from gpu_sharing.arbiter.events import ArbiterStatistics
+from gpu_sharing.arbiter.replicas import Replica
+from gpu_sharing.arbiter.servers import Server
+from gpu_sharing.arbiter.tenancy import Tenancy
+from gpu_sharing.units import MS, Millidevices, Nanoseconds
+
+AHEAD: Nanoseconds = 50 * MS
+"""How far ahead of its reservation's pace guaranteed work goes before others' surplus: so that bursts are quick, and that
+nobody waits long for a tenant whose objective is far away and which has much to do."""
+
+DEFAULT_ESTIMATE: Nanoseconds = 1 * MS
+"""Of a request about which nothing is known."""
+
+RECHARGE: Nanoseconds = 1 * MS
+"""What is bought at a time for a batch that goes on beyond its estimate, where no slice has been seen yet."""
+
+Touched = Callable[[Server, Nanoseconds], None]
+
+
+class Plan(NamedTuple):
+    """A batch to be formed. calls: all of one kind, in order. predicted: the estimate of its device time; None: not known."""
+
+    calls: Sequence[Call]
+    rows: int
+    predicted: Nanoseconds | None
+
+
+class LaneState:
+    """Of one lane. Policies read it; the arbiter alone changes it, and tells `touched` whose situation has changed.
+
+    expected: device time that all calls and batches still need on average, by tier.
+    busy_bandwidth: of servers with guaranteed work. busy_weight: of servers with surplus work.
+    unguaranteed: batches in flight that no reservation pays for.
+    virtual: the virtual time of what runs from surplus, which is where a server starts that had nothing to do.
+    last: the number of the batch that ran last.
+    """
+
+    def __init__(self, lane: int, capacity: Millidevices, touched: Touched) -> None:
+        """Raises ValueError for a capacity below 1 millidevice."""
+        self.lane = lane
+        self.tenancy = Tenancy(capacity)
+        self.calls: dict[int, Call] = {}
+        self.batches: dict[int, BatchInFlight] = {}
+        self.expected = [0, 0, 0]
+        self.busy_bandwidth: Millidevices = 0
+        self.busy_weight = 0
+        self.unguaranteed = 0
+        self.virtual = 0
+        self.busy_ns: Nanoseconds = 0
+        self.last: int | None = None
+        self.longest_slice: Nanoseconds = 0
+        self._touched = touched
+        self._formed = 0
+
+    @property
+    def capacity(self) -> Millidevices:
+        """Of the lane."""
+        return self.tenancy.capacity
+
+    def replica(self, number: int) -> Replica | None:
+        """The replica, if it is here."""
+        return self.tenancy.replicas.get(number)
+
+    def server(self, call: Call) -> Server:
+        """The call's tenant's."""
+        return self.tenancy.servers[call.replica.tenant]
+
+    def server_of(self, batch: BatchInFlight) -> Server:
+        """The batch's tenant's."""
+        return self.tenancy.servers[batch.home.tenant]
+
+    # Calls.
+
+    def weigh(self, call: Call) -> None:
+        """What the call will take, by what is known now."""
+        rows, bucket, estimates = call.request.rows, call.shape_bucket, call.replica.estimates
+        cost = estimates.guess(rows, bucket)
+        call.cost = max(1, DEFAULT_ESTIMATE if cost is None else cost)
+        call.alone = estimates.mean(rows, bucket) or 0
+        call.packed = estimates.packed(rows, bucket, call.replica.max_batch_size) or 0
+
+    def admit(self, call: Call, tier: Tier, now: Nanoseconds) -> None:
+        """The call waits on these terms."""
+        call.take(Step.ADMIT)
+        self.calls[call.request.call] = call
+        server = self.server(call)
+        server.meter.admitted[tier] += 1
+        call.replica.waiting += 1
+        if tier is Tier.GUARANTEED:
+            server.budget.buy(call.cost, now)
+        self._enqueue(call, tier, server)
+        self.touch(server, now)
+
+    def demote(self, call: Call, now: Nanoseconds) -> None:
+        """A call of SURPLUS waits for a gap from now on."""
+        call.take(Step.DEMOTE)
+        server = self.server(call)
+        self._dequeue(call, server)
+        self._enqueue(call, Tier.GAP, server)
+        self.touch(server, now)
+
+    def withdraw(self, call: Call, now: Nanoseconds) -> None:
+        """The call waits no longer, and is in no batch."""
+        server = self.server(call)
+        self._dequeue(call, server)
+        call.replica.waiting -= 1
+        if call.tier is Tier.GUARANTEED:
+            server.budget.refund(call.cost)
+        self.touch(server, now)
+
+    def _enqueue(self, call: Call, tier: Tier, server: Server) -> None:
+        if not server.wants_more:
+            # Who did not want the surplus has no claim on what the others had of it meanwhile.
+            server.virtual = max(server.virtual, self.virtual)
+        call.tier = tier
+        server.waiting[tier].add(call)
+        self._expect(server, tier, call.packed)
+
+    def _dequeue(self, call: Call, server: Server) -> None:
+        server.waiting[call.tier].remove(call)
+        self._expect(server, call.tier, -call.packed)
+
+    def _expect(self, server: Server, tier: Tier, more: Nanoseconds) -> None:
+        server.expected[tier] += more
+        self.expected[tier] += more
+
+    # Batches.
+
+    def form(self, plan: Plan, now: Nanoseconds) -> BatchInFlight:
+        """The calls of the plan wait no longer: they are in flight."""
+        head = plan.calls[0]
+        server, replica = self.server(head), head.replica
+        self._formed += 1
+        batch = BatchInFlight(
+            self._formed, replica, list(plan.calls), plan.rows, head.tier, head.urgency, head.due, head.shape_bucket,
+            plan.predicted,
+        )  # fmt: skip
+        for tier in Tier:
+            server.waiting[tier].take([call for call in plan.calls if call.tier is tier])
+        for call in plan.calls:
+            self._expect(server, call.tier, -call.packed)
+            call.take(Step.JOIN)
+            call.batch = batch.number
+            batch.urgency = min(batch.urgency, call.urgency)
+            batch.due = min(batch.due, call.due)
+            if call.tier is Tier.GUARANTEED:
+                batch.funded += call.cost
+        self._count(batch, server, 1)
+        batch.expected = replica.estimates.mean(plan.rows, head.shape_bucket) or 0
+        self._expect(server, batch.tier, batch.expected)
+        replica.waiting -= len(plan.calls)
+        replica.requests += len(plan.calls)
+        replica.batches += 1
+        self.touch(server, now)
+        return batch
+
+    def spend(self, batch: BatchInFlight, took: Nanoseconds, tier: Tier, now: Nanoseconds) -> None:
+        """A slice of the batch has run on these terms. To be followed by `touch` or `dismiss`."""
+        server = self.server_of(batch)
+        batch.end_slice(took)
+        self.last = batch.number
+        self.busy_ns += took
+        batch.home.device_ns += took
+        server.spend(batch, took, tier)
+        part = min(took, batch.expected)
+        batch.expected -= part
+        self._expect(server, batch.tier, -part)
+        self._see_slice(batch.home, took, now)
+
+    def dismiss(self, batch: BatchInFlight, now: Nanoseconds) -> None:
+        """The batch is over."""
+        server = self.server_of(batch)
+        server.settle(batch)
+        self._count(batch, server, -1)
+        self._expect(server, batch.tier, -batch.expected)
+        self.touch(server, now)
+
+    def _count(self, batch: BatchInFlight, server: Server, change: int) -> None:
+        if change > 0:
+            self.batches[batch.number] = batch
+            server.in_flight.append(batch)
+        else:
+            del self.batches[batch.number]
+            server.in_flight.remove(batch)
+        if batch.tier is Tier.GUARANTEED:
+            batch.home.guaranteed += change
+        else:
+            batch.home.unguaranteed += change
+            self.unguaranteed += change
+
+    def _see_slice(self, replica: Replica, took: Nanoseconds, now: Nanoseconds) -> None:
+        before = replica.longest_slice.most
+        replica.longest_slice.add(took, now)
+        after = replica.longest_slice.most
+        if after > self.longest_slice:
+            self.longest_slice = after
+        elif after < before:
+            self.remeasure()
+
+    def remeasure(self) -> None:
+        """Replicas have come or gone, or a long slice has been forgotten."""
+        self.longest_slice = max((each.longest_slice.most for each in self.tenancy.replicas.values()), default=0)
+
+    # Everybody.
+
+    def touch(self, server: Server, now: Nanoseconds) -> None:
+        """The server's situation has changed."""
+        guaranteed = server.has(Tier.GUARANTEED)
+        if guaranteed and not server.budget.left:
+            server.recharge(self.longest_slice or RECHARGE)
+        bandwidth = server.granted if guaranteed else 0
+        self.busy_bandwidth += bandwidth - server.counted_bandwidth
+        server.counted_bandwidth = bandwidth
+        weight = server.weight if server.has(Tier.SURPLUS) else 0
+        self.busy_weight += weight - server.counted_weight
+        server.counted_weight = weight
+        self._touched(server, now)
+
+    def statistics(self) -> ArbiterStatistics:
+        """A snapshot."""
+        replicas = tuple(replica.statistics() for replica in self.tenancy.replicas.values())
+        waiting = sum(replica.waiting for replica in replicas)
+        tenants = tuple(self.tenancy.statistics())
+        return ArbiterStatistics(self.busy_ns, waiting, len(self.batches), replicas, tenants, self.longest_slice)
