@@ -22,6 +22,9 @@ PURE_ROOMS = sorted(
         "gpu_sharing/tensors.py",
         "gpu_sharing/measurements.py",
         "gpu_sharing/worker/messages.py",
+        "gpu_sharing/worker/boundary.py",
+        "gpu_sharing/simulation/**/*.py",
+        "services/simulator/**/*.py",
         "services/*/core/**/*.py",
         "services/cli/up/core.py",
     )
@@ -35,7 +38,7 @@ ALLOWED = {
 }  # fmt: skip
 # Our own modules that a pure room may use: other pure rooms, errors that know no transport, names in traces.
 ALLOWED_OURS = re.compile(
-    r"gpu_sharing\.(arbiter|partitioning|units|tensors|measurements|worker\.messages|memory\.(ledger|extents))\b|services\.\w+\.core\b|services\.common\.(errors|attributes)\b"
+    r"gpu_sharing\.(arbiter|partitioning|simulation|units|tensors|measurements|worker\.(messages|boundary)|memory\.(ledger|extents))\b|services\.\w+\.core\b|services\.simulator\b|services\.common\.(errors|attributes)\b"
 )
 
 
