@@ -7,8 +7,8 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import Start
 from frontend_fakes import FakeExecutor, route, tenant
+from frontend_world import Start
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 

@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from conftest import OPTIONS, Start
 from frontend_fakes import FakeExecutor, infer_request, route, tenant
+from frontend_world import OPTIONS, Start
 
 from services._proto.inference import grpc_service_pb2 as oip
 from services._proto.inference import grpc_service_pb2_grpc

@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import Start, World
 from frontend_fakes import FakeExecutor, echo, infer_request, route, tenant
+from frontend_world import Start, World
 from hypothesis import given
 from hypothesis import strategies as st
 
