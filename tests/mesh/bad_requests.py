@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from services._proto.inference import grpc_service_pb2 as pb
 from services.common.errors import Reason
 from tests.mesh.calling import request
 
@@ -223,13 +222,6 @@ BAD = [
         UNSUPPORTED,
         'parameters["sequence_id"]',
         "send the state as an input",
-    ),
-    Bad(
-        "shared memory",
-        changed(lambda r: r.inputs[0].parameters["shared_memory_region"].CopyFrom(pb.InferParameter(string_param="r"))),
-        UNSUPPORTED,
-        f"{X}.parameters['shared_memory_region']",
-        "send the tensor in raw_input_contents",
     ),
 ]
 
