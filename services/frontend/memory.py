@@ -68,8 +68,8 @@ class MemoryService:
 
     async def CudaSharedMemoryUnregister(
         self,
-        request: pb.CudaSharedMemoryUnregisterRequest,
-        context: Any,  # noqa: ARG002
+        _request: pb.CudaSharedMemoryUnregisterRequest,
+        context: Any,
     ) -> pb.CudaSharedMemoryUnregisterResponse:
         """Done already: there are none. Clients that clean up let go of both kinds."""
         self._tenant(context)
