@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from services.common.errors import Reason, Refusal
+from services.common.leaving import send_away
 from services.common.settings import ServiceSettings, is_loopback
 from services.common.status import DETAILS_KEY, abort, to_status
 
@@ -74,6 +76,7 @@ class Server:
             )
         token = [] if public or settings.mesh_token is None else [MeshToken(settings.mesh_token)]
         self.name, self._settings, self._listen, self._flag = name, settings, listen, flag
+        self._public = public
         self._options = merged(SERVER_OPTIONS, [*options, ("grpc.so_reuseport", int(settings.reuse_port == "on"))])
         self.grpc = grpc.aio.server(options=self._options, interceptors=[*token, Refusals(), *interceptors])
         self.health = health or HealthServicer()
@@ -104,9 +107,16 @@ class Server:
         await self.health.set(service, state)
 
     async def stop(self) -> None:
-        """Drains: health says NOT_SERVING, calls in flight get `drain_s`, then the port closes."""
+        """Drains: health says NOT_SERVING, and after `drain_notice_s` calls in flight get `drain_s`, then the port closes.
+
+        Where the server is public, callers are asked to go elsewhere first, so that none of their calls is lost.
+        """
         await self.health.enter_graceful_shutdown()
-        await self.grpc.stop(self._settings.drain_s)
+        await asyncio.sleep(self._settings.drain_notice_s)
+        ends = time.monotonic() + self._settings.drain_s
+        if self._public and self.address:
+            await send_away(int(self.address.rpartition(":")[2]), self._settings.drain_s / 2)
+        await self.grpc.stop(max(0.0, ends - time.monotonic()))
 
 
 def unbindable(address: str) -> str | None:

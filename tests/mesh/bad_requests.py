@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from services._proto.inference import grpc_service_pb2 as pb
 from services.common.errors import Reason
 from tests.mesh.calling import request
 
@@ -222,6 +223,13 @@ BAD = [
         UNSUPPORTED,
         'parameters["sequence_id"]',
         "send the state as an input",
+    ),
+    Bad(
+        "a region of shared memory without its size",
+        changed(lambda r: r.inputs[0].parameters["shared_memory_region"].CopyFrom(pb.InferParameter(string_param="r"))),
+        INVALID,
+        f'{X}.parameters["shared_memory_byte_size"]',
+        "1 or more",
     ),
 ]
 
