@@ -58,6 +58,9 @@ class ServiceSettings(BaseSettings):
     """HOST:PORT for Prometheus metrics over HTTP; none: not exposed."""
     reuse_port: Literal["off", "on"] = "off"
     """Whether other processes may listen on the same address, connections being spread over them (SO_REUSEPORT)."""
+    drain_notice_s: float = 0.0
+    """How long health checks say NOT_SERVING before a service that is told to stop sends its callers away: as long as a load
+    balancer takes to notice."""
     drain_s: float = 5.0
     """How long calls in flight may take to finish when the service is told to stop."""
 

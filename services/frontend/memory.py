@@ -1,4 +1,4 @@
-"""The system shared memory extension: register, status, unregister."""
+"""The shared memory extensions: regions of system memory; of device memory there are none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from services._proto.inference import grpc_service_pb2 as pb
 from services.common.errors import Reason, Refusal
 from services.frontend.core.keys import Keys
-from services.frontend.core.regions import Region
+from services.frontend.core.regions import Region, unknown
 from services.frontend.peers import Endpoint, local_users
 from services.frontend.regions import Regions
 
@@ -56,6 +56,24 @@ class MemoryService:
         """Lets go of the caller's region, or of all where none is named."""
         self._regions.unregister(self._tenant(context), request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
+
+    async def CudaSharedMemoryStatus(
+        self, request: pb.CudaSharedMemoryStatusRequest, context: Any
+    ) -> pb.CudaSharedMemoryStatusResponse:
+        """None: regions of device memory are not served. Raises Refusal (REGION_NOT_FOUND) where one is named."""
+        self._tenant(context)
+        if request.name:
+            raise unknown(request.name, "name")
+        return pb.CudaSharedMemoryStatusResponse()
+
+    async def CudaSharedMemoryUnregister(
+        self,
+        _request: pb.CudaSharedMemoryUnregisterRequest,
+        context: Any,
+    ) -> pb.CudaSharedMemoryUnregisterResponse:
+        """Done already: there are none. Clients that clean up let go of both kinds."""
+        self._tenant(context)
+        return pb.CudaSharedMemoryUnregisterResponse()
 
     async def _users(self) -> dict[Endpoint, int]:
         # The kernel's table has a line for each connection: a long one is read aside.

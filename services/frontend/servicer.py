@@ -34,9 +34,7 @@ EXTENSIONS = (
 """Extensions of the protocol that are served: what `ServerMetadata` lists, clients rely on."""
 
 INSTEAD = {
-    "CudaSharedMemoryStatus": "send tensors in the request, or register system shared memory",
     "CudaSharedMemoryRegister": "send tensors in the request, or register system shared memory",
-    "CudaSharedMemoryUnregister": "send tensors in the request, or register system shared memory",
     "TraceSetting": "set APPORTION_FRONTEND_TRACE_SAMPLE",
     "LogSettings": "set APPORTION_LOG_LEVEL",
 }
@@ -141,7 +139,13 @@ SERVED = {
     Describer: ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig"),
     Statistics: ("ModelStatistics",),
     Repository: ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
-    MemoryService: ("SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"),
+    MemoryService: (
+        "SystemSharedMemoryStatus",
+        "SystemSharedMemoryRegister",
+        "SystemSharedMemoryUnregister",
+        "CudaSharedMemoryStatus",
+        "CudaSharedMemoryUnregister",
+    ),
 }
 """Who serves which method, beside those of the path of requests."""
 

@@ -292,6 +292,14 @@ async def test_shared_memory_can_be_switched_off(start: Start, memory: Path) -> 
     assert (code, refusal.reason) == (grpc.StatusCode.UNIMPLEMENTED, Reason.UNSUPPORTED)
 
 
+async def test_of_device_memory_there_are_no_regions_to_tell_or_to_let_go_of(start: Start) -> None:
+    world = await start()
+    assert not (await world.stub.CudaSharedMemoryStatus(oip.CudaSharedMemoryStatusRequest())).regions
+    await world.stub.CudaSharedMemoryUnregister(oip.CudaSharedMemoryUnregisterRequest(name="r"))
+    code, _ = await refusal_of(world.stub.CudaSharedMemoryStatus(oip.CudaSharedMemoryStatusRequest(name="r")))
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
 async def test_frontends_of_one_folder_know_each_others_regions(start: Start, memory: Path, tmp_path: Path) -> None:
     executor = await FakeExecutor().start()
     folder = tmp_path / "regions"

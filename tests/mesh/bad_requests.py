@@ -225,11 +225,11 @@ BAD = [
         "send the state as an input",
     ),
     Bad(
-        "shared memory",
+        "a region of shared memory without its size",
         changed(lambda r: r.inputs[0].parameters["shared_memory_region"].CopyFrom(pb.InferParameter(string_param="r"))),
-        UNSUPPORTED,
-        f"{X}.parameters['shared_memory_region']",
-        "send the tensor in raw_input_contents",
+        INVALID,
+        f'{X}.parameters["shared_memory_byte_size"]',
+        "1 or more",
     ),
 ]
 

@@ -176,7 +176,7 @@ def check_repository(client: Any, headers: dict[str, str]) -> None:
     for call in (
         lambda: client.get_trace_settings(headers=headers),
         lambda: client.get_log_settings(headers=headers),
-        lambda: client.get_cuda_shared_memory_status(headers=headers),
+        lambda: client.register_cuda_shared_memory("r", b"aGFuZGxl", 0, 64, headers=headers),
     ):
         assert told_by(call) == "StatusCode.UNIMPLEMENTED"
     print("repository")

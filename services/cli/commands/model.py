@@ -39,7 +39,13 @@ CLASSES = {
 def push(
     name: Name,
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", exists=True, help="A .onnx or a .pt2 file.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            exists=True,
+            help="A .onnx or a .pt2 file, or a model's folder in Triton's layout.",
+            show_default=False,
+        ),
     ],
     tenant: Tenant = "default",
     slo_ms: Annotated[
@@ -85,8 +91,31 @@ def push(
     for text in warmup or []:
         named, shape, filled = parse.warmup(text)
         request.config.warmup.append(registry_pb2.WarmupTensor(name=named, shape=shape, data=filled))
-    mesh = find_mesh(data, registry=registry, scheduler=scheduler)
-    asyncio.run(run.push(mesh, request, artefact.inspect(path), timeout_s=timeout if wait else None, as_json=as_json))
+    mesh, timeout_s = find_mesh(data, registry=registry, scheduler=scheduler), timeout if wait else None
+    if path.is_dir():
+        asyncio.run(_folder(mesh, request, path, timeout_s=timeout_s, as_json=as_json))
+    else:
+        asyncio.run(run.push(mesh, request, artefact.inspect(path), timeout_s=timeout_s, as_json=as_json))
+
+
+async def _folder(mesh: Mesh, request: Any, path: Path, *, timeout_s: float | None, as_json: bool) -> None:
+    """Pushes a folder. What was said on the command line goes before what config.pbtxt says."""
+    # The messages of config.pbtxt cannot be loaded beside tritonclient's in one process.
+    from services.cli.push.repository import plan as planning
+    from services.cli.push.repository import run as pushing
+
+    if request.HasField("version"):
+        raise usage(f"--version: {path} is a folder, whose folders are the versions")
+    plan = planning.read(path, request.key.name)
+    said = registry_pb2.VersionConfig()
+    said.CopyFrom(request.config)
+    request.config.CopyFrom(plan.config)
+    if said.warmup:
+        del request.config.warmup[:]
+    request.config.MergeFrom(said)
+    if plan.replicas is not None and not request.HasField("replicas"):
+        request.replicas = plan.replicas
+    await pushing.push(mesh, request, plan, timeout_s=timeout_s, json=as_json)
 
 
 @app.command("list")

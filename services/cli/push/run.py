@@ -21,20 +21,15 @@ DEFAULT_TENANT = "default"
 
 async def push(mesh: Mesh, request: Any, artefact: Artefact, *, timeout_s: float | None, as_json: bool) -> None:
     """Uploads, makes the version and, unless timeout_s is None, waits until it serves."""
-    request.digest, request.config.format = artefact.digest, artefact.format
     async with remote.registry(mesh) as stub:
-        await _default_tenant(stub, request.key.tenant)
-        existed = await _upload(stub, request.key.tenant, artefact)
-        made = await stub.CreateVersion(request, timeout=remote.CALL_S)
-    what = f"{request.key.tenant}/{request.key.name} version {made.version}"
-    if not as_json:
-        how = "was there already" if made.existed else ("stored; its bytes were there" if existed else "stored")
-        show.out.print(f"[bold]{what}[/] {how}, {show.size(artefact.size_bytes)}")
+        await default_tenant(stub, request.key.tenant)
+        made = await store(stub, request, artefact, quiet=as_json)
     if timeout_s is None:
         if as_json:
             show.print_json({"model": made.model, "version": made.version})
         return
-    found = await _follow(mesh, request.key, made.version, timeout_s, what)
+    what = f"{request.key.tenant}/{request.key.name} version {made.version}"
+    found = await followed(mesh, request.key, made.version, timeout_s, what)
     if as_json:
         show.print_json(
             {"model": made.model, "version": made.version, "signature": found.signature, "profile": found.profile}
@@ -46,7 +41,20 @@ async def push(mesh: Mesh, request: Any, artefact: Artefact, *, timeout_s: float
         print_profile(found.profile, made.model.slo)
 
 
-async def _follow(mesh: Mesh, key: Any, version: int, timeout_s: float, what: str) -> Serving:
+async def store(stub: Any, request: Any, artefact: Artefact, *, quiet: bool) -> Any:
+    """Uploads an artefact and makes its version; the registry's answer. request: without digest and format."""
+    request.digest, request.config.format = artefact.digest, artefact.format
+    existed = await _upload(stub, request.key.tenant, artefact)
+    made = await stub.CreateVersion(request, timeout=remote.CALL_S)
+    if not quiet:
+        what = f"{request.key.tenant}/{request.key.name} version {made.version}"
+        how = "was there already" if made.existed else ("stored; its bytes were there" if existed else "stored")
+        show.out.print(f"[bold]{what}[/] {how}, {show.size(artefact.size_bytes)}")
+    return made
+
+
+async def followed(mesh: Mesh, key: Any, version: int, timeout_s: float, what: str) -> Serving:
+    """Waits until a version serves, telling what is being done. Raises CommandError where it will not."""
     spinner = show.err.status("waiting for a place")
     with spinner if show.err.is_terminal else nullcontext():
         try:
@@ -55,7 +63,7 @@ async def _follow(mesh: Mesh, key: Any, version: int, timeout_s: float, what: st
             raise CommandError(f"{what} is stored, but nobody can say whether it serves: {error.message}") from None
 
 
-async def _default_tenant(stub: Any, tenant: str) -> None:
+async def default_tenant(stub: Any, tenant: str) -> None:
     """Makes the tenant `default` where it is missing, for callers from this machine."""
     if tenant != DEFAULT_TENANT:
         return
