@@ -38,7 +38,11 @@ class Chance:
 
 
 class _World(NamedTuple):
-    """stretch_ns: how long a burst at a reservation takes. slice_ns: a usual slice. end: of arrivals."""
+    """stretch_ns: how long a burst at a reservation takes. slice_ns: a usual slice. end: of arrivals.
+
+    together: bursts begin at one moment. pressing: all that is reserved is asked for at once, a moment after somebody else has
+    begun a slice, and nothing is saved by batching: answers then come as late as they ever may.
+    """
 
     choose: Choices
     chance: np.random.Generator
@@ -46,20 +50,23 @@ class _World(NamedTuple):
     slice_ns: Nanoseconds
     end: Nanoseconds
     together: bool
+    pressing: bool
 
 
 def promise_workload(choose: Choices) -> Scenario:
     """Tenants with the promise, many of them just so, beside others that flood, overrun, break, cancel, come and go."""
     seed = choose.integer(0, 2**31)
     chance = np.random.Generator(np.random.PCG64(seed))
+    pressing = choose.integer(0, 1) == 1
     stretch_ns = choose.integer(5, 60) * MS
-    slice_ns = stretch_ns // choose.integer(8, 80)
+    slice_ns = stretch_ns // choose.integer(40 if pressing else 8, 80)
     end = stretch_ns * choose.integer(1, 5)
-    world = _World(choose, chance, stretch_ns, slice_ns, end, together=choose.integer(0, 3) < 3)
-    bandwidths = _bandwidths(choose)
+    together = pressing or choose.integer(0, 2) < 2
+    world = _World(choose, chance, stretch_ns, slice_ns, end, together, pressing)
+    bandwidths = _bandwidths(choose, whole=pressing)
     tenants, happenings = [], list[Happening]()
     for replica, bandwidth in enumerate(bandwidths, start=1):
-        make = _conforming if replica == 1 or choose.integer(0, 4) else _other
+        make = _conforming if pressing or replica == 1 or choose.integer(0, 4) else _other
         tenant, came = make(world, replica, bandwidth)
         tenants.append(tenant)
         happenings += came
@@ -71,19 +78,21 @@ def promise_workload(choose: Choices) -> Scenario:
     return _with_objectives(scenario, choose)
 
 
-def _bandwidths(choose: Choices) -> list[Millidevices]:
+def _bandwidths(choose: Choices, *, whole: bool) -> list[Millidevices]:
     """Whose sum is the whole lane, or less."""
     parts = [choose.integer(1, 10) for _ in range(choose.integer(1, 5))]
-    total = _FULL if choose.integer(0, 2) else choose.integer(200, _FULL)
+    total = _FULL if whole or choose.integer(0, 2) else choose.integer(200, _FULL)
     return [total * part // sum(parts) for part in parts]
 
 
 def _conforming(world: _World, replica: int, bandwidth: Millidevices) -> tuple[Tenant, list[Happening]]:
     choose = world.choose
-    error = (EXACT, EXACT, Bounded(0.8, 1.0), Bounded(0.9, 1.25))[choose.integer(0, 3)]
-    burst_ns = world.stretch_ns * (4, 4, 4, 2, 6, 9)[choose.integer(0, 5)] // 4
+    pressing = world.pressing
+    errors = (EXACT, EXACT, Bounded(0.8, 1.0), Bounded(0.9, 1.25))
+    error = errors[0 if pressing else choose.integer(0, 3)]
+    burst_ns = world.stretch_ns * (4, 4, 4, 2, 6, 9)[0 if pressing else choose.integer(0, 5)] // 4
     requests = choose.integer(1, 6)
-    most_rows = (1, 0, 4, 8)[choose.integer(0, 3)]
+    most_rows = (1, 0, 4, 8)[choose.integer(0, 1 if pressing else 3)]
     rows = choose.integer(1, min(3, max(1, most_rows)))
     cost_ns = max(1000, int(burst_ns * bandwidth / _FULL / requests / error.most))
     model = _model(world, cost_ns, rows, most_rows)
@@ -99,18 +108,18 @@ def _model(world: _World, cost_ns: Nanoseconds, rows: int, most_rows: int, slice
     fixed_ns = cost_ns * (0, 1, 3)[choose.integer(0, 2)] // 4
     row_ns = (cost_ns - fixed_ns) // rows
     whole_ns = fixed_ns + row_ns * max(most_rows, rows)
-    count = slices or min(24, max(1, -(-whole_ns // (world.slice_ns * choose.integer(1, 2)))))
+    count = slices or min(40, max(1, -(-whole_ns // (world.slice_ns * choose.integer(1, 1 if world.pressing else 2)))))
     return SimulatedModel((Segment(fixed_ns // count, max(1, row_ns // count)),) * count, most_rows)
 
 
 def _conforming_arrivals(world: _World, tenant: Tenant, contract: Contract, rows: int) -> list[Happening]:
     choose = world.choose
-    start = 0 if world.together else choose.integer(0, 20) * world.stretch_ns // 20
+    start = 1 if world.together else choose.integer(0, 20) * world.stretch_ns // 20
     bucket = arrivals.TokenBucket(contract.sigma_ns, contract.rho)
     cost_ns = tenant.model.cost(rows)
     most = min(60, 1 + (contract.sigma_ns + contract.rho * world.end // _FULL) // cost_ns)
     costs = [cost_ns] * most
-    style = choose.integer(0, 2)
+    style = choose.integer(0, 1 if world.pressing else 2)
     if style == 0:
         moments = list(arrivals.greedy(bucket, costs, start))
     elif style == 1:
@@ -136,10 +145,11 @@ def _cancelled(world: _World, *, often: bool) -> Nanoseconds | None:
 def _other(world: _World, replica: int, bandwidth: Millidevices) -> tuple[Tenant, list[Happening]]:
     """Somebody without the promise."""
     choose = world.choose
-    most_rows = (1, 0, 4, 16)[choose.integer(0, 3)]
+    pressing = world.pressing
+    most_rows = (1, 0, 4, 16)[choose.integer(0, 1 if pressing else 3)]
     slices = choose.integer(1, 8)
-    cost_ns = world.slice_ns * slices * choose.integer(1, 3)
-    error = (EXACT, Bounded(0.5, 2.0), Lognormal(0.5))[choose.integer(0, 2)]
+    cost_ns = world.slice_ns * slices * choose.integer(1, 1 if pressing else 3)
+    error = (EXACT, Bounded(0.5, 2.0), Lognormal(0.5))[choose.integer(0, 0 if pressing else 2)]
     faults = FaultRates(raises=0.05, out_of_memory=0.05) if choose.integer(0, 3) == 3 else None
     objective_ns = None if choose.integer(0, 2) == 0 else cost_ns * choose.integer(1, 20)
     deadline_ns = None if objective_ns is None or choose.integer(0, 1) else 2 * objective_ns
