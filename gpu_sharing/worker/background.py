@@ -1,0 +1,54 @@
+"""A thread that gives way to everybody else on its cores: loading beside serving must not be felt by those who are served."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+NICE = 10
+"""About a tenth of a core beside a busy lane, all of it beside an idle one."""
+
+Result = TypeVar("Result")
+
+
+class Background:
+    """Runs calls, one after the other, on a thread of low priority. One caller at a time."""
+
+    def __init__(self, nice: int = NICE) -> None:
+        self._nice = nice
+        self._asked: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._told: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def call(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, once it has; raises what it raises."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="background", daemon=True)
+            self._thread.start()
+        self._asked.put(work)
+        result, error = self._told.get()
+        if error is None:
+            return result  # type: ignore[no-any-return]
+        try:
+            raise error
+        finally:
+            # Its traceback holds this frame, which holds it.
+            del error
+
+    def _run(self) -> None:
+        # Linux keeps the nice value of each thread; threads that this one starts inherit it.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
+        while True:
+            work = self._asked.get()
+            answer: tuple[Any, BaseException | None]
+            try:
+                answer = (work(), None)
+            except BaseException as error:  # an artefact may raise anything
+                answer = (None, error)
+            self._told.put(answer)
+            del work, answer
