@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from gpu_sharing.arbiter.calls import Call, State, Tier
 from gpu_sharing.arbiter.request import NEVER, Request
-from gpu_sharing.arbiter.state import AHEAD, LaneState
+from gpu_sharing.arbiter.state import LaneState
 from gpu_sharing.units import Nanoseconds
 
 DEFAULT_QUEUE_LIMIT = 4096
@@ -77,15 +77,16 @@ class Reservations(BoundedQueue):
         if isinstance(verdict, Refused):
             return verdict
         if verdict is Tier.SURPLUS:
-            finish = lane.server(call).budget.finish_after(call.cost, now)
+            finish = lane.server(call).finish_after(call.cost, now)
             if finish is not None and finish + lane.longest_slice <= call.due:
                 return Tier.GUARANTEED
             if now + call.alone > call.due:
                 verdict = Tier.GAP
         until = call.due if verdict is Tier.SURPLUS else call.request.deadline
-        wait = expected_wait(lane, call, verdict)
-        if until is not None and wait > 0 and now + wait + call.alone > until:
-            return _behind(call, wait, until, now)
+        if until is not None and lane.calls:
+            wait = expected_wait(lane, call, verdict, now)
+            if now + wait + call.alone > until:
+                return _behind(call, wait, until, now)
         return verdict
 
     def admitted(self, call: Call, lane: LaneState, now: Nanoseconds) -> Iterable[tuple[Call, Refused]]:
@@ -102,22 +103,14 @@ class Reservations(BoundedQueue):
             latest_start, number = starts[0]
             other = _in_surplus(lane, number)
             if other is not None:
-                wait = promised_wait(lane, other.alone)
+                wait = lane.promised_wait(other.alone, now)
                 if now + wait <= latest_start:
                     return
                 yield other, _revoked(other, wait, now)
             heapq.heappop(starts)
 
 
-def promised_wait(lane: LaneState, work: Nanoseconds) -> Nanoseconds:
-    """How much guaranteed work goes before so much work from surplus: all there is, or what its pace allows meanwhile."""
-    promised, busy, capacity = lane.expected[Tier.GUARANTEED], lane.busy_bandwidth, lane.capacity
-    if busy >= capacity:
-        return promised
-    return min(promised, AHEAD * busy // capacity + work * busy // (capacity - busy))
-
-
-def expected_wait(lane: LaneState, call: Call, tier: Tier) -> Nanoseconds:
+def expected_wait(lane: LaneState, call: Call, tier: Tier, now: Nanoseconds) -> Nanoseconds:
     """How long the call would wait on these terms, behind what is there now."""
     server = lane.server(call)
     own, everybody = server.expected[Tier.SURPLUS], lane.expected[Tier.SURPLUS]
@@ -125,7 +118,7 @@ def expected_wait(lane: LaneState, call: Call, tier: Tier) -> Nanoseconds:
     behind = min(everybody, own * weight // server.weight)
     if tier is Tier.GAP:
         behind = everybody + lane.expected[Tier.GAP]
-    return behind + promised_wait(lane, behind + call.alone)
+    return behind + lane.promised_wait(behind + call.alone, now)
 
 
 def is_late(request: Request, now: Nanoseconds) -> bool:

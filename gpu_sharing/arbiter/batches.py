@@ -18,7 +18,8 @@ class BatchInFlight:
     """One batch, from its forming until its last segment. started: of its first slice; None before.
 
     tier: of its calls; those of SURPLUS may ride in a GUARANTEED one. due: the earliest of its calls'.
-    funded, used: device time that its tenant's reservation has paid for it, and has spent on it.
+    funded, used: device time that its tenant's reservation has paid for it, and has spent on it. lent: of the difference, what
+    was bought only in case that it takes longer than estimated.
     expected: of the average duration, what is still to come. longest: of its slices.
     interrupted: another batch has run since its last slice.
     discarded_because: reason and message for those of its calls that are doomed.
@@ -35,6 +36,7 @@ class BatchInFlight:
     predicted: Nanoseconds | None
     funded: Nanoseconds = 0
     used: Nanoseconds = 0
+    lent: Nanoseconds = 0
     expected: Nanoseconds = 0
     longest: Nanoseconds = 0
     started: Nanoseconds | None = None

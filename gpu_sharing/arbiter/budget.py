@@ -55,13 +55,18 @@ class Budget:
         self._becomes = (at, bandwidth)
         self._keep_time(now)
 
-    def finish_after(self, cost: Nanoseconds, now: Nanoseconds) -> Nanoseconds | None:
-        """The deadline that work of this cost would get; None where there is no reservation."""
+    def finish_after(self, cost: Nanoseconds, now: Nanoseconds, *, spare: Nanoseconds = 0) -> Nanoseconds | None:
+        """The deadline that work of this cost would get; None where there is no reservation.
+
+        spare: of what has been bought, this much may not be needed, and does not count.
+        """
         self._keep_time(now)
         if self.bandwidth <= 0:
             return None
-        rest = self._rest if self.finish >= now else 0
-        return max(now, self.finish) + -(-(cost * self.capacity + rest) // self.bandwidth)
+        finish, rest = self.finish - spare * self.capacity // self._rate, self._rest
+        if now > finish:
+            finish, rest = now, 0
+        return finish + -(-(cost * self.capacity + rest) // self.bandwidth)
 
     def buy(self, cost: Nanoseconds, now: Nanoseconds) -> None:
         """For work that comes now."""

@@ -63,7 +63,8 @@ class Arbiter:
         self._switching: Switching = switching or EarliestDeadline()
         self._batching: Batching = batching or LargestInTime()
         self._lane = LaneState(lane, capacity, lambda server, now: self._switching.touch(server, self._lane, now))
-        self._running: tuple[BatchInFlight, Tier] | None = None
+        self._running: BatchInFlight | None = None
+        self._account = Tier.GAP
         self._deadlines: list[tuple[Nanoseconds, int]] = []
         self._actions: list[Action] = []
 
@@ -101,17 +102,17 @@ class Arbiter:
         The Drops this makes are handed out by the next `handle`. AssertionError while a slice is running: one at a time.
         """
         if self._running is not None:
-            raise AssertionError(f"batch {self._running[0].number} still runs")
+            raise AssertionError(f"batch {self._running.number} still runs")
         self._expire(now)
         chosen = self._switching.choose(self._lane, self._batching, now)
         if chosen is None:
             return None
-        work, tier = chosen
+        work = chosen.work
         batch = work if isinstance(work, BatchInFlight) else self._lane.form(work, now)
         first = batch.started is None
         batch.interrupted = not first and self._lane.last != batch.number
         batch.begin_slice(now)
-        self._running = (batch, tier)
+        self._running, self._account = batch, chosen.tier
         calls = tuple(call.request.call for call in batch.calls)
         return Slice(batch.number, batch.replica, calls, first, batch.predicted)
 
@@ -132,7 +133,7 @@ class Arbiter:
 
     def check_invariants(self) -> None:
         """Raises AssertionError unless every call is in exactly one place and all books add up."""
-        check(self._lane, None if self._running is None else self._running[0])
+        check(self._lane, self._running)
 
     # Replicas.
 
@@ -168,6 +169,8 @@ class Arbiter:
                 call.take(Step.CANCEL)
             batch.discarded_because = _UNLOADED
             self._abandon_if_unwanted(batch, now)
+        # Nothing more happens at this moment, however long the slice that runs still takes.
+        self._lane.tenancy.draining.pop(replica.replica, None)
         self._let_go_if_drained(replica)
 
     def _let_go_if_drained(self, replica: Replica) -> None:
@@ -252,10 +255,11 @@ class Arbiter:
     # Batches.
 
     def _slice_ended(self, number: int, took: Nanoseconds, now: Nanoseconds) -> BatchInFlight:
-        if self._running is None or number != self._running[0].number:
-            raise ValueError(f"batch {number} does not run; {self._running and self._running[0].number} does")
-        (batch, tier), self._running = self._running, None
-        self._lane.spend(batch, took, tier, now)
+        batch = self._running
+        if batch is None or number != batch.number:
+            raise ValueError(f"batch {number} does not run; {batch and batch.number} does")
+        self._running = None
+        self._lane.spend(batch, took, self._account, now)
         return batch
 
     def _end_slice(self, event: SliceDone, now: Nanoseconds) -> None:
@@ -283,8 +287,7 @@ class Arbiter:
 
     def _abandon_if_unwanted(self, batch: BatchInFlight, now: Nanoseconds) -> None:
         """Stops a batch that nobody waits for, unless it runs at this moment: then its boundary does."""
-        is_running = self._running is not None and self._running[0] is batch
-        if not is_running and batch.is_abandoned:
+        if batch is not self._running and batch.is_abandoned:
             self._actions.append(Abandon(batch.number))
             self._dismiss(batch, now)
 

@@ -6,6 +6,7 @@ import heapq
 from typing import Any
 
 from gpu_sharing.arbiter.servers import Server
+from gpu_sharing.units import Nanoseconds
 
 _SPARE = 256
 
@@ -40,3 +41,33 @@ class Line:
                 return key, server
             heapq.heappop(heap)
         return None
+
+
+class Paced:
+    """Servers that each may go from a start on, in the order of their deadlines once they may."""
+
+    def __init__(self) -> None:
+        self._early = Line()
+        self._ripe = Line()
+
+    def put(self, start: Nanoseconds, deadline: Nanoseconds, server: Server, now: Nanoseconds) -> None:
+        """The server's start and deadline are these from now on."""
+        if start <= now:
+            self._early.discard(server)
+            self._ripe.put(deadline, server)
+        else:
+            self._ripe.discard(server)
+            self._early.put((start, deadline), server)
+
+    def discard(self, server: Server) -> None:
+        """The server is in line no longer, if it was."""
+        self._early.discard(server)
+        self._ripe.discard(server)
+
+    def first(self, now: Nanoseconds) -> tuple[Nanoseconds, Server] | None:
+        """Of those that may go now, the server with the earliest deadline, and the deadline; None where there is none."""
+        while (early := self._early.first()) is not None and early[0][0] <= now:
+            (_, deadline), server = early
+            self._early.discard(server)
+            self._ripe.put(deadline, server)
+        return self._ripe.first()

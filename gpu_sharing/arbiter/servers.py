@@ -8,7 +8,11 @@ from gpu_sharing.arbiter.calls import Call, Tier
 from gpu_sharing.arbiter.events import TenantStatistics
 from gpu_sharing.arbiter.replicas import Replica
 from gpu_sharing.arbiter.waiting import Waiting
-from gpu_sharing.units import Millidevices, Nanoseconds
+from gpu_sharing.units import MS, Millidevices, Nanoseconds
+
+AHEAD: Nanoseconds = 20 * MS
+"""How far ahead of its reservation's pace guaranteed work goes before others' surplus: so that bursts are quick, and that
+nobody waits long for a tenant whose objective is far away and which has much to do."""
 
 SCALE = 1 << 20
 """Virtual time is device time × SCALE / weight, in whole numbers."""
@@ -109,18 +113,25 @@ class Server:
         if over > 0:
             self.budget.postpone(over)
             batch.funded += over
+        batch.lent = min(batch.lent, batch.funded - batch.used)
         self.budget.use(took)
 
-    def recharge(self, quantum: Nanoseconds) -> None:
-        """A batch within the reservation goes on beyond its estimate: more is bought, behind everything else."""
+    def recharge(self) -> None:
+        """A batch within the reservation goes on beyond its estimate: time for a slice of it is bought, behind everything."""
         batch = next(batch for batch in self.in_flight if batch.tier is Tier.GUARANTEED)
+        quantum = max(1, batch.longest)
         self.budget.postpone(quantum)
         batch.funded += quantum
+        batch.lent += quantum
+
+    def finish_after(self, cost: Nanoseconds, now: Nanoseconds) -> Nanoseconds | None:
+        """The deadline that the reservation gives to work of this cost, if it comes now; None where there is none."""
+        return self.budget.finish_after(cost, now, spare=sum(batch.lent for batch in self.in_flight))
 
     def settle(self, batch: BatchInFlight) -> None:
         """The batch is over: what it did not need is given back."""
         self.budget.refund(batch.funded - batch.used)
-        batch.funded = batch.used
+        batch.funded, batch.lent = batch.used, 0
 
     def statistics(self) -> TenantStatistics:
         """A snapshot."""

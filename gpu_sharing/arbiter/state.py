@@ -9,19 +9,15 @@ from gpu_sharing.arbiter.batches import BatchInFlight
 from gpu_sharing.arbiter.calls import Call, Step, Tier
 from gpu_sharing.arbiter.events import ArbiterStatistics
 from gpu_sharing.arbiter.replicas import Replica
-from gpu_sharing.arbiter.servers import Server
+from gpu_sharing.arbiter.servers import AHEAD, Server
 from gpu_sharing.arbiter.tenancy import Tenancy
 from gpu_sharing.units import MS, Millidevices, Nanoseconds
-
-AHEAD: Nanoseconds = 50 * MS
-"""How far ahead of its reservation's pace guaranteed work goes before others' surplus: so that bursts are quick, and that
-nobody waits long for a tenant whose objective is far away and which has much to do."""
 
 DEFAULT_ESTIMATE: Nanoseconds = 1 * MS
 """Of a request about which nothing is known."""
 
-RECHARGE: Nanoseconds = 1 * MS
-"""What is bought at a time for a batch that goes on beyond its estimate, where no slice has been seen yet."""
+_SHARE_MEMORY: Nanoseconds = 250 * MS
+_MOST_SHARE = 0.95
 
 Touched = Callable[[Server, Nanoseconds], None]
 
@@ -41,6 +37,7 @@ class LaneState:
     busy_bandwidth: of servers with guaranteed work. busy_weight: of servers with surplus work.
     unguaranteed: batches in flight that no reservation pays for.
     virtual: the virtual time of what runs from surplus, which is where a server starts that had nothing to do.
+    guaranteed_share: of the lane's time lately, what went to guaranteed work.
     last: the number of the batch that ran last.
     """
 
@@ -56,6 +53,8 @@ class LaneState:
         self.unguaranteed = 0
         self.virtual = 0
         self.busy_ns: Nanoseconds = 0
+        self.guaranteed_share = 0.0
+        self._share_at: Nanoseconds | None = None
         self.last: int | None = None
         self.longest_slice: Nanoseconds = 0
         self._touched = touched
@@ -175,6 +174,7 @@ class LaneState:
         batch.expected -= part
         self._expect(server, batch.tier, -part)
         self._see_slice(batch.home, took, now)
+        self._see_share(took if tier is Tier.GUARANTEED else 0, took, now)
 
     def dismiss(self, batch: BatchInFlight, now: Nanoseconds) -> None:
         """The batch is over."""
@@ -206,17 +206,39 @@ class LaneState:
         elif after < before:
             self.remeasure()
 
+    def _see_share(self, guaranteed: Nanoseconds, took: Nanoseconds, now: Nanoseconds) -> None:
+        since = now - took if self._share_at is None else self._share_at
+        elapsed = max(1, took, now - since)
+        self._share_at = now
+        kept = _SHARE_MEMORY / (_SHARE_MEMORY + elapsed)
+        self.guaranteed_share = kept * self.guaranteed_share + (1.0 - kept) * guaranteed / elapsed
+
     def remeasure(self) -> None:
         """Replicas have come or gone, or a long slice has been forgotten."""
         self.longest_slice = max((each.longest_slice.most for each in self.tenancy.replicas.values()), default=0)
 
     # Everybody.
 
+    def promised_wait(self, work: Nanoseconds, now: Nanoseconds) -> Nanoseconds:
+        """How much guaranteed work is likely to go before so much work from surplus.
+
+        What is there goes first, as far as it may be ahead of its pace; meanwhile as much comes as did lately, or as its pace
+        allows.
+        """
+        there = self.expected[Tier.GUARANTEED]
+        idle = 0 if self._share_at is None else now - self._share_at
+        share = self.guaranteed_share * _SHARE_MEMORY / (_SHARE_MEMORY + max(0, idle))
+        busy = self.busy_bandwidth / self.capacity
+        if there > AHEAD * busy:
+            there, share = int(AHEAD * busy), max(share, busy)
+        share = min(share, _MOST_SHARE)
+        return there + int(work * share / (1.0 - share))
+
     def touch(self, server: Server, now: Nanoseconds) -> None:
         """The server's situation has changed."""
         guaranteed = server.has(Tier.GUARANTEED)
         if guaranteed and not server.budget.left:
-            server.recharge(self.longest_slice or RECHARGE)
+            server.recharge()
         bandwidth = server.granted if guaranteed else 0
         self.busy_bandwidth += bandwidth - server.counted_bandwidth
         server.counted_bandwidth = bandwidth

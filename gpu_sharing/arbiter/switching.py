@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol
 from gpu_sharing.arbiter.batches import BatchInFlight
 from gpu_sharing.arbiter.batching import Batching
 from gpu_sharing.arbiter.calls import Call, Tier
-from gpu_sharing.arbiter.lines import Line
+from gpu_sharing.arbiter.lines import Line, Paced
 from gpu_sharing.arbiter.order import rank, turn
 from gpu_sharing.arbiter.replicas import IN_FLIGHT_PER_REPLICA
 from gpu_sharing.arbiter.request import Request
-from gpu_sharing.arbiter.servers import SCALE, Server
-from gpu_sharing.arbiter.state import AHEAD, LaneState, Plan
+from gpu_sharing.arbiter.servers import AHEAD, SCALE, Server
+from gpu_sharing.arbiter.state import LaneState, Plan
 from gpu_sharing.units import Nanoseconds
 
 __all__ = ["IN_FLIGHT_PER_REPLICA", "ArrivalOrder", "Choice", "EarliestDeadline", "Switching"]
@@ -63,8 +63,7 @@ class EarliestDeadline:
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight: must be at least 1, is {max_in_flight}")
         self.max_in_flight = max_in_flight
-        self._unripe = Line()
-        self._ripe = Line()
+        self._guaranteed = Paced()
         self._surplus = Line()
         self._gaps = Line()
 
@@ -77,90 +76,69 @@ class EarliestDeadline:
         if server.has(Tier.GUARANTEED):
             self._file(server, now)
         else:
-            self._ripe.discard(server)
-            self._unripe.discard(server)
+            self._guaranteed.discard(server)
         if not server.wants_more:
             # Who did not want the surplus has no claim on what the others had of it meanwhile.
             server.virtual = max(server.virtual, lane.virtual)
-        self._tag(self._surplus, server, server.next_work(BEYOND))
-        self._tag(self._gaps, server, server.next_work((Tier.GAP,)))
+        _tag(self._surplus, server, server.next_work(BEYOND))
+        _tag(self._gaps, server, server.next_work((Tier.GAP,)))
 
     def forget(self, server: Server) -> None:
         """See `Switching`."""
-        for line in (self._unripe, self._ripe, self._surplus, self._gaps):
+        for line in (self._guaranteed, self._surplus, self._gaps):
             line.discard(server)
 
     def choose(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
         """See `Switching`."""
-        chosen = self._guaranteed(lane, batching, now)
-        if chosen is None:
-            chosen = self._left_over(self._surplus, BEYOND, lane, batching, now)
-        if chosen is None:
-            chosen = self._left_over(self._gaps, (Tier.GAP,), lane, batching, now)
-        return chosen
+        return (
+            self._of_guaranteed(lane, batching, now)
+            or self._of_surplus(lane, batching, now)
+            or self._of_gaps(lane, batching, now)
+        )
 
     def _file(self, server: Server, now: Nanoseconds) -> None:
         front = server.budget.front
-        if front.start <= now + AHEAD:
-            self._unripe.discard(server)
-            self._ripe.put(front.deadline, server)
-        else:
-            self._ripe.discard(server)
-            self._unripe.put(front.start, server)
+        self._guaranteed.put(front.start - AHEAD, front.deadline, server, now)
 
-    def _tag(self, line: Line, server: Server, work: BatchInFlight | Call | None) -> None:
-        if work is None:
-            line.discard(server)
-        else:
-            line.put(server.virtual + _needs(work) * SCALE // server.weight, server)
-
-    def _guaranteed(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
-        while (unripe := self._unripe.first()) is not None and unripe[0] <= now + AHEAD:
-            self._file(unripe[1], now)
-        while (first := self._ripe.first()) is not None:
+    def _of_guaranteed(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
+        first = self._guaranteed.first(now)
+        while first is not None:
             deadline, server = first
-            found = server.next_work((Tier.GUARANTEED,))
-            if found is None:
-                raise AssertionError(f"tenant {server.tenant} is in line for nothing")
-            work = batching.plan(found, lane, now) if isinstance(found, Call) else found
+            work = _planned(server, (Tier.GUARANTEED,), lane, batching, now)
             needed = work.left if isinstance(work, BatchInFlight) else work.predicted
             covered = server.budget.cover(needed or 0)
             if covered <= deadline:
                 return Choice(work, Tier.GUARANTEED)
             # All that it is going to do now has to be paid for: others may be due before that.
             self._file(server, now)
-            first = self._ripe.first()
+            first = self._guaranteed.first(now)
             if first is not None and first[1] is server:
                 return Choice(work, Tier.GUARANTEED)
         return None
 
-    def _left_over(
-        self, line: Line, tiers: tuple[Tier, ...], lane: LaneState, batching: Batching, now: Nanoseconds
-    ) -> Choice | None:
-        while (first := line.first()) is not None:
+    def _of_surplus(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
+        while (first := self._surplus.first()) is not None:
             server = first[1]
-            work = server.next_work(tiers)
-            if isinstance(work, Call):
-                if work.tier is Tier.SURPLUS and now + work.alone > work.due:
+            work = server.next_work(BEYOND)
+            if isinstance(work, Call) and work.tier is Tier.SURPLUS:
+                if now + work.alone + lane.promised_wait(work.alone, now) > work.due:
                     lane.demote(work, now)
                     continue
-                if work.tier is not Tier.GUARANTEED and lane.unguaranteed >= self.max_in_flight:
-                    return self._finish_one(lane)
-                lane.virtual = max(lane.virtual, server.virtual)
-                return Choice(batching.plan(work, lane, now), tiers[-1])
-            if work is None:
-                raise AssertionError(f"tenant {server.tenant} is in line for nothing")
+                if lane.unguaranteed >= self.max_in_flight:
+                    return _finish_one(lane)
             lane.virtual = max(lane.virtual, server.virtual)
-            return Choice(work, tiers[-1])
+            return Choice(_planned(server, BEYOND, lane, batching, now), Tier.SURPLUS)
         return None
 
-    def _finish_one(self, lane: LaneState) -> Choice:
-        """Too many are in flight: the most urgent of them goes on."""
-        batch = min(
-            (each for each in lane.batches.values() if each.tier is not Tier.GUARANTEED),
-            key=lambda each: (each.tier, each.urgency, each.number),
-        )
-        return Choice(batch, batch.tier)
+    def _of_gaps(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
+        first = self._gaps.first()
+        if first is None:
+            return None
+        server = first[1]
+        if isinstance(server.next_work((Tier.GAP,)), Call) and lane.unguaranteed >= self.max_in_flight:
+            return _finish_one(lane)
+        lane.virtual = max(lane.virtual, server.virtual)
+        return Choice(_planned(server, (Tier.GAP,), lane, batching, now), Tier.GAP)
 
 
 class ArrivalOrder:
@@ -196,6 +174,33 @@ class ArrivalOrder:
         heads = [waiting.head for waiting in first[1].waiting]
         head = min((head for head in heads if head is not None), key=lambda call: call.place)
         return Choice(batching.plan(head, lane, now), head.tier)
+
+
+def _planned(
+    server: Server, tiers: tuple[Tier, ...], lane: LaneState, batching: Batching, now: Nanoseconds
+) -> BatchInFlight | Plan:
+    """What it does next on these terms. AssertionError where that is nothing: it was in line."""
+    work = server.next_work(tiers)
+    if work is None:
+        raise AssertionError(f"tenant {server.tenant} is in line for nothing")
+    return batching.plan(work, lane, now) if isinstance(work, Call) else work
+
+
+def _finish_one(lane: LaneState) -> Choice:
+    """Too many are in flight: the most urgent of them goes on."""
+    batch = min(
+        (each for each in lane.batches.values() if each.tier is not Tier.GUARANTEED),
+        key=lambda each: (each.tier, each.urgency, each.number),
+    )
+    return Choice(batch, batch.tier)
+
+
+def _tag(line: Line, server: Server, work: BatchInFlight | Call | None) -> None:
+    """Puts it in line by the virtual time at which it would have done this."""
+    if work is None:
+        line.discard(server)
+    else:
+        line.put(server.virtual + _needs(work) * SCALE // server.weight, server)
 
 
 def _needs(work: BatchInFlight | Call) -> Nanoseconds:

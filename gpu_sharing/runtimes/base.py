@@ -23,6 +23,10 @@ class ArtefactRefused(Exception):
     """The artefact is hostile, broken or not supported. The message names the member and what is wrong with it."""
 
 
+class Interrupted(BaseException):
+    """A run was stopped from outside, since it did not return in time. Not the kind of error that a run is tried again for."""
+
+
 class LoadConfig(msgspec.Struct, frozen=True):
     """How to load an artefact. threads: processor threads that one segment may use.
 
@@ -75,7 +79,7 @@ class Interruptible(Protocol):
     """Something whose runs can be stopped while they compute."""
 
     def interrupt(self) -> None:
-        """Ends the segment that runs now, if one does, with an error. Any thread."""
+        """Ends the segment that runs now, if one does: it raises Interrupted. Any thread."""
         ...
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from msgspec.structs import replace
 
-from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Run, Tensors
+from gpu_sharing.runtimes.base import ArtefactRefused, Interrupted, LoadConfig, LoadedModel, Run, Tensors
 from gpu_sharing.runtimes.onnx_check import read_checked
 from gpu_sharing.runtimes.onnx_graph import Graph, Uncuttable
 from gpu_sharing.runtimes.onnx_segments import (
@@ -205,7 +205,7 @@ class OnnxModel:
             yield
         except Exception as broken:
             if options.terminate:
-                raise TimeoutError("stopped, since it did not return in time") from broken
+                raise Interrupted("stopped, since it did not return in time") from broken
             raise
         finally:
             self._running = None

@@ -174,6 +174,12 @@ class Requests:
             effects.events[:] = [because(event, reason) for event in effects.events]
         self._emit(effects)
 
+    def give_up(self, calls: Iterable[int], message: str) -> None:
+        """Answers the calls of a batch that will never end, just before the worker does: they are not to be run again."""
+        with self._lock:
+            waiting = [(call, self._submits[call][1]) for call in calls if call in self._submits]
+        self._outbox.send([Failed(call, MODEL_FAILED, message, {}, received) for call, received in waiting])
+
     def _answers(self, finished: Finished, batch: Batch, received: Mapping[int, Nanoseconds]) -> Iterator[Event]:
         start = 0
         for request in finished.requests:

@@ -61,13 +61,10 @@ def parts(
 
 def holds_nan(tensor: np.ndarray, datatype: str) -> bool:
     """Whether any element is NaN."""
-    if datatype in ("FP32", "FP64") and tensor.flags.c_contiguous:
-        # Squares cannot cancel each other out, and a product runs several times faster than a comparison.
-        flat = tensor.reshape(-1)
-        return bool(np.isnan(np.dot(flat, flat)))
     if datatype == "BF16":
         return bool(((tensor & 0x7FFF) > _BF16_INFINITY).any())
-    return datatype.startswith("FP") and bool(np.isnan(tensor).any())
+    # The least of some numbers is NaN where one of them is: several times faster than looking at each.
+    return datatype.startswith("FP") and tensor.size > 0 and bool(np.isnan(tensor.min()))
 
 
 def rows_of(spec: TensorSpec, output: np.ndarray, start: int, stop: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 from gpu_sharing.simulation import arrivals
 from gpu_sharing.simulation.models import Segment, SimulatedModel
 from gpu_sharing.simulation.run import Outcome, is_met, simulate
-from gpu_sharing.simulation.scenario import Arrive, Clients, Contract, Scenario, Tenant
+from gpu_sharing.simulation.scenario import Arrive, Clients, Contract, Scenario, Tenant, Unload
 from gpu_sharing.units import MS, SECOND
 
 MODEL = SimulatedModel((Segment(MS),) * 5)
@@ -22,11 +22,11 @@ END = 30 * SECOND
 
 @functools.cache
 def saturated(leaves: int, objective_ns: int | None, *, max_batch_size: int = 0) -> Outcome:
-    """Equal reservations, weights 4:2:1:1, everyone always waiting; tenant 1 leaves at `leaves`."""
+    """Equal reservations, weights 4:2:1:1, everyone always waiting; tenant 1 is unloaded at `leaves`."""
     model = SimulatedModel(MODEL.segments, max_batch_size)
     tenants = tuple(Tenant(each, model, RESERVED, weight, objective_ns) for each, weight in WEIGHTS.items())
     clients = tuple(Clients(0, each, 60, leaves if each == 1 else END, think_ns=MS) for each in WEIGHTS)
-    return simulate(Scenario(tenants, clients))
+    return simulate(Scenario(tenants, (*clients, Unload(leaves, 1, drain_ns=0))))
 
 
 def used(outcome: Outcome, replica: int, start: int, end: int) -> int:
@@ -43,16 +43,23 @@ def surplus_shares(outcome: Outcome, replicas: list[int], start: int, end: int) 
     return {replica: part / sum(beyond.values()) for replica, part in beyond.items()}
 
 
-@pytest.mark.parametrize("objective_ns", [None, 2 * SECOND], ids=["class batch", "interactive"])
-def test_what_nobody_reserved_goes_to_the_saturated_by_weight(objective_ns: int | None) -> None:
-    outcome = saturated(END, objective_ns)
+def test_what_nobody_reserved_goes_to_the_saturated_by_weight() -> None:
+    outcome = saturated(END, 2 * SECOND)
     assert sum(used(outcome, each, 0, END) for each in WEIGHTS) >= 0.999 * END
     for replica, share in surplus_shares(outcome, list(WEIGHTS), 0, END).items():
         assert share == pytest.approx(WEIGHTS[replica] / 8, rel=0.03), replica
 
 
+def test_class_batch_uses_no_reservation_and_is_divided_by_weight_alone() -> None:
+    outcome = saturated(END, None)
+    total = sum(used(outcome, each, 0, END) for each in WEIGHTS)
+    assert total >= 0.999 * END
+    for replica, weight in WEIGHTS.items():
+        assert used(outcome, replica, 0, END) / total == pytest.approx(weight / 8, rel=0.03), replica
+
+
 def test_when_one_leaves_its_part_goes_to_the_others_in_proportion_within_a_second() -> None:
-    outcome = saturated(LEAVES, None)
+    outcome = saturated(LEAVES, 2 * SECOND)
     rest = [2, 3, 4]
     assert used(outcome, 1, LEAVES + SECOND, END) == 0
     for second in range(1, 10):
