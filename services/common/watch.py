@@ -42,17 +42,20 @@ class Follower(Generic[Message, Position]):
     async def run(self) -> None:
         """Follows until cancelled."""
         delays, breakages = backoff(first_s=0.1, most_s=2.0), backoff(first_s=1.0, most_s=30.0)
+        anew = False
         while True:
-            wait_s = None
+            # A position that is no longer held is kept until a snapshot has come in its place: a source that has started
+            # again meanwhile must not take us for one that knows nothing yet.
+            wait_s, opened, anew = None, self._start if anew else self._position, False
             try:
-                async for message in self._opens(self._position):
+                async for message in self._opens(opened):
                     self._position = self._applies(message)
                     self.synced.set()
                     delays = backoff(first_s=0.1, most_s=2.0)
             except grpc.RpcError as error:
                 refusal = from_rpc_error(error)
                 if refusal is not None and refusal.reason is Reason.REVISION_COMPACTED:
-                    self._position = self._start
+                    anew = True
                 else:
                     log.info("watch interrupted", watch=self._name, error=str(error.code()))
             except Exception as error:

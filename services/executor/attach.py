@@ -22,6 +22,8 @@ log = structlog.get_logger()
 
 LEAST_INTERVAL_S = 0.05
 """Changes that follow one another sooner than this go into one report."""
+MOST_DELAY_S = 1.0
+"""Between tries to attach: a scheduler that starts again waits for its executors, but not for long."""
 _NS_PER_US = 1_000
 
 
@@ -48,7 +50,7 @@ class Attachment:
 
     async def run(self) -> None:
         """Attaches again and again, until cancelled."""
-        delays = backoff(first_s=0.1, most_s=2.0)
+        delays = backoff(first_s=0.1, most_s=MOST_DELAY_S)
         while True:
             try:
                 await self._attach()
@@ -65,7 +67,7 @@ class Attachment:
             if self.attached.is_set():
                 self.attached.clear()
                 log.warning("detached from the scheduler; serving goes on", reason=why)
-                delays = backoff(first_s=0.1, most_s=2.0)
+                delays = backoff(first_s=0.1, most_s=MOST_DELAY_S)
             await asyncio.sleep(next(delays))
 
     async def _attach(self) -> None:

@@ -36,6 +36,8 @@ log = structlog.get_logger()
 
 MODEL_MEMORY_PERCENT = 70
 """Part of the device's memory that models may take where no limit is set; the rest is for tensors and processes."""
+SOON = (("grpc.min_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
+"""A scheduler that starts again waits for its executors before it tells anybody where models are."""
 QUIET_S, QUIET_STEP_S = 0.3, 0.02
 """No call for so long: every frontend has heard that this executor drains."""
 
@@ -61,7 +63,7 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         reports = Reports(
             executor, device, {n: len(cores) for n, cores in enumerate(layout)}, settings.executor_id, incarnation
         )
-        scheduler = connect(settings.scheduler, mesh_token=settings.mesh_token)
+        scheduler = connect(settings.scheduler, mesh_token=settings.mesh_token, options=SOON)
         stack.push_async_callback(scheduler.close)
         attachment = Attachment(scheduler, reports, settings.advertise or address, executor.changed, executor.handle)
         attaching = asyncio.create_task(attachment.run())

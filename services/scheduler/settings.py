@@ -29,7 +29,8 @@ class SchedulerSettings(ServiceSettings):
     grace_s: float = Field(default=10.0, ge=0)
     """How long an executor whose stream ended is counted on before its replicas are placed elsewhere."""
     settle_s: float = Field(default=2.0, ge=0)
-    """How long after its start the scheduler waits for executors to come back before it places anything."""
+    """How long after its start the scheduler waits for executors to come back before it places anything; five times as long
+    while none has."""
     replica_drain_s: float = Field(default=10.0, ge=0)
     """How long a replica that is unloaded may take to finish what it has."""
     retry_first_s: float = Field(default=1.0, gt=0)

@@ -108,6 +108,15 @@ async def test_one_that_is_too_far_behind_takes_a_new_snapshot() -> None:
         assert source.asked == [0, 6, 0]
 
 
+async def test_a_position_is_kept_until_a_snapshot_has_come_in_its_place() -> None:
+    compacted = rpc_error(grpc.StatusCode.OUT_OF_RANGE, Refusal(Reason.REVISION_COMPACTED, "gone"))
+    away = rpc_error(grpc.StatusCode.UNAVAILABLE)
+    source = Source([5, 6, away], [compacted], [away], [compacted], [40, away], [41, None])
+    async with following(source) as (_, applied):
+        await until(lambda: applied == [5, 6, 40, 41])
+        assert source.asked == [0, 6, 0, 6, 0, 40]
+
+
 async def test_while_the_source_is_away_the_copy_is_not_called_synced() -> None:
     source = Source([5, rpc_error(grpc.StatusCode.UNAVAILABLE)], [None])
     async with following(source) as (follower, _):

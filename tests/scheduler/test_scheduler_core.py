@@ -421,3 +421,17 @@ def test_a_version_that_the_traffic_names_with_no_part_is_loaded_and_gets_nothin
     assert world.placed() == {"gpu-0": ["a/one version 1", "a/one version 2"]}
     assert shares(split, (1, 2), (1, 2, 3)) == (Split(2, MILLION),)
     assert shares(split, (1,), (1, 2, 3)) == (Split(1, MILLION),)
+
+
+def test_a_scheduler_that_nobody_has_come_back_to_waits_longer_before_it_says_that_nothing_serves() -> None:
+    world = World(Policy(settle_s=2))
+    world.replace_catalogue([tenant("a")], [model("a/one")])
+    world.wait(9.9)
+    assert not world.scheduler.settled(world.now)
+    world.wait(0.2)
+    assert world.scheduler.settled(world.now)
+    world = World(Policy(settle_s=2))
+    world.replace_catalogue([tenant("a")], [model("a/one")])
+    world.add("gpu-0")
+    world.wait(2)
+    assert world.scheduler.settled(world.now)

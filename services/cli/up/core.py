@@ -42,7 +42,7 @@ class Limits:
     first_delay_ns: Nanoseconds = SECOND // 2
     """Before the first restart; doubles with each further one."""
     most_delay_ns: Nanoseconds = 30 * SECOND
-    healthy_after_ns: Nanoseconds = 60 * SECOND
+    healthy_after_ns: Nanoseconds = 10 * SECOND
     """A service that was ready for so long starts again with the first delay when it dies."""
     start_tries: int = 3
     """How often a service may die before it was ever ready."""

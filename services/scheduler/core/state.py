@@ -13,6 +13,9 @@ from services.scheduler.core.replicas import Phase, Replica
 from services.scheduler.core.routes import scaled
 from services.scheduler.core.usage import UsageLedger
 
+LONE = 5
+"""A scheduler that no executor has come back to waits this many times as long for the first one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -75,8 +78,12 @@ class State:
     recorded: set[tuple[Ref, str]] = field(default_factory=set)
 
     def settled(self, now: float) -> bool:
-        """Whether it is time to decide: the catalogue is known and executors have had the time to come back."""
-        return self.catalogue_known and now >= self.started_at + self.policy.settle_s
+        """Whether it is time to decide: the catalogue is known and executors have had the time to come back.
+
+        While none has, little can be decided and much be unlearnt: they get some times as long.
+        """
+        settle_s = self.policy.settle_s * (1 if self.fleet.executors else LONE)
+        return self.catalogue_known and now >= self.started_at + settle_s
 
     def version(self, ref: Ref) -> Version | None:
         """The catalogue's version behind a ref; None where it is gone or has other content by now."""
