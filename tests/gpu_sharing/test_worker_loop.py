@@ -209,7 +209,8 @@ def test_a_cancelled_running_request_stops_at_its_boundary_and_is_answered_once(
     world.host(1, gate.body)
     world.send(world.submit(1, 1.0))
     assert gate.entered.acquire(timeout=10)
-    world.send(Cancel(1), world.submit(2, 5.0))
+    world.send(Cancel(1), world.submit(2, 5.0), world.submit(98, 0.0, replica=7))
+    world.expect(Failed, 98)  # so the cancel has been taken
     gate.opened.release()
     failed = world.expect(Failed, 1)
     assert (failed.reason, len(failed.batch.segment_ends)) == ("CANCELLED", 1)
