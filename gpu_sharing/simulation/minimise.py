@@ -64,5 +64,3 @@ def _simpler(tenant: Tenant) -> Iterator[Tenant]:
         yield msgspec.structs.replace(tenant, weight=1)
     if tenant.loaded_at:
         yield msgspec.structs.replace(tenant, loaded_at=0)
-    if tenant.model.max_batch_size:
-        yield msgspec.structs.replace(tenant, model=msgspec.structs.replace(tenant.model, max_batch_size=0))

@@ -22,7 +22,7 @@ _FULL = 1000
 class Kept(NamedTuple):
     """How a tenant with the promise fared. bound: the least objective for which it is made; all in nanoseconds.
 
-    worst: the longest time to an answer. filled: the largest part of σ that was asked for within no time, 0 to 1.
+    worst: the longest time to an answer; of a request with a longer objective, less by as much. filled: the largest part of σ that was asked for within no time, 0 to 1.
     broken: answers that were refusals or late.
     """
 
@@ -107,11 +107,13 @@ def kept(outcome: Outcome) -> list[Kept]:
 
 def _fared(outcome: Outcome, tenant: Tenant, contract: Contract) -> Kept:
     counted = [answer for answer in outcome.of(tenant.replica) if answer.reason != "CANCELLED"]
-    worst = max((answer.moment - answer.request.arrived for answer in counted), default=0)
+    objective = tenant.objective_ns or 0
+    # By how far each answer came before its objective, taken from the shortest objective there is.
+    worst = max((answer.moment - (answer.request.objective or 0) + objective for answer in counted), default=0)
     broken = tuple(answer for answer in counted if not is_met(answer))
     least = bound(outcome.scenario, tenant, contract)
     filled = _filled(tenant, contract, _arrivals(outcome.scenario, tenant.replica))
-    return Kept(tenant.replica, tenant.objective_ns or 0, least, worst, filled, broken)
+    return Kept(tenant.replica, objective, least, worst, filled, broken)
 
 
 def _filled(tenant: Tenant, contract: Contract, arrivals: Iterable[Arrive]) -> float:

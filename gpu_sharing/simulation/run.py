@@ -162,13 +162,15 @@ class Run:
     def _arrive(self, tenant: Tenant, lane: SimulatedLane, arrive: Arrive) -> None:
         if arrive.cancelled_after is not None:
             self.kernel.after(arrive.cancelled_after, partial(lane.cancel, self._calls))
-        self._submit(tenant, lane, arrive.rows)
+        self._submit(tenant, lane, arrive.rows, arrive.later_ns)
 
-    def _submit(self, tenant: Tenant, lane: SimulatedLane, rows: int) -> None:
+    def _submit(self, tenant: Tenant, lane: SimulatedLane, rows: int, later_ns: Nanoseconds = 0) -> None:
         now = self.kernel.now
         call = self._calls
         self._calls += 1
-        due, target = (None if each is None else now + each for each in (tenant.deadline_ns, tenant.objective_ns))
+        due, target = (
+            None if each is None else now + each + later_ns for each in (tenant.deadline_ns, tenant.objective_ns)
+        )
         request = SimulatedRequest(call, tenant.replica, now, rows, due, target)
         lane.submit(request)
 

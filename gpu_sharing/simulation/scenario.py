@@ -40,12 +40,13 @@ class Tenant(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Arrive(msgspec.Struct, frozen=True, tag="arrive", omit_defaults=True):
-    """A request. cancelled_after: from arrival; None: not at all."""
+    """A request. cancelled_after: from arrival; None: not at all. later_ns: its objective and deadline, beyond its tenant's."""
 
     at: Nanoseconds
     replica: int
     rows: int = 1
     cancelled_after: Nanoseconds | None = None
+    later_ns: Nanoseconds = 0
 
 
 class Clients(msgspec.Struct, frozen=True, tag="clients", omit_defaults=True):

@@ -40,7 +40,7 @@ class Chance:
 class _World(NamedTuple):
     """stretch_ns: how long a burst at a reservation takes. slice_ns: a usual slice. end: of arrivals.
 
-    together: bursts begin at one moment. pressing: all that is reserved is asked for at once, a moment after somebody else has
+    begins: when bursts begin, where they begin together; None: each at a moment of its own. pressing: all that is reserved is asked for at once, a moment after somebody else has
     begun a slice, and nothing is saved by batching: answers then come as late as they ever may. frame: the device.
     """
 
@@ -49,7 +49,7 @@ class _World(NamedTuple):
     stretch_ns: Nanoseconds
     slice_ns: Nanoseconds
     end: Nanoseconds
-    together: bool
+    begins: Nanoseconds | None
     pressing: bool
     frame: Scenario
 
@@ -69,10 +69,10 @@ def promise_workload(choose: Choices) -> Scenario:
     stretch_ns = choose.integer(5, 60) * MS
     slice_ns = stretch_ns // choose.integer(40 if pressing else 8, 80)
     end = stretch_ns * choose.integer(1, 5)
-    together = pressing or choose.integer(0, 2) < 2
+    begins = 1 + stretch_ns * choose.integer(0, 2) if pressing or choose.integer(0, 2) < 2 else None
     contended = not pressing and choose.integer(0, 5) == 5
     frame = Scenario((), (), lanes=2 if contended else 1, seed=seed, memory_shared=contended)
-    world = _World(choose, chance, stretch_ns, slice_ns, end, together, pressing, frame)
+    world = _World(choose, chance, stretch_ns, slice_ns, end, begins, pressing, frame)
     came = _reserved(world)
     for number in range(choose.integer(1 if contended else 0, 3)):
         came.append(_other(world, len(came) + 1, 0, lane=1 if contended and number == 0 else 0))
@@ -89,7 +89,7 @@ def _reserved(world: _World) -> list[_Came]:
     total = _FULL if world.pressing or choose.integer(0, 2) else choose.integer(200, _FULL)
     came = []
     for replica, part in enumerate(parts, start=1):
-        make = _conforming if world.pressing or replica == 1 or choose.integer(0, 4) else _other
+        make = _conforming if replica == 1 or choose.integer(0, 4) else _other
         came.append(make(world, replica, max(1, total * part // sum(parts))))
     return came
 
@@ -128,7 +128,7 @@ def _model(world: _World, cost_ns: Nanoseconds, rows: int, most_rows: int, slice
 
 def _conforming_arrivals(world: _World, tenant: Tenant, contract: Contract, rows: int) -> list[Happening]:
     choose = world.choose
-    start = 1 if world.together else choose.integer(0, 20) * world.stretch_ns // 20
+    start = choose.integer(0, 20) * world.stretch_ns // 20 if world.begins is None else world.begins
     bucket = arrivals.TokenBucket(contract.sigma_ns, contract.rho)
     most = min(60, 1 + (contract.sigma_ns + contract.rho * world.end // _FULL) // tenant.model.cost(rows))
     mixed = not world.pressing and choose.integer(0, 1) == 1
@@ -144,8 +144,9 @@ def _conforming_arrivals(world: _World, tenant: Tenant, contract: Contract, rows
         came = arrivals.poisson(world.chance, rate, start, start + world.end)
         moments = [moment for moment, _ in arrivals.thinned(bucket, came, costs)]
     cancels = choose.integer(0, 5) == 5
+    longer = choose.integer(0, 3) == 3
     return [
-        Arrive(moment, tenant.replica, size, _cancelled(world, often=cancels))
+        Arrive(moment, tenant.replica, size, _cancelled(world, often=cancels), _longer(world, often=longer))
         for moment, size in zip(moments, sizes, strict=False)
     ]
 
@@ -171,6 +172,10 @@ def _cancelled(world: _World, *, often: bool) -> Nanoseconds | None:
     return int(world.chance.integers(0, world.stretch_ns))
 
 
+def _longer(world: _World, *, often: bool) -> Nanoseconds:
+    return int(world.chance.integers(0, 2 * world.stretch_ns)) if often and world.chance.random() < 0.5 else 0
+
+
 def _other(world: _World, replica: int, bandwidth: Millidevices, *, lane: int = 0) -> _Came:
     """Somebody without the promise."""
     choose, pressing = world.choose, world.pressing
@@ -178,7 +183,10 @@ def _other(world: _World, replica: int, bandwidth: Millidevices, *, lane: int = 
     slices = choose.integer(1, 8)
     cost_ns = world.slice_ns * slices * choose.integer(1, 1 if pressing else 3)
     model = _model(world, cost_ns, 1, most_rows, slices)
-    objective_ns = None if choose.integer(0, 2) == 0 else cost_ns * choose.integer(1, 20)
+    # With an objective far away, much is promised for much later.
+    patience = (cost_ns, world.stretch_ns)[choose.integer(0, 1)] * choose.integer(1, 20)
+    objective_ns = None if choose.integer(0, 2) == 0 else patience
+    errors = (EXACT, Bounded(1.0, 2.0), Bounded(0.5, 2.0), Lognormal(0.5))
     tenant = Tenant(
         replica,
         msgspec.structs.replace(model, memory_share=0.8 if world.frame.memory_shared else 0.0),
@@ -186,7 +194,7 @@ def _other(world: _World, replica: int, bandwidth: Millidevices, *, lane: int = 
         choose.integer(1, 4),
         objective_ns,
         deadline_ns=None if objective_ns is None or choose.integer(0, 1) else 2 * objective_ns,
-        error=(EXACT, Bounded(0.5, 2.0), Lognormal(0.5))[choose.integer(0, 0 if pressing else 2)],
+        error=errors[choose.integer(0, 1 if pressing else 3)],
         faults=FaultRates(raises=0.05, out_of_memory=0.05) if choose.integer(0, 3) == 3 else None,
         lane=lane,
         loaded_at=0 if choose.integer(0, 2) else world.end // 3,
@@ -210,15 +218,19 @@ def _flooded(world: _World, tenant: Tenant, cost_ns: Nanoseconds) -> list[Happen
 def _flood(world: _World, cost_ns: Nanoseconds) -> list[Nanoseconds]:
     choose, chance = world.choose, world.chance
     rate = SECOND / cost_ns * (0.3, 1.0, 3.0)[choose.integer(0, 2)]
-    style = choose.integer(0, 3)
+    start = max(0, (world.begins or 1) - 1)
+    end = start + world.end
+    style = choose.integer(0, 4)
     if style == 0:
         moments = [0] * 40
     elif style == 1:
-        moments = arrivals.bursts(choose.integer(1, 12), max(1, world.end // 5), 0, world.end)
+        moments = [start] * 60
     elif style == 2:
-        moments = arrivals.gamma(chance, rate, 3.0, 0, world.end)
+        moments = arrivals.bursts(choose.integer(1, 12), max(1, world.end // 5), 0, end)
+    elif style == 3:
+        moments = arrivals.gamma(chance, rate, 3.0, 0, end)
     else:
-        moments = arrivals.on_off(chance, rate, world.end // 6 + 1, world.end // 6 + 1, 0, world.end)
+        moments = arrivals.on_off(chance, rate, world.end // 6 + 1, world.end // 6 + 1, 0, end)
     return moments[:80]
 
 
@@ -229,7 +241,9 @@ def _moved(world: _World, came: list[_Came]) -> list[_Came]:
     if not holders or world.choose.integer(0, 1):
         return []
     holder = holders[0]
-    part, at = holder.tenant.bandwidth, holder.tenant.loaded_at + world.end // world.choose.integer(1, 5)
+    part = holder.tenant.bandwidth
+    moments = (holder.tenant.loaded_at + world.end // world.choose.integer(1, 5), max(1, (world.begins or 1) - 1))
+    at = max(holder.tenant.loaded_at, moments[world.choose.integer(0, 1)])
     if any(isinstance(each, Unload) for each in holder.happenings):
         unload = next(each for each in holder.happenings if isinstance(each, Unload))
         newcomer = _other(world, len(came) + 1, part)
@@ -237,10 +251,10 @@ def _moved(world: _World, came: list[_Came]) -> list[_Came]:
         loaded_at = unload.at + unload.drain_ns + (1 if world.pressing else 8) * world.stretch_ns
         tenant = msgspec.structs.replace(newcomer.tenant, loaded_at=loaded_at)
         return [_Came(tenant, [_later(each, loaded_at) for each in newcomer.happenings])]
-    holder.happenings.append(Update(at, holder.tenant.replica, part // 2, 1))
+    holder.happenings.append(Update(at, holder.tenant.replica, 0, 1))
     heirs = [each for each in others if not each.tenant.bandwidth and each.tenant.loaded_at <= at]
     if heirs:
-        heirs[0].happenings.append(Update(at, heirs[0].tenant.replica, part - part // 2, 1))
+        heirs[0].happenings.append(Update(at, heirs[0].tenant.replica, part, 1))
     return []
 
 

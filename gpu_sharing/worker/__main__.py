@@ -24,7 +24,10 @@ from gpu_sharing.worker.loop import WorkerLoop
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-_SWITCH_INTERVAL_S = 0.0005
+_SWITCH_INTERVAL_S = 0.0001
+"""A lane asks for the interpreter again after each operator. Beside a load, a model of hundreds of operators took 1.4 times as
+long at 0.5 ms, and 1.2 times as long at this.
+"""
 
 
 def confine(parent_pid: int) -> None:
@@ -42,6 +45,9 @@ def confine(parent_pid: int) -> None:
 
 def within_limits(config: WorkerConfig, device: Device) -> WorkerConfig:
     """The same with the memory that the system really grants, which from here on cannot be exceeded."""
+    if device.backend != "cpu":
+        # Its memory is not this process's.
+        return config
     wanted_bytes = device.memory_bytes if config.memory_bytes is None else config.memory_bytes
     limit_bytes = granted_bytes()
     memory_bytes = wanted_bytes if limit_bytes is None else min(wanted_bytes, limit_bytes)

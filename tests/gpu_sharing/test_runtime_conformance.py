@@ -19,9 +19,19 @@ SAMPLES = {"onnx": ("model.onnx", linear_onnx), "torch_export": ("model.pt2", li
 CONFIG = LoadConfig(threads=1, compute_units=1)
 
 
-@pytest.fixture(params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> Runtime:
-    return runtime_for(request.param)
+@pytest.fixture(params=[*RUNTIMES, *(f"{name}, cut" for name in RUNTIMES)])
+def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    """Each as it is, which leaves models as small as these whole, and each cutting wherever it can."""
+    name, _, cut = request.param.partition(", ")
+    if cut:
+        for module in ("onnx_segments", "torch_segments"):
+            points = lambda costs, alive, **rest: tuple(range(1, len(costs)))
+            monkeypatch.setattr(f"gpu_sharing.runtimes.{module}.cut_points", points)
+    return runtime_for(name)
+
+
+def test_a_model_is_cut_where_it_is_long(runtime: Runtime, model: LoadedModel, request: pytest.FixtureRequest) -> None:
+    assert (len(model.segments) > 1) == ("cut" in request.node.callspec.id)
 
 
 @pytest.fixture
