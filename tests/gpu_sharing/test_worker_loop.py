@@ -20,7 +20,19 @@ from gpu_sharing.tensors import Signature, TensorSpec
 from gpu_sharing.worker import wire
 from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.loop import WorkerLoop
-from gpu_sharing.worker.messages import Cancel, Done, Failed, Load, Loaded, Ready, Stop, Submit, TensorRef, Unload, Unloaded
+from gpu_sharing.worker.messages import (
+    Cancel,
+    Done,
+    Failed,
+    Load,
+    Loaded,
+    Ready,
+    Stop,
+    Submit,
+    TensorRef,
+    Unload,
+    Unloaded,
+)
 
 MiB = 1 << 20
 SPEC = TensorSpec("x", "FP32", (None, 2), batch_axis=0)
@@ -197,12 +209,7 @@ def test_a_cancelled_running_request_stops_at_its_boundary_and_is_answered_once(
     world.send(world.submit(1, 1.0))
     assert gate.entered.acquire(timeout=10)
     world.send(Cancel(1), world.submit(2, 5.0), world.submit(98, 0.0, replica=7))
-<<<<<<< HEAD
-    # The answer to the last message says that those before it have been taken in.
-    world.expect(Failed, 98)
-=======
     world.expect(Failed, 98)  # so the cancel has been taken
->>>>>>> sharing
     gate.opened.release()
     failed = world.expect(Failed, 1)
     assert (failed.reason, len(failed.batch.segment_ends)) == ("CANCELLED", 1)
