@@ -187,7 +187,7 @@ class Calls:
                 facts={"stage": "decode", "late_us": late_us},
             )
         plan = decoded.plan
-        call.phase = Phase.RUNNING
+        call.phase, call.rows = Phase.RUNNING, plan.rows
         call.serving.client.send(
             Submit(
                 call.number,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from services._proto.apportion.v1.executor_pb2 import Stages
 from services.common.errors import Reason, Refusal
 
 CREDIT, CONNECT, TRANSPORT, EXECUTOR = "credit", "connect", "transport", "executor"
@@ -46,7 +47,7 @@ class Call:
         "replica_id",
         "span_id",
         "stage",
-        "stages_ns",
+        "stages",
         "submitted_ns",
         "tenant",
         "trace_id",
@@ -70,8 +71,10 @@ class Call:
         self.trace_id, self.span_id = trace_id, span_id
         self.number = 0
         self.stage = CONNECT
-        self.submitted_ns = self.stages_ns = 0
-        """When it was handed on, and how much of the time since then its executor accounts for."""
+        self.submitted_ns = 0
+        """When it was handed on."""
+        self.stages: Stages | None = None
+        """What its executor says of the time since then."""
         self.parts: list[bytes] | None = None
         self.received_bytes = 0
         self.bulk_bytes: int | None = None
