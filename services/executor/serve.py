@@ -24,6 +24,7 @@ from services.common.telemetry import Tracer
 from services.executor.attach import Attachment
 from services.executor.cache import ArtefactCache
 from services.executor.calls import Calls
+from services.executor.core.requests import Limits
 from services.executor.core.watchdog import Patience
 from services.executor.executor import Executor
 from services.executor.metrics import ExecutorCollector
@@ -113,6 +114,7 @@ def _build(
         download,
         load_interval_s=settings.load_interval_ms / 1000,
         patience=Patience(int(settings.watchdog_s * 1e9), int(settings.load_patience_s * 1e9)),
+        limits=Limits(settings.max_rows, settings.max_string_bytes),
     )
     spans = Spans(
         tracer,
