@@ -17,6 +17,7 @@ from services.common.errors import Reason, Refusal, invalid
 from services.executor.core.requests import (
     InputHead,
     Invalid,
+    Limits,
     OutputHead,
     Plan,
     PlannedInput,
@@ -57,8 +58,8 @@ class Placed(NamedTuple):
 class Decoder:
     """Decodes the requests of one replica."""
 
-    def __init__(self, signature: Signature) -> None:
-        self._signature = signature
+    def __init__(self, signature: Signature, limits: Limits | None = None) -> None:
+        self._signature, self._limits = signature, limits or Limits()
         self._remembered: dict[tuple[bytes, int], tuple[Plan, str]] = {}
 
     def decode(self, payload: bytes | memoryview) -> Decoded:
@@ -87,7 +88,7 @@ class Decoder:
             for each in request.inputs
         ]
         outputs = [OutputHead(each.name, tuple(each.parameters), _classes(each)) for each in request.outputs]
-        planned = plan(inputs, outputs, raw_count, self._signature)
+        planned = plan(inputs, outputs, raw_count, self._signature, self._limits)
         if planned.raw and len(head) <= REMEMBERED_HEAD_BYTES:
             if len(self._remembered) >= REMEMBERED_HEADS:
                 self._remembered.clear()

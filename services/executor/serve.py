@@ -24,6 +24,7 @@ from services.common.telemetry import Tracer
 from services.executor.attach import Attachment
 from services.executor.cache import ArtefactCache
 from services.executor.calls import Calls
+from services.executor.core.requests import Limits
 from services.executor.core.watchdog import Patience
 from services.executor.executor import Executor
 from services.executor.metrics import ExecutorCollector
@@ -36,6 +37,8 @@ log = structlog.get_logger()
 
 MODEL_MEMORY_PERCENT = 70
 """Part of the device's memory that models may take where no limit is set; the rest is for tensors and processes."""
+WORKERS_SHARE = 2
+"""A replica's calls in hand, in multiples of those that may wait in its worker: where that does not answer, the rest wait here."""
 SOON = (("grpc.min_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
 """A scheduler that starts again waits for its executors before it tells anybody where models are."""
 QUIET_S, QUIET_STEP_S = 0.3, 0.02
@@ -114,6 +117,7 @@ def _build(
         download,
         load_interval_s=settings.load_interval_ms / 1000,
         patience=Patience(int(settings.watchdog_s * 1e9), int(settings.load_patience_s * 1e9)),
+        limits=Limits(settings.max_rows, settings.max_string_bytes),
     )
     spans = Spans(
         tracer,
@@ -122,7 +126,9 @@ def _build(
         hold_ns=int(settings.trace_hold_s * 1e9),
         capacity=settings.trace_hold_requests,
     )
-    executor.calls = Calls(settings.inline_bytes, spans, executor.load_changed)
+    executor.calls = Calls(
+        settings.inline_bytes, spans, executor.load_changed, most=WORKERS_SHARE * settings.queue_limit
+    )
     return executor, spans
 
 

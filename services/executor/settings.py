@@ -53,6 +53,10 @@ class ExecutorSettings(ServiceSettings):
     """Frontends are told of changed load at most this often."""
     prewarm: tuple[str, ...] = ("onnx",)
     """Runtimes ("onnx", "torch_export") whose libraries workers import at start, so that the first load is quick."""
+    max_rows: int = Field(default=4096, ge=1)
+    """Rows that one request may hold, whatever its model would take; one more is refused as FIELD_INVALID."""
+    max_string_bytes: int = Field(default=16 * _MIB, ge=1)
+    """Longest element of a tensor of BYTES; a longer one is refused as FIELD_INVALID."""
     queue_limit: int = Field(default=4096, ge=1)
     """Requests that one replica may have waiting; one more is refused as OVERLOADED."""
     watchdog_s: float = Field(default=15.0, gt=0)
