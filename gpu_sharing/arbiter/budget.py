@@ -78,13 +78,11 @@ class Budget:
         """
         if self.bandwidth <= 0:
             return None
-        start = self.finish
-        if self._pieces and self._pieces[0].rate == self._rate:
-            first = self._pieces[0]
-            start = first.deadline - first.left * self.capacity // first.rate
+        use = self.next_use
+        start = self.finish if use is None or self._pieces[0].rate != self._rate else use[0]
         return start, start + -(-cost * self.capacity // self._rate)
 
-    def insert(self, cost: Nanoseconds) -> bool:
+    def postpone(self, cost: Nanoseconds) -> bool:
         """Buys time that an estimate did not foresee, and postpones by it what comes behind. False: no reservation any more."""
         place = self.beyond(cost)
         if place is None:
@@ -105,9 +103,12 @@ class Budget:
         return True
 
     @property
-    def front(self) -> Piece:
-        """What is used first. IndexError where nothing is left."""
-        return self._pieces[0]
+    def next_use(self) -> tuple[Nanoseconds, Nanoseconds] | None:
+        """From when on, at the reservation's pace, what is used first is to be had, and by when; None where nothing is left."""
+        if not self._pieces:
+            return None
+        first = self._pieces[0]
+        return first.deadline - first.left * self.capacity // first.rate, first.deadline
 
     def deadline_of(self, cost: Nanoseconds) -> Nanoseconds:
         """By when the next `cost` of device time is to be had; of less, where less is left. IndexError where nothing is."""

@@ -124,7 +124,7 @@ class Server:
         over = max(0, batch.used + took - batch.funded)
         batch.funded += over
         batch.used += took
-        if over and not self.budget.insert(over):
+        if over and not self.budget.postpone(over):
             # What was bought for its other work pays, as far as it goes: nobody else does.
             self.debt += over
         paid = min(took, self.budget.left)
@@ -150,7 +150,7 @@ class Server:
         if len(work.calls) == 1 and work.predicted is not None:
             (call,) = work.calls
             more = work.predicted - call.cost
-            if more > 0 and self.budget.insert(more):
+            if more > 0 and self.budget.postpone(more):
                 call.cost += more
         return self.budget.cover(work.predicted or 0)
 
@@ -162,10 +162,7 @@ class Server:
         if isinstance(work, BatchInFlight) and work.overruns:
             # Nobody knows for how long it goes on; for one more slice it does.
             return self.budget.beyond(max(1, work.longest))
-        if not self.budget.left:
-            return None
-        front = self.budget.front
-        return front.start, front.deadline
+        return self.budget.next_use
 
     def settle(self, batch: BatchInFlight) -> None:
         """The batch is over: what it did not need is given back."""
