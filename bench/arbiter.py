@@ -75,7 +75,8 @@ class Load:
         for replica in range(tenants):
             costs = {rows: (3 + rows) * SEGMENT // 4 for rows in ROWS}
             points = tuple(
-                ProfilePoint(rows, "16", 1, 3 * cost, 3 * cost, 100, segments_ns=(cost,) * 3) for rows, cost in costs.items()
+                ProfilePoint(rows, "16", 1, 3 * cost, 3 * cost, 100, segments_ns=(cost,) * 3)
+                for rows, cost in costs.items()
             )
             share = 1000 // tenants
             added = ReplicaAdded(replica, ROWS[-1], share, 1 + replica % 4, points, f"tenant {replica}")
