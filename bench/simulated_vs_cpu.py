@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import bisect
 import gc
-import itertools
 import json
 import os
 import statistics
@@ -174,18 +173,21 @@ class Worker:
             met[submit.replica].append(isinstance(end, Done) and end.batch.ended <= (submit.objective or 0))
         return {replica: sum(each) / len(each) for replica, each in met.items()}
 
-    def overhead_ns(self, calls: list[int]) -> Nanoseconds:
-        """Between the end of one batch and the start of the next, on average, where the next one was waiting."""
-        batches: dict[int, tuple[int, int, int]] = {}
-        for call in calls:
-            end = self.books.ended[call]
-            if isinstance(end, Done):
-                batches[end.batch.number] = (end.batch.started, end.batch.ended, end.received)
-        ordered = sorted(batches.values())
-        gaps = [
-            later[0] - earlier[1] for earlier, later in itertools.pairwise(ordered) if later[2] < earlier[1] <= later[0]
-        ]
-        return int(statistics.mean(gaps)) if gaps else 0
+    def waits(self, calls: list[int]) -> list[tuple[int, Done, Nanoseconds]]:
+        """Each batch that ran, by one of its calls, and how long after the slice before it it began, if it was waiting then."""
+        done = [(call, end) for call in calls if isinstance(end := self.books.ended[call], Done)]
+        ends = sorted(moment for _, end in done for moment in end.batch.segment_ends)
+        found = []
+        for call, end in done:
+            place = bisect.bisect_right(ends, end.batch.started)
+            before = ends[place - 1] if place else 0
+            found.append((call, end, end.batch.started - before if end.received <= before else 0))
+        return found
+
+    def boundary_ns(self, calls: list[int]) -> Nanoseconds:
+        """Between the end of one slice and the start of the next, where that was waiting: the median."""
+        gaps = [gap for _, _, gap in self.waits(calls) if gap]
+        return int(statistics.median(gaps)) if gaps else 0
 
 
 def simulated(
@@ -214,14 +216,9 @@ def predicted(measured: dict[int, Measured]) -> dict[int, AnyError]:
 def recorded(worker: Worker, calls: list[int], measured: dict[int, Measured]) -> dict[int, AnyError]:
     """Costs stray as they did in this very run. Boundaries are in them: within a batch, and before it if it had to wait."""
     start = min(worker.sent[call].arrived for call in calls)
-    done = [(call, end) for call in calls if isinstance(end := worker.books.ended[call], Done)]
-    ends = sorted(moment for _, end in done for moment in end.batch.segment_ends)
     seen: dict[int, dict[int, float]] = {replica: {} for replica in PLANS}
-    for call, end in done:
+    for call, end, gap in worker.waits(calls):
         replica, batch = worker.sent[call].replica, end.batch
-        place = bisect.bisect_right(ends, batch.started)
-        before = ends[place - 1] if place else 0
-        gap = batch.started - before if end.received <= before else 0
         took = gap + batch.ended - batch.started - batch.preempted
         seen[replica][batch.started - start] = took / sum(measured[replica].segments_ns)
     return {
@@ -245,7 +242,7 @@ async def one_round(worker: Worker, seed: int, seconds: float, load: float) -> d
     gc.collect()
     calls = await worker.play(moments, objectives)
     real = worker.attainment(calls)
-    boundary_ns = worker.overhead_ns(calls)
+    boundary_ns = worker.boundary_ns(calls)
     after = await worker.calibrate()
     measured = worker.measured({replica: before[replica] + after[replica] for replica in PLANS}, boundary_ns)
     given = (objectives, boundary_ns)

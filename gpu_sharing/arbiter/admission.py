@@ -77,7 +77,7 @@ class Reservations(BoundedQueue):
         if isinstance(verdict, Refused):
             return verdict
         if verdict is Tier.SURPLUS:
-            finish = lane.server(call).finish_after(call.cost, now)
+            finish = lane.server(call).budget.finish_after(call.cost, now)
             if finish is not None and finish + lane.longest_slice <= call.due:
                 return Tier.GUARANTEED
             if now + call.alone > call.due:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gpu_sharing.arbiter.calls import Call, Tier
 from gpu_sharing.arbiter.order import Urgency
@@ -13,13 +15,20 @@ from gpu_sharing.units import Nanoseconds
 _CANCELLED = ("CANCELLED", "cancelled while it ran; its result was discarded")
 
 
+class Plan(NamedTuple):
+    """A batch to be formed. calls: all of one kind, in order. predicted: the estimate of its device time; None: not known."""
+
+    calls: Sequence[Call]
+    rows: int
+    predicted: Nanoseconds | None
+
+
 @dataclass(slots=True)
 class BatchInFlight:
     """One batch, from its forming until its last segment. started: of its first slice; None before.
 
     tier: of its calls; those of SURPLUS may ride in a GUARANTEED one. due: the earliest of its calls'.
-    funded, used: device time that its tenant's reservation has paid for it, and has spent on it. lent: of the difference, what
-    was bought only in case that it takes longer than estimated.
+    funded, used: device time that its tenant's reservation has paid for it, and has spent on it.
     expected: of the average duration, what is still to come. longest: of its slices.
     interrupted: another batch has run since its last slice.
     discarded_because: reason and message for those of its calls that are doomed.
@@ -36,7 +45,6 @@ class BatchInFlight:
     predicted: Nanoseconds | None
     funded: Nanoseconds = 0
     used: Nanoseconds = 0
-    lent: Nanoseconds = 0
     expected: Nanoseconds = 0
     longest: Nanoseconds = 0
     started: Nanoseconds | None = None
@@ -68,6 +76,11 @@ class BatchInFlight:
     def replica(self) -> int:
         """Whose batch it is."""
         return self.home.replica
+
+    @property
+    def overruns(self) -> bool:
+        """What its tenant's reservation has paid for it has been used up."""
+        return self.used >= self.funded
 
     @property
     def left(self) -> Nanoseconds:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from gpu_sharing.arbiter.batches import Plan
 from gpu_sharing.arbiter.calls import Call, Tier
-from gpu_sharing.arbiter.state import LaneState, Plan
+from gpu_sharing.arbiter.state import LaneState
 from gpu_sharing.units import Nanoseconds
 
 
@@ -18,9 +19,13 @@ class Batching(Protocol):
         ...
 
 
-class Prefix(NamedTuple):
-    """The first calls that could run together: their rows, what they would take alone, the earliest moment they are due."""
+class Together(NamedTuple):
+    """Calls that could run together, first in their queues: guaranteed ones may be followed by some of the surplus.
 
+    rows: of all. alone, due: of those on the head's terms: what they would take one by one, the earliest moment one is due.
+    """
+
+    calls: list[Call]
     rows: int
     alone: Nanoseconds
     due: Nanoseconds
@@ -37,35 +42,39 @@ class Largest:
 
     def plan(self, head: Call, lane: LaneState, now: Nanoseconds) -> Plan:
         """See `Batching`."""
-        calls = self.candidates(head, lane)
-        prefixes = _prefixes(calls, head)
+        together = self.candidates(head, lane)
         estimates = head.replica.estimates
-        for length in _lengths(prefixes):
-            prefix = prefixes[length - 1]
-            predicted = estimates.p99(prefix.rows, head.shape_bucket)
-            if length == 1 or self.fits(calls[:length], prefix, predicted, lane, now):
-                return Plan(calls[:length], prefix.rows, predicted)
-        raise AssertionError("a batch of one always fits")
+        while True:
+            predicted = estimates.p99(together.rows, head.shape_bucket)
+            if len(together.calls) == 1 or self.fits(together, predicted, lane, now):
+                return Plan(together.calls, together.rows, predicted)
+            together = _fewer(together)
 
-    def candidates(self, head: Call, lane: LaneState) -> list[Call]:
+    def candidates(self, head: Call, lane: LaneState) -> Together:
         """Those that wait on the same terms, the head first. Class `batch` does not ride with others, it would make them late."""
-        most = max(1, head.replica.max_batch_size)
-        same = lane.server(head).waiting[head.tier].of_kind(head.kind, most)
-        rows = 0
-        for length, call in enumerate(same):
-            rows += call.request.rows
-            if length and (rows > most or call.is_fill != head.is_fill):
-                return same[:length]
-        return same
+        most, is_fill = head.replica.max_batch_size, head.is_fill
+        calls: list[Call] = []
+        rows, alone, due = 0, 0, head.due
+        for _, call in lane.server(head).waiting[head.tier].of_kind(head.kind):
+            more = rows + call.request.rows
+            if calls and (more > most or call.is_fill is not is_fill):
+                break
+            calls.append(call)
+            rows = more
+            alone += call.cost
+            if call.due < due:
+                due = call.due
+            if rows >= most:
+                break
+        return Together(calls, rows, alone, due)
 
-    def fits(
-        self, calls: Sequence[Call], prefix: Prefix, predicted: Nanoseconds | None, lane: LaneState, now: Nanoseconds
-    ) -> bool:
+    def fits(self, together: Together, predicted: Nanoseconds | None, lane: LaneState, now: Nanoseconds) -> bool:
         """Whether these may run together. predicted: by the estimate; None: nothing is known."""
         del predicted, lane, now  # a finer policy looks at them
         if self.quantum_ns is None:
             return True
-        longest = calls[0].replica.estimates.slice_p99(prefix.rows, calls[0].shape_bucket)
+        head = together.calls[0]
+        longest = head.replica.estimates.slice_p99(together.rows, head.shape_bucket)
         return longest is None or longest <= self.quantum_ns
 
 
@@ -77,83 +86,70 @@ class LargestInTime(Largest):
     more than the budget has been bought for.
     """
 
-    def candidates(self, head: Call, lane: LaneState) -> list[Call]:
+    def candidates(self, head: Call, lane: LaneState) -> Together:
         """See `Largest`; and behind guaranteed calls those of the surplus."""
-        calls = super().candidates(head, lane)
-        waiting = lane.server(head).waiting
-        if head.tier is not Tier.GUARANTEED or not waiting[Tier.SURPLUS]:
-            return calls
-        room = head.replica.max_batch_size - sum(call.request.rows for call in calls)
-        for rider in waiting[Tier.SURPLUS].of_kind(head.kind, max(0, room)):
-            room -= rider.request.rows
-            if room < 0:
+        together = super().candidates(head, lane)
+        surplus = lane.server(head).waiting[Tier.SURPLUS]
+        if head.tier is not Tier.GUARANTEED or not surplus:
+            return together
+        rows = together.rows
+        for _, rider in surplus.of_kind(head.kind):
+            rows += rider.request.rows
+            if rows > head.replica.max_batch_size:
                 break
-            calls.append(rider)
-        return calls
+            together.calls.append(rider)
+            together = together._replace(rows=rows)
+        return together
 
-    def fits(
-        self, calls: Sequence[Call], prefix: Prefix, predicted: Nanoseconds | None, lane: LaneState, now: Nanoseconds
-    ) -> bool:
+    def fits(self, together: Together, predicted: Nanoseconds | None, lane: LaneState, now: Nanoseconds) -> bool:
         """See `Largest`."""
-        if not super().fits(calls, prefix, predicted, lane, now):
+        if not super().fits(together, predicted, lane, now):
             return False
         if predicted is None:
             return True
-        if predicted > prefix.alone:
+        if predicted > together.alone:
             return False
-        tier = calls[0].tier
+        tier = together.calls[0].tier
         if tier is Tier.GUARANTEED:
-            return self._keeps_promises(calls, prefix, predicted, lane)
-        return tier is Tier.GAP or now + predicted <= prefix.due
+            return self._keeps_promises(together, predicted, lane)
+        return tier is Tier.GAP or now + predicted <= together.due
 
-    def _keeps_promises(self, calls: Sequence[Call], prefix: Prefix, predicted: Nanoseconds, lane: LaneState) -> bool:
-        budget = lane.server(calls[0]).budget
-        if budget.deadline_of(predicted) + lane.longest_slice > prefix.due:
+    def _keeps_promises(self, together: Together, predicted: Nanoseconds, lane: LaneState) -> bool:
+        budget = lane.server(together.calls[0]).budget
+        # What has been promised to a tenant that keeps to its contract leaves that much.
+        margin = 2 * lane.slice_bound
+        if budget.deadline_of(predicted) + margin > together.due:
             return False
-        first = first_outside(calls, lane)
-        if first is None or budget.finish + lane.longest_slice <= first:
+        first = first_outside(together.calls, lane)
+        if first is None or budget.finish + margin <= first:
             return True
         # The others lose the time that the batch takes beyond those of its calls that would have gone before them.
-        before_them = sum(call.cost for call in calls if call.due <= first and call.tier is Tier.GUARANTEED)
-        return predicted <= before_them
+        before_them = (call for call in together.calls if call.due <= first and call.tier is Tier.GUARANTEED)
+        return predicted <= sum(call.cost for call in before_them)
 
 
 def first_outside(calls: Sequence[Call], lane: LaneState) -> Nanoseconds | None:
     """The earliest moment at which something guaranteed of the same tenant is due that is not among these calls."""
     server = lane.server(calls[0])
     dues = [batch.due for batch in server.in_flight if batch.tier is Tier.GUARANTEED]
-    members = iter(calls)
-    for call in server.waiting[Tier.GUARANTEED]:
-        if call is not next(members, None):
-            dues.append(call.due)
-            break
+    waiting = server.waiting[Tier.GUARANTEED]
+    if len(waiting) > len(calls) or calls[-1].tier is not Tier.GUARANTEED:
+        members = iter(calls)
+        outside = next((call for call in waiting if call is not next(members, None)), None)
+        if outside is not None:
+            dues.append(outside.due)
     return min(dues, default=None)
 
 
-def _prefixes(calls: Sequence[Call], head: Call) -> list[Prefix]:
-    prefixes = []
-    rows, alone, due = 0, 0, head.due
-    for call in calls:
-        rows += call.request.rows
-        # What rides with guaranteed calls brings no budget.
-        alone += call.cost if call.tier is head.tier else 0
-        due = min(due, call.due) if call.tier is head.tier else due
-        prefixes.append(Prefix(rows, alone, due))
-    return prefixes
-
-
-def _lengths(prefixes: Sequence[Prefix]) -> list[int]:
-    """How many calls to try: all of them, then the most whose rows fit each power of two, down to one."""
-    lengths = [len(prefixes)]
-    most = prefixes[-1].rows
-    bound = 1 << max(0, most - 1).bit_length() >> 1
-    length = len(prefixes)
-    while bound >= 1 and length > 1:
-        while length > 1 and prefixes[length - 1].rows > bound:
-            length -= 1
-        if length != lengths[-1]:
-            lengths.append(length)
-        bound >>= 1
-    if lengths[-1] != 1:
-        lengths.append(1)
-    return lengths
+def _fewer(together: Together) -> Together:
+    """The most of the first whose rows fit the next smaller power of two; never none."""
+    calls, rows = together.calls, together.rows
+    bound = 1 << (rows - 1).bit_length() >> 1
+    length = len(calls)
+    while length > 1 and rows > bound:
+        length -= 1
+        rows -= calls[length].request.rows
+    calls = calls[:length]
+    # What rides with guaranteed calls brings no budget, and was promised nothing.
+    own = [call for call in calls if call.tier is calls[0].tier]
+    return Together(calls, rows, sum(call.cost for call in own), min(call.due for call in own))

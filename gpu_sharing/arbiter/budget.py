@@ -8,12 +8,13 @@ interrupted. Three rules keep that true, whatever is executed in which order:
 
 - A piece of budget keeps its deadline, or gets a later one; never an earlier one while it waits.
 - Work is paid from the earliest pieces first. Work that has to be paid from several joins them under the latest deadline.
-- Time that was paid and not needed is taken back from the latest pieces, time that an estimate did not foresee is added behind
-  them: an overrun postpones its own server and nobody else.
+- Time that was paid and not needed is taken back from the latest pieces. Time that an estimate did not foresee comes behind what
+  has been used, and moves the pieces behind it to later deadlines: an overrun postpones its own server and nobody else.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from dataclasses import dataclass
 
@@ -55,17 +56,12 @@ class Budget:
         self._becomes = (at, bandwidth)
         self._keep_time(now)
 
-    def finish_after(self, cost: Nanoseconds, now: Nanoseconds, *, spare: Nanoseconds = 0) -> Nanoseconds | None:
-        """The deadline that work of this cost would get; None where there is no reservation.
-
-        spare: of what has been bought, this much may not be needed, and does not count.
-        """
+    def finish_after(self, cost: Nanoseconds, now: Nanoseconds) -> Nanoseconds | None:
+        """The deadline that work of this cost would get; None where there is no reservation."""
         self._keep_time(now)
         if self.bandwidth <= 0:
             return None
-        finish, rest = self.finish - spare * self.capacity // self._rate, self._rest
-        if now > finish:
-            finish, rest = now, 0
+        finish, rest = (now, 0) if now > self.finish else (self.finish, self._rest)
         return finish + -(-(cost * self.capacity + rest) // self.bandwidth)
 
     def buy(self, cost: Nanoseconds, now: Nanoseconds) -> None:
@@ -74,14 +70,45 @@ class Budget:
             self.finish, self._rest = now, 0
         self._append(cost)
 
-    def postpone(self, cost: Nanoseconds) -> None:
-        """For work beyond the estimate: behind all that has been bought."""
-        self._append(cost)
+    def beyond(self, cost: Nanoseconds) -> tuple[Nanoseconds, Nanoseconds] | None:
+        """Start and deadline of time that an estimate did not foresee; None where there is no reservation any more.
+
+        It comes behind what has been used and before all else; behind all else where that was bought at another rate, since
+        others may have been promised what this reservation has lost.
+        """
+        if self.bandwidth <= 0:
+            return None
+        use = self.next_use
+        start = self.finish if use is None or self._pieces[0].rate != self._rate else use[0]
+        return start, start + -(-cost * self.capacity // self._rate)
+
+    def postpone(self, cost: Nanoseconds) -> bool:
+        """Buys time that an estimate did not foresee, and postpones by it what comes behind. False: no reservation any more."""
+        place = self.beyond(cost)
+        if place is None:
+            return False
+        start, edge = place
+        if start == self.finish:
+            self._append(cost)
+            return True
+        self._pieces[0].start = start
+        self._pieces.appendleft(Piece(start, cost, edge, self._rate, 0))
+        self.left += cost
+        for piece in itertools.islice(self._pieces, 1, None):
+            if piece.start >= edge:
+                return True
+            piece.deadline += edge - piece.start
+            piece.start, edge = edge, piece.deadline
+        self.finish = edge
+        return True
 
     @property
-    def front(self) -> Piece:
-        """What is used first. IndexError where nothing is left."""
-        return self._pieces[0]
+    def next_use(self) -> tuple[Nanoseconds, Nanoseconds] | None:
+        """From when on, at the reservation's pace, what is used first is to be had, and by when; None where nothing is left."""
+        if not self._pieces:
+            return None
+        first = self._pieces[0]
+        return first.deadline - first.left * self.capacity // first.rate, first.deadline
 
     def deadline_of(self, cost: Nanoseconds) -> Nanoseconds:
         """By when the next `cost` of device time is to be had; of less, where less is left. IndexError where nothing is."""
@@ -160,7 +187,6 @@ class Budget:
             return
         self.bandwidth = self._becomes[1]
         self._becomes = None
-        # Without a reservation, what was promised before is still paid for at the old rate.
         rate = self.bandwidth or self._rate
         if rate != self._rate and self._rest:
             self.finish, self._rest = self.finish + 1, 0

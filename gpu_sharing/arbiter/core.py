@@ -248,7 +248,8 @@ class Arbiter:
         if len(self._deadlines) > 2 * len(calls) + _SPARE_DEADLINES:
             self._deadlines = [entry for entry in self._deadlines if entry[1] in calls]
             heapq.heapify(self._deadlines)
-        for replica in list(self._lane.tenancy.draining.values()):
+        draining = self._lane.tenancy.draining
+        for replica in list(draining.values()) if draining else ():
             if replica.drain_until is not None and replica.drain_until <= now:
                 self._end_drain(replica, now)
 

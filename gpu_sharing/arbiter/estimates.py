@@ -66,6 +66,7 @@ class _Shape:
 
     def __init__(self, points: Sequence[ProfilePoint]) -> None:
         self.points = points
+        self._bases: dict[int, Nanoseconds] = {}
         self.runs: dict[int, Window] = {}
         self.slices: dict[int, Window] = {}
         self.known: dict[int, Nanoseconds] = {}
@@ -73,15 +74,25 @@ class _Shape:
 
     def record(self, rows: int, took: Nanoseconds, longest_slice: Nanoseconds) -> None:
         bucket = _bucket(rows)
-        base = self.base(rows)
-        self.runs.setdefault(bucket, Window()).add(took / base)
+        runs = self.runs.setdefault(bucket, Window())
+        before = self._word_of(runs)
+        runs.add(took / self.base(rows))
         self.slices.setdefault(bucket, Window()).add(float(longest_slice))
-        self.known.clear()
         self.average.clear()
+        if before != self._word_of(runs):
+            self.known.clear()
+
+    def _word_of(self, runs: Window) -> tuple[float, bool] | None:
+        """All that estimates of the p99 take from a window; None of an empty one."""
+        return (runs.p99, len(runs) < SEED_RUNS) if len(runs) else None
 
     def base(self, rows: int) -> Nanoseconds:
         """The profile's p99; 1 without a profile."""
-        return max(1, _on_line(self.points, rows, _p99)) if self.points else 1
+        found = self._bases.get(rows)
+        if found is None:
+            found = max(1, _on_line(self.points, rows, _p99)) if self.points else 1
+            _keep(self._bases, rows, found)
+        return found
 
     def slice_p99(self, rows: int) -> Nanoseconds | None:
         """The longest slice; None where nothing is known."""
@@ -118,6 +129,7 @@ class _Shape:
             return self._capped(rows) if self.points else None
         factor = runs.p99
         if self.points and len(runs) < SEED_RUNS:
+            # What the profile says counts as well.
             factor = max(factor, 1.0)
         return math.ceil(factor * self.base(rows) - 1e-6)
 

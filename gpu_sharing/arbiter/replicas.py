@@ -44,7 +44,7 @@ class Replica:
     """
 
     __slots__ = (
-        "bandwidth", "batches", "device_ns", "drain_until", "estimates", "guaranteed", "longest_slice", "max_batch_size",
+        "_largest_batch_ns", "bandwidth", "batches", "device_ns", "drain_until", "estimates", "guaranteed", "longest_slice", "max_batch_size",
         "replica", "requests", "tenant", "unguaranteed", "waiting", "weight",
     )  # fmt: skip
 
@@ -56,6 +56,7 @@ class Replica:
         self.weight = added.weight
         self.estimates = Estimates(added.points)
         self.longest_slice = LongestSlice(max((max(point.segments_ns, default=0) for point in added.points), default=0))
+        self._largest_batch_ns = max((point.p99_ns for point in added.points), default=0)
         self.drain_until: Nanoseconds | None = None
         self.waiting = 0
         self.guaranteed = 0
@@ -63,6 +64,11 @@ class Replica:
         self.device_ns: Nanoseconds = 0
         self.requests = 0
         self.batches = 0
+
+    @property
+    def slice_bound(self) -> Nanoseconds:
+        """Its longest slice, or where none is known all of its largest batch; 0 where nothing is known at all."""
+        return self.longest_slice.most or self._largest_batch_ns
 
     @property
     def in_flight(self) -> int:

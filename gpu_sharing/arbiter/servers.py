@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from gpu_sharing.arbiter.batches import BatchInFlight
+from typing import Any
+
+from gpu_sharing.arbiter.batches import BatchInFlight, Plan
 from gpu_sharing.arbiter.budget import Budget
 from gpu_sharing.arbiter.calls import Call, Tier
 from gpu_sharing.arbiter.events import TenantStatistics
+from gpu_sharing.arbiter.order import Urgency
 from gpu_sharing.arbiter.replicas import Replica
 from gpu_sharing.arbiter.waiting import Waiting
 from gpu_sharing.units import MS, Millidevices, Nanoseconds
@@ -43,7 +46,11 @@ class Server:
     """A tenant's replicas on the lane are served as one.
 
     number: ties are broken by it. wanted: the bandwidth that it should have; its budget has what was granted.
+    flying: how many are in flight, by tier.
+    next_guaranteed, next_beyond, next_gap: what it would do next within its reservation, beyond it (where what is guaranteed may
+    go on, too) and in a gap: go on with a batch, or form one around a call; None: nothing.
     virtual: device time beyond the reservation, by weight: who has had least of it is served first.
+    debt: of what was bought for its guaranteed work, what overruns have used up since the reservation ended.
     expected: device time that its calls and batches still need on average, by tier.
     """
 
@@ -58,7 +65,12 @@ class Server:
         self.budget = Budget(capacity)
         self.waiting = (Waiting(), Waiting(), Waiting())
         self.in_flight: list[BatchInFlight] = []
+        self.flying = [0, 0, 0]
+        self.next_guaranteed: BatchInFlight | Call | None = None
+        self.next_beyond: BatchInFlight | Call | None = None
+        self.next_gap: BatchInFlight | Call | None = None
         self.virtual = 0
+        self.debt: Nanoseconds = 0
         self.expected = [0, 0, 0]
         self.counted_bandwidth: Millidevices = 0
         self.counted_weight = 0
@@ -70,36 +82,37 @@ class Server:
 
     def has(self, tier: Tier) -> bool:
         """Whether anything waits or is in flight on these terms."""
-        return bool(self.waiting[tier]) or any(batch.tier is tier for batch in self.in_flight)
+        return bool(self.flying[tier] or self.waiting[tier])
 
     @property
     def wants_more(self) -> bool:
         """Whether it has anything to do that no reservation pays for."""
-        return bool(self.waiting[Tier.SURPLUS] or self.waiting[Tier.GAP]) or any(
-            batch.tier is not Tier.GUARANTEED for batch in self.in_flight
-        )
+        return self.has(Tier.SURPLUS) or self.has(Tier.GAP)
 
-    def next_work(self, tiers: tuple[Tier, ...]) -> BatchInFlight | Call | None:
-        """What it would do next on these terms: go on with a batch, or form one around a call; None: nothing.
+    def refresh(self) -> None:
+        """What it would do next has changed."""
+        batches: list[BatchInFlight | None] = [None, None, None]
+        for batch in self.in_flight:
+            best = batches[batch.tier]
+            if best is None or _age(batch) < _age(best):
+                batches[batch.tier] = batch
+        guaranteed, surplus, gap = (waiting.head for waiting in self.waiting)
+        self.next_guaranteed = self._next(batches[0], guaranteed)
+        self.next_gap = self._next(batches[2], gap)
+        if batches[1] is None and surplus is None:
+            self.next_beyond = self.next_guaranteed
+            return
+        oldest = min((each for each in batches[:2] if each is not None), key=_age, default=None)
+        head = min((each for each in (guaranteed, surplus) if each is not None), key=_place, default=None)
+        self.next_beyond = self._next(oldest, head)
 
-        A call that may not start, since its replica has too many batches in flight, lends its turn to one of these.
-        """
-        batch: BatchInFlight | None = None
-        for each in self.in_flight:
-            if each.tier in tiers and (batch is None or _age(each) < _age(batch)):
-                batch = each
-        head: Call | None = None
-        for tier in tiers:
-            call = self.waiting[tier].head
-            if call is not None and (head is None or call.place < head.place):
-                head = call
+    def _next(self, batch: BatchInFlight | None, head: Call | None) -> BatchInFlight | Call | None:
+        """Of the two, what goes first. A call that may not start, since too many batches of its replica are in flight, lends
+        its turn to one of these."""
         if head is None or (batch is not None and not head.urgency < batch.urgency):
             return batch
-        return self._in_the_way(head) or head
-
-    def _in_the_way(self, head: Call) -> BatchInFlight | None:
         if head.replica.may_start(guaranteed=head.tier is Tier.GUARANTEED, has_reservation=self.granted > 0):
-            return None
+            return head
         return min((batch for batch in self.in_flight if batch.home is head.replica), key=_age)
 
     def spend(self, batch: BatchInFlight, took: Nanoseconds, tier: Tier) -> None:
@@ -108,30 +121,53 @@ class Server:
         if tier is not Tier.GUARANTEED:
             self.virtual += took * SCALE // self.weight
             return
+        over = max(0, batch.used + took - batch.funded)
+        batch.funded += over
         batch.used += took
-        over = batch.used - batch.funded
-        if over > 0:
-            self.budget.postpone(over)
-            batch.funded += over
-        batch.lent = min(batch.lent, batch.funded - batch.used)
-        self.budget.use(took)
+        if over and not self.budget.postpone(over):
+            # What was bought for its other work pays, as far as it goes: nobody else does.
+            self.debt += over
+        paid = min(took, self.budget.left)
+        self.debt -= took - paid
+        self.budget.use(paid)
 
-    def recharge(self) -> None:
-        """A batch within the reservation goes on beyond its estimate: time for a slice of it is bought, behind everything."""
-        batch = next(batch for batch in self.in_flight if batch.tier is Tier.GUARANTEED)
-        quantum = max(1, batch.longest)
-        self.budget.postpone(quantum)
-        batch.funded += quantum
-        batch.lent += quantum
+    def give_back(self, cost: Nanoseconds) -> None:
+        """Time that was bought is not needed: it pays the debt first."""
+        paid = min(cost, self.debt)
+        self.debt -= paid
+        self.budget.refund(cost - paid)
 
-    def finish_after(self, cost: Nanoseconds, now: Nanoseconds) -> Nanoseconds | None:
-        """The deadline that the reservation gives to work of this cost, if it comes now; None where there is none."""
-        return self.budget.finish_after(cost, now, spare=sum(batch.lent for batch in self.in_flight))
+    def cover(self, work: BatchInFlight | Plan) -> Nanoseconds | None:
+        """By when the work within the reservation is to be done; None where the reservation does not pay for it any more.
+
+        What an estimate says now, and did not when the time was bought, is bought now.
+        """
+        if isinstance(work, BatchInFlight):
+            if work.overruns:
+                claim = self.claim()
+                return None if claim is None else claim[1]
+            return self.budget.cover(min(work.left, work.funded - work.used))
+        if len(work.calls) == 1 and work.predicted is not None:
+            (call,) = work.calls
+            more = work.predicted - call.cost
+            if more > 0 and self.budget.postpone(more):
+                call.cost += more
+        return self.budget.cover(work.predicted or 0)
+
+    def claim(self) -> tuple[Nanoseconds, Nanoseconds] | None:
+        """From when on and by when it is to have time for its next work within the reservation; None: not at all."""
+        work = self.next_guaranteed
+        if work is None:
+            return None
+        if isinstance(work, BatchInFlight) and work.overruns:
+            # Nobody knows for how long it goes on; for one more slice it does.
+            return self.budget.beyond(max(1, work.longest))
+        return self.budget.next_use
 
     def settle(self, batch: BatchInFlight) -> None:
         """The batch is over: what it did not need is given back."""
-        self.budget.refund(batch.funded - batch.used)
-        batch.funded, batch.lent = batch.used, 0
+        self.give_back(batch.funded - batch.used)
+        batch.funded = batch.used
 
     def statistics(self) -> TenantStatistics:
         """A snapshot."""
@@ -142,15 +178,23 @@ class Server:
         """Raises AssertionError unless what is bought is what guaranteed work is owed, and the queues are in order."""
         owed = sum(call.cost for call in self.waiting[Tier.GUARANTEED])
         owed += sum(batch.funded - batch.used for batch in self.in_flight)
-        if owed != self.budget.left:
-            raise AssertionError(f"tenant {self.tenant}: {self.budget.left} ns of budget for {owed} ns of work")
+        if owed != self.budget.left + self.debt:
+            raise AssertionError(
+                f"tenant {self.tenant}: {self.budget.left} ns of budget for {owed} ns of work, {self.debt} ns short"
+            )
         self.budget.check_invariants()
         for tier in Tier:
+            if self.flying[tier] != sum(batch.tier is tier for batch in self.in_flight):
+                raise AssertionError(f"tenant {self.tenant}: {self.flying[tier]} batches of {tier.name} counted")
             waiting = self.waiting[tier]
             waiting.check_invariants()
             if any(call.tier is not tier for call in waiting):
                 raise AssertionError(f"tenant {self.tenant}: a call in the queue of {tier.name} waits on other terms")
 
 
-def _age(batch: BatchInFlight) -> tuple[object, int]:
+def _age(batch: BatchInFlight) -> tuple[Urgency, int]:
     return (batch.urgency, batch.number)
+
+
+def _place(call: Call) -> Any:
+    return call.place

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
-from gpu_sharing.arbiter.batches import BatchInFlight
+from gpu_sharing.arbiter.batches import BatchInFlight, Plan
 from gpu_sharing.arbiter.calls import Call, Step, Tier
 from gpu_sharing.arbiter.events import ArbiterStatistics
 from gpu_sharing.arbiter.replicas import Replica
@@ -22,14 +21,6 @@ _MOST_SHARE = 0.95
 Touched = Callable[[Server, Nanoseconds], None]
 
 
-class Plan(NamedTuple):
-    """A batch to be formed. calls: all of one kind, in order. predicted: the estimate of its device time; None: not known."""
-
-    calls: Sequence[Call]
-    rows: int
-    predicted: Nanoseconds | None
-
-
 class LaneState:
     """Of one lane. Policies read it; the arbiter alone changes it, and tells `touched` whose situation has changed.
 
@@ -39,6 +30,7 @@ class LaneState:
     virtual: the virtual time of what runs from surplus, which is where a server starts that had nothing to do.
     guaranteed_share: of the lane's time lately, what went to guaranteed work.
     last: the number of the batch that ran last.
+    longest_slice: of anyone, as far as known; 0: nothing is. slice_bound: no slice is likely to be longer.
     """
 
     def __init__(self, lane: int, capacity: Millidevices, touched: Touched) -> None:
@@ -57,6 +49,7 @@ class LaneState:
         self._share_at: Nanoseconds | None = None
         self.last: int | None = None
         self.longest_slice: Nanoseconds = 0
+        self.slice_bound: Nanoseconds = 0
         self._touched = touched
         self._formed = 0
 
@@ -113,7 +106,7 @@ class LaneState:
         self._dequeue(call, server)
         call.replica.waiting -= 1
         if call.tier is Tier.GUARANTEED:
-            server.budget.refund(call.cost)
+            server.give_back(call.cost)
         self.touch(server, now)
 
     def _enqueue(self, call: Call, tier: Tier, server: Server) -> None:
@@ -143,24 +136,43 @@ class LaneState:
             self._formed, replica, list(plan.calls), plan.rows, head.tier, head.urgency, head.due, head.shape_bucket,
             plan.predicted,
         )  # fmt: skip
-        for tier in Tier:
-            server.waiting[tier].take([call for call in plan.calls if call.tier is tier])
-        for call in plan.calls:
-            self._expect(server, call.tier, -call.packed)
-            call.take(Step.JOIN)
-            call.batch = batch.number
-            batch.urgency = min(batch.urgency, call.urgency)
-            batch.due = min(batch.due, call.due)
-            if call.tier is Tier.GUARANTEED:
-                batch.funded += call.cost
-        self._count(batch, server, 1)
         batch.expected = replica.estimates.mean(plan.rows, head.shape_bucket) or 0
-        self._expect(server, batch.tier, batch.expected)
+        self._join(batch, server)
+        self._count(batch, server, 1)
         replica.waiting -= len(plan.calls)
         replica.requests += len(plan.calls)
         replica.batches += 1
-        self.touch(server, now)
+        # Nobody chooses before its first slice has ended, and then the server is looked at anyway.
+        if plan.calls[-1].tier is not head.tier:
+            self.touch(server, now)
         return batch
+
+    def _join(self, batch: BatchInFlight, server: Server) -> None:
+        """Its calls wait no longer. Guaranteed ones bring what has been bought for them; behind them, surplus may ride."""
+        own: list[Call] = []
+        riders: list[Call] = []
+        funded, packed, brought = 0, 0, 0
+        for call in batch.calls:
+            if call.tier is batch.tier:
+                own.append(call)
+                packed += call.packed
+                funded += call.cost
+            else:
+                riders.append(call)
+                brought += call.packed
+            call.take(Step.JOIN)
+            call.batch = batch.number
+            if call.urgency < batch.urgency:
+                batch.urgency = call.urgency
+            if call.due < batch.due:
+                batch.due = call.due
+        server.waiting[batch.tier].take(own)
+        self._expect(server, batch.tier, batch.expected - packed)
+        if batch.tier is Tier.GUARANTEED:
+            batch.funded = funded
+        if riders:
+            server.waiting[Tier.SURPLUS].take(riders)
+            self._expect(server, Tier.SURPLUS, -brought)
 
     def spend(self, batch: BatchInFlight, took: Nanoseconds, tier: Tier, now: Nanoseconds) -> None:
         """A slice of the batch has run on these terms. To be followed by `touch` or `dismiss`."""
@@ -191,6 +203,7 @@ class LaneState:
         else:
             del self.batches[batch.number]
             server.in_flight.remove(batch)
+        server.flying[batch.tier] += change
         if batch.tier is Tier.GUARANTEED:
             batch.home.guaranteed += change
         else:
@@ -201,9 +214,10 @@ class LaneState:
         before = replica.longest_slice.most
         replica.longest_slice.add(took, now)
         after = replica.longest_slice.most
-        if after > self.longest_slice:
+        if after > self.longest_slice and before:
             self.longest_slice = after
-        elif after < before:
+            self.slice_bound = max(after, self.slice_bound)
+        elif after < before or not before:
             self.remeasure()
 
     def _see_share(self, guaranteed: Nanoseconds, took: Nanoseconds, now: Nanoseconds) -> None:
@@ -215,7 +229,9 @@ class LaneState:
 
     def remeasure(self) -> None:
         """Replicas have come or gone, or a long slice has been forgotten."""
-        self.longest_slice = max((each.longest_slice.most for each in self.tenancy.replicas.values()), default=0)
+        replicas = self.tenancy.replicas.values()
+        self.longest_slice = max((each.longest_slice.most for each in replicas), default=0)
+        self.slice_bound = max((each.slice_bound for each in replicas), default=0)
 
     # Everybody.
 
@@ -236,9 +252,8 @@ class LaneState:
 
     def touch(self, server: Server, now: Nanoseconds) -> None:
         """The server's situation has changed."""
+        server.refresh()
         guaranteed = server.has(Tier.GUARANTEED)
-        if guaranteed and not server.budget.left:
-            server.recharge()
         bandwidth = server.granted if guaranteed else 0
         self.busy_bandwidth += bandwidth - server.counted_bandwidth
         server.counted_bandwidth = bandwidth

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from gpu_sharing.arbiter.batches import BatchInFlight
+from gpu_sharing.arbiter.batches import BatchInFlight, Plan
 from gpu_sharing.arbiter.batching import Batching
 from gpu_sharing.arbiter.calls import Call, Tier
 from gpu_sharing.arbiter.lines import Line, Paced
@@ -12,13 +12,10 @@ from gpu_sharing.arbiter.order import rank, turn
 from gpu_sharing.arbiter.replicas import IN_FLIGHT_PER_REPLICA
 from gpu_sharing.arbiter.request import Request
 from gpu_sharing.arbiter.servers import AHEAD, SCALE, Server
-from gpu_sharing.arbiter.state import LaneState, Plan
+from gpu_sharing.arbiter.state import LaneState
 from gpu_sharing.units import Nanoseconds
 
 __all__ = ["IN_FLIGHT_PER_REPLICA", "ArrivalOrder", "Choice", "EarliestDeadline", "Switching"]
-
-BEYOND = (Tier.GUARANTEED, Tier.SURPLUS)
-"""Beyond its reservation's pace a tenant may go on with what is guaranteed, or with its surplus."""
 
 
 class Choice(NamedTuple):
@@ -66,6 +63,8 @@ class EarliestDeadline:
         self._guaranteed = Paced()
         self._surplus = Line()
         self._gaps = Line()
+        # What servers were about to do within their reservations, until something about them changes.
+        self._postponed: dict[int, BatchInFlight | Plan] = {}
 
     def place(self, request: Request) -> Any:
         """See `Switching`."""
@@ -73,18 +72,17 @@ class EarliestDeadline:
 
     def touch(self, server: Server, lane: LaneState, now: Nanoseconds) -> None:
         """See `Switching`."""
-        if server.has(Tier.GUARANTEED):
-            self._file(server, now)
-        else:
-            self._guaranteed.discard(server)
+        self._postponed.pop(server.number, None)
+        self._file(server, now)
         if not server.wants_more:
             # Who did not want the surplus has no claim on what the others had of it meanwhile.
             server.virtual = max(server.virtual, lane.virtual)
-        _tag(self._surplus, server, server.next_work(BEYOND))
-        _tag(self._gaps, server, server.next_work((Tier.GAP,)))
+        _tag(self._surplus, server, server.next_beyond)
+        _tag(self._gaps, server, server.next_gap)
 
     def forget(self, server: Server) -> None:
         """See `Switching`."""
+        self._postponed.pop(server.number, None)
         for line in (self._guaranteed, self._surplus, self._gaps):
             line.discard(server)
 
@@ -97,29 +95,33 @@ class EarliestDeadline:
         )
 
     def _file(self, server: Server, now: Nanoseconds) -> None:
-        front = server.budget.front
-        self._guaranteed.put(front.start - AHEAD, front.deadline, server, now)
+        claim = server.claim()
+        if claim is None:
+            self._guaranteed.discard(server)
+        else:
+            start, deadline = claim
+            self._guaranteed.put(start - AHEAD, deadline, server, now)
 
     def _of_guaranteed(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
         first = self._guaranteed.first(now)
         while first is not None:
             deadline, server = first
-            work = _planned(server, (Tier.GUARANTEED,), lane, batching, now)
-            needed = work.left if isinstance(work, BatchInFlight) else work.predicted
-            covered = server.budget.cover(needed or 0)
-            if covered <= deadline:
-                return Choice(work, Tier.GUARANTEED)
-            # All that it is going to do now has to be paid for: others may be due before that.
-            self._file(server, now)
-            first = self._guaranteed.first(now)
-            if first is not None and first[1] is server:
-                return Choice(work, Tier.GUARANTEED)
+            work = self._postponed.pop(server.number, None) or _planned(server.next_guaranteed, lane, batching, now)
+            covered = server.cover(work)
+            if covered is None or covered > deadline:
+                # All that it is going to do now has to be paid for: others may be due before that.
+                self._file(server, now)
+                first = self._guaranteed.first(now)
+                if first is None or first[1] is not server:
+                    self._postponed[server.number] = work
+                    continue
+            return Choice(work, Tier.GUARANTEED)
         return None
 
     def _of_surplus(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
         while (first := self._surplus.first()) is not None:
             server = first[1]
-            work = server.next_work(BEYOND)
+            work = server.next_beyond
             if isinstance(work, Call) and work.tier is Tier.SURPLUS:
                 if now + work.alone + lane.promised_wait(work.alone, now) > work.due:
                     lane.demote(work, now)
@@ -127,7 +129,7 @@ class EarliestDeadline:
                 if lane.unguaranteed >= self.max_in_flight:
                     return _finish_one(lane)
             lane.virtual = max(lane.virtual, server.virtual)
-            return Choice(_planned(server, BEYOND, lane, batching, now), Tier.SURPLUS)
+            return Choice(_planned(work, lane, batching, now), Tier.SURPLUS)
         return None
 
     def _of_gaps(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
@@ -135,10 +137,10 @@ class EarliestDeadline:
         if first is None:
             return None
         server = first[1]
-        if isinstance(server.next_work((Tier.GAP,)), Call) and lane.unguaranteed >= self.max_in_flight:
+        if isinstance(server.next_gap, Call) and lane.unguaranteed >= self.max_in_flight:
             return _finish_one(lane)
         lane.virtual = max(lane.virtual, server.virtual)
-        return Choice(_planned(server, (Tier.GAP,), lane, batching, now), Tier.GAP)
+        return Choice(_planned(server.next_gap, lane, batching, now), Tier.GAP)
 
 
 class ArrivalOrder:
@@ -177,12 +179,11 @@ class ArrivalOrder:
 
 
 def _planned(
-    server: Server, tiers: tuple[Tier, ...], lane: LaneState, batching: Batching, now: Nanoseconds
+    work: BatchInFlight | Call | None, lane: LaneState, batching: Batching, now: Nanoseconds
 ) -> BatchInFlight | Plan:
-    """What it does next on these terms. AssertionError where that is nothing: it was in line."""
-    work = server.next_work(tiers)
+    """What is done next: a batch that goes on, or one to form around a call. AssertionError where that is nothing."""
     if work is None:
-        raise AssertionError(f"tenant {server.tenant} is in line for nothing")
+        raise AssertionError("a server is in line for nothing")
     return batching.plan(work, lane, now) if isinstance(work, Call) else work
 
 

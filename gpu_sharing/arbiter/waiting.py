@@ -32,13 +32,9 @@ class Waiting:
         """The call that goes first; None where none waits."""
         return self._order[0][1] if self._order else None
 
-    def of_kind(self, kind: Kind, most: int) -> list[Call]:
-        """The first of a kind, at most so many."""
-        return [call for _, call in self._kinds.get(kind, ())[:most]]
-
-    def kinds(self) -> Iterator[Kind]:
-        """Of which some wait."""
-        return iter(self._kinds)
+    def of_kind(self, kind: Kind) -> Sequence[_Entry]:
+        """Those of a kind, and their places, in order. To be read at once: it changes as calls come and go."""
+        return self._kinds.get(kind, ())
 
     def add(self, call: Call) -> None:
         """The call waits."""
