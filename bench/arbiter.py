@@ -21,8 +21,8 @@ import msgspec
 from gpu_sharing.arbiter import Arbiter
 from gpu_sharing.arbiter.events import Arrived, Complete, Drop, ReplicaAdded, SliceDone, TimePassed
 from gpu_sharing.arbiter.policies import POLICIES, PolicyName, arbiter_of
+from gpu_sharing.measurements import ProfilePoint
 from gpu_sharing.units import MS, SECOND, US, Nanoseconds
-from gpu_sharing.worker.messages import ProfilePoint
 
 SEGMENT: Nanoseconds = 1 * MS
 ROWS = (1, 2, 4, 8, 16)
