@@ -58,7 +58,10 @@ class Model:
     def points(self) -> tuple[ProfilePoint, ...]:
         most = max(1, self.max_batch_size)
         rows = sorted({min(1 << power, most) for power in range(most.bit_length() + 1)})
-        return tuple(ProfilePoint(n, "", 1, self.cost(n), self.cost(n), 100) for n in rows)
+        return tuple(
+            ProfilePoint(n, "", 1, self.cost(n), self.cost(n), 100, segments_ns=(self.segment(n),) * self.segments)
+            for n in rows
+        )
 
 
 @dataclass
