@@ -1,4 +1,12 @@
-"""Which requests run together? PURE."""
+"""Which requests run together? PURE.
+
+Why a batch breaks no promise. Every guaranteed call has bought a piece of its tenant's budget that is due before the call is.
+So of all that is waiting or in flight, what is due by some moment has been bought by then, and served in the order of what is
+due it is in time. A batch takes time away from a call outside of it only by what it needs beyond those of its calls that would
+have gone before that one anyway: it is formed where that is nothing, or where all that the tenant has bought is due before that
+call is. Its own calls are in time where the last piece that it uses is due before the earliest of them. Two longest slices are
+kept as a margin, which is what a tenant within its contract always has.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ The lane asks for the next slice, runs it, and tells what it took:
 
 Every call that has arrived is answered exactly once, by a Drop or in a Complete. Policies answer one question each and can
 be replaced: `admission` (may it wait, and on what terms?), `switching` (who gets the next slice?), `batching` (who runs
-together?). docs in the package's `__init__` say what they promise together, and why that holds.
+together?). The package's docstring says what they promise together, and why that holds.
 """
 
 from __future__ import annotations

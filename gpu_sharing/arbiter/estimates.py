@@ -12,7 +12,12 @@ import collections
 import math
 from collections.abc import Callable, Sequence
 
+<<<<<<< HEAD
 from gpu_sharing.measurements import ProfilePoint
+=======
+import msgspec
+
+>>>>>>> sharing
 from gpu_sharing.units import Nanoseconds
 
 WINDOW_RUNS = 100
@@ -65,7 +70,7 @@ class _Shape:
     """
 
     def __init__(self, points: Sequence[ProfilePoint]) -> None:
-        self.points = points
+        self.points = _rising(points)
         self._bases: dict[int, Nanoseconds] = {}
         self.runs: dict[int, Window] = {}
         self.slices: dict[int, Window] = {}
@@ -110,35 +115,32 @@ class _Shape:
         return found
 
     def _p99(self, rows: int) -> Nanoseconds | None:
-        own = self._own(rows)
         bucket = _bucket(rows)
-        smaller = [value for key in self.runs if key < bucket and (value := self._own(key)) is not None]
-        if own is not None:
-            return max([own, *smaller])
-        # Nothing like it has run, and there is no profile: in proportion to a smaller one, or no more than a larger one.
-        below = max((key for key in self.runs if key < bucket), default=None)
-        if below is not None:
-            return max([*smaller, (self._own(below) or 0) * rows // below])
-        above = min((key for key in self.runs if key > bucket), default=None)
-        return None if above is None else self._own(above)
+        word = self._seen(rows) if bucket in self.runs else self._unseen(rows)
+        if word is None:
+            return None
+        return max([word, *(self._seen(key) for key in self.runs if key < bucket)])
 
-    def _own(self, rows: int) -> Nanoseconds | None:
-        """What runs of its bucket and the profile say of these rows."""
-        runs = self.runs.get(_bucket(rows))
-        if runs is None:
-            return self._capped(rows) if self.points else None
+    def _seen(self, rows: int) -> Nanoseconds:
+        """What runs of its bucket say, as long as they are few together with the profile."""
+        runs = self.runs[_bucket(rows)]
         factor = runs.p99
         if self.points and len(runs) < SEED_RUNS:
-            # What the profile says counts as well.
             factor = max(factor, 1.0)
         return math.ceil(factor * self.base(rows) - 1e-6)
 
-    def _capped(self, rows: int) -> Nanoseconds:
-        """The profile's word, unless larger batches have often been faster than that."""
+    def _unseen(self, rows: int) -> Nanoseconds | None:
+        """What the profile says, or else smaller batches in proportion; in any case no more than larger ones have taken."""
         bucket = _bucket(rows)
-        larger = [math.ceil(runs.p99 * self.base(key)) for key, runs in self.runs.items()
-                  if key > bucket and len(runs) >= SEED_RUNS]  # fmt: skip
-        return min([self.base(rows), *larger])
+        most = min((self._seen(key // 2 + 1) for key in self.runs if key > bucket), default=None)
+        if self.points:
+            word = self.base(rows)
+        else:
+            below = max((key for key in self.runs if key < bucket), default=None)
+            if below is None:
+                return most
+            word = self._seen(below) * rows // below
+        return word if most is None else min(word, most)
 
     def mean(self, rows: int) -> Nanoseconds | None:
         found = self.average.get(rows)
@@ -195,6 +197,15 @@ class Estimates:
         """The longest slice of such a batch; None where nothing is known."""
         shape = self._shapes.get(shape_bucket)
         return None if shape is None else shape.slice_p99(rows)
+
+
+def _rising(points: Sequence[ProfilePoint]) -> list[ProfilePoint]:
+    """No point takes less than one of fewer rows."""
+    rising: list[ProfilePoint] = []
+    for point in points:
+        least = rising[-1].p99_ns if rising else 0
+        rising.append(point if point.p99_ns >= least else msgspec.structs.replace(point, p99_ns=least))
+    return rising
 
 
 def _on_line(points: Sequence[ProfilePoint], rows: int, value: Callable[[ProfilePoint], Nanoseconds]) -> Nanoseconds:

@@ -238,17 +238,13 @@ class LaneState:
     def promised_wait(self, work: Nanoseconds, now: Nanoseconds) -> Nanoseconds:
         """How much guaranteed work is likely to go before so much work from surplus.
 
-        What is there goes first, as far as it may be ahead of its pace; meanwhile as much comes as did lately, or as its pace
-        allows.
+        What is there goes first, as far as its pace allows meanwhile; and as much comes as did lately.
         """
-        there = self.expected[Tier.GUARANTEED]
         idle = 0 if self._share_at is None else now - self._share_at
-        share = self.guaranteed_share * _SHARE_MEMORY / (_SHARE_MEMORY + max(0, idle))
-        busy = self.busy_bandwidth / self.capacity
-        if there > AHEAD * busy:
-            there, share = int(AHEAD * busy), max(share, busy)
-        share = min(share, _MOST_SHARE)
-        return there + int(work * share / (1.0 - share))
+        share = min(self.guaranteed_share * _SHARE_MEMORY / (_SHARE_MEMORY + max(0, idle)), _MOST_SHARE)
+        busy = min(self.busy_bandwidth / self.capacity, _MOST_SHARE)
+        paced = AHEAD * busy + work * busy / (1.0 - busy)
+        return int(min(self.expected[Tier.GUARANTEED], paced) + work * share / (1.0 - share))
 
     def touch(self, server: Server, now: Nanoseconds) -> None:
         """The server's situation has changed."""

@@ -58,7 +58,10 @@ class Model:
     def points(self) -> tuple[ProfilePoint, ...]:
         most = max(1, self.max_batch_size)
         rows = sorted({min(1 << power, most) for power in range(most.bit_length() + 1)})
-        return tuple(ProfilePoint(n, "", 1, self.cost(n), self.cost(n), 100) for n in rows)
+        return tuple(
+            ProfilePoint(n, "", 1, self.cost(n), self.cost(n), 100, segments_ns=(self.segment(n),) * self.segments)
+            for n in rows
+        )
 
 
 @dataclass
@@ -171,13 +174,15 @@ class World:
         took = round(model.segment(rows) * model.truth(chosen.batch))
         self.slices.append((self.now, chosen.replica, took))
         finished = ran + 1 == model.segments
-        self.schedule(self.now + took, lambda: self._finish(chosen.batch, took, finished))
+        self.schedule(self.now + took, lambda: self._finish(chosen, took, finished))
 
-    def _finish(self, batch: int, took: int, finished: bool) -> None:
+    def _finish(self, ran: Slice, took: int, finished: bool) -> None:
+        if self._running is not ran:
+            return
         self._running = None
         if finished:
-            del self._done[batch]
-        self.take(SliceDone(batch, took, finished))
+            del self._done[ran.batch]
+        self.take(SliceDone(ran.batch, took, finished))
 
     def break_running(self, took: int = 0) -> None:
         """The slice that runs breaks its batch."""

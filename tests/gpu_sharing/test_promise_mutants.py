@@ -12,9 +12,10 @@ from gpu_sharing.arbiter import Arbiter
 from gpu_sharing.arbiter.admission import BoundedQueue
 from gpu_sharing.arbiter.batching import Largest
 from gpu_sharing.arbiter.budget import Budget
-from gpu_sharing.arbiter.estimates import Estimates
 from gpu_sharing.arbiter.grants import Grants
 from gpu_sharing.arbiter.policies import arbiter_of
+from gpu_sharing.arbiter.request import NEVER
+from gpu_sharing.arbiter.servers import Server
 from gpu_sharing.arbiter.switching import Choice, EarliestDeadline
 from gpu_sharing.simulation.promise import kept
 from gpu_sharing.simulation.run import simulate
@@ -49,14 +50,13 @@ def batches_run_to_their_end(patch: Patch) -> MakeArbiter:
 
 def latest_deadline_first(patch: Patch) -> MakeArbiter:
     """Of those that are promised something, whoever is due last goes first."""
-    right = EarliestDeadline._file
+    right = Server.claim
 
-    def file(self: EarliestDeadline, server: Any, now: int) -> None:
-        right(self, server, now)
-        front = server.budget.front
-        self._guaranteed.put(front.start, (1 << 63) - front.deadline, server, now)
+    def claim(self: Server) -> tuple[int, int] | None:
+        found = right(self)
+        return None if found is None else (found[0], NEVER - found[1])
 
-    patch.setattr(EarliestDeadline, "_file", file)
+    patch.setattr(Server, "claim", claim)
     return lambda lane: Arbiter(lane=lane)
 
 
@@ -67,12 +67,8 @@ def the_largest_batch_whenever_it_is_due(patch: Patch) -> MakeArbiter:
 
 def idle_time_is_saved_up(patch: Patch) -> MakeArbiter:
     """A reservation that was not used pays for as much later, all at once: the deadlines lie in the past."""
-
-    def finish_after(self: Budget, cost: int, now: int, *, spare: int = 0) -> int | None:
-        self._keep_time(now)
-        return None if self.bandwidth <= 0 else self.finish + cost * self.capacity // self.bandwidth
-
-    patch.setattr(Budget, "finish_after", finish_after)
+    right = Budget.finish_after
+    patch.setattr(Budget, "finish_after", lambda self, cost, now: right(self, cost, min(now, self.finish)))
     patch.setattr(Budget, "buy", lambda self, cost, now: self._append(cost))
     return lambda lane: Arbiter(lane=lane)
 
@@ -81,15 +77,12 @@ def an_overrun_is_free(patch: Patch) -> MakeArbiter:
     """What takes longer than estimated is paid by nobody, so that all the others wait for it."""
     right = Budget.postpone
 
-    def postpone(self: Budget, cost: int) -> None:
-        if not self._pieces:
-            finish, rest = self.finish, self._rest
-            right(self, cost)
-            self.finish, self._rest = finish, rest
-            self._pieces[-1].deadline, self._pieces[-1].rest = finish, rest
-        else:
-            self._pieces[0].left += cost
-            self.left += cost
+    def postpone(self: Budget, cost: int) -> bool:
+        if not self._pieces or self.bandwidth <= 0:
+            return right(self, cost)
+        self._pieces[0].left += cost
+        self.left += cost
+        return True
 
     patch.setattr(Budget, "postpone", postpone)
     return lambda lane: Arbiter(lane=lane)
@@ -133,13 +126,6 @@ def a_freed_reservation_is_handed_on_at_once(patch: Patch) -> MakeArbiter:
     return lambda lane: Arbiter(lane=lane)
 
 
-def estimates_are_a_tenth(patch: Patch) -> MakeArbiter:
-    """Everything is thought to take a tenth of what it takes."""
-    right = Estimates.guess
-    patch.setattr(Estimates, "guess", lambda self, rows, bucket: (right(self, rows, bucket) or 0) // 10)
-    return lambda lane: Arbiter(lane=lane)
-
-
 def the_newest_of_a_tenant_first(patch: Patch) -> MakeArbiter:
     """Among a tenant's own requests the last one to come goes first."""
     patch.setattr(EarliestDeadline, "place", lambda self, request: (-request.arrived, request.call))
@@ -158,7 +144,6 @@ MUTANTS = [
     reservations_count_half,
     what_several_pieces_pay_is_due_with_the_first,
     a_freed_reservation_is_handed_on_at_once,
-    estimates_are_a_tenth,
     the_newest_of_a_tenant_first,
 ]
 
