@@ -12,12 +12,9 @@ import collections
 import math
 from collections.abc import Callable, Sequence
 
-<<<<<<< HEAD
-from gpu_sharing.measurements import ProfilePoint
-=======
 import msgspec
 
->>>>>>> sharing
+from gpu_sharing.measurements import ProfilePoint
 from gpu_sharing.units import Nanoseconds
 
 WINDOW_RUNS = 100
