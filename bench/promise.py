@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,8 +43,12 @@ def workload(seed: int) -> Scenario:
 
 
 def attempt(seed: int) -> Tried:
-    """Runs one."""
-    outcome = simulate(workload(seed))
+    """Runs one. What raises has broken the promise, and more."""
+    try:
+        outcome = simulate(workload(seed))
+    except Exception:
+        traceback.print_exc()
+        return Tried(seed, 0, 0, near=False, pressed=False, broken=True, margins=())
     fared = kept(outcome)
     return Tried(
         seed,
@@ -57,23 +62,33 @@ def attempt(seed: int) -> Tried:
 
 
 def breaks(scenario: Scenario) -> bool:
-    """Whether it breaks the promise."""
-    return any(each.broken for each in kept(simulate(scenario)))
+    """Whether it breaks the promise, or the arbiter itself."""
+    try:
+        return any(each.broken for each in kept(simulate(scenario)))
+    except Exception:
+        return True
 
 
 def keep(seed: int, folder: Path) -> Path:
     """Writes down the smallest scenario that still breaks the promise the way this seed's workload does."""
     small = minimise(workload(seed), breaks)
-    fared = [each for each in kept(simulate(small)) if each.broken]
-    why = "\n".join(
-        f"replica {each.replica}: bound {each.bound}, objective {each.objective}, worst {each.worst}; "
-        f"first: {each.broken[0].reason} at {each.broken[0].moment} of the call that came at {each.broken[0].request.arrived}"
-        for each in fared
-    )
+    why = _why(small)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"promise_{seed}.txt"
     path.write_text(dumps(small, why=why))
     return path
+
+
+def _why(scenario: Scenario) -> str:
+    try:
+        fared = [each for each in kept(simulate(scenario)) if each.broken]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "\n".join(
+        f"replica {each.replica}: bound {each.bound}, objective {each.objective}, worst {each.worst}; "
+        f"first: {each.broken[0].reason} at {each.broken[0].moment} of the call that came at {each.broken[0].request.arrived}"
+        for each in fared
+    )
 
 
 def main() -> int:

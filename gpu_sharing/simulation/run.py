@@ -175,7 +175,12 @@ class Run:
         lane.submit(request)
 
 
-def simulate(scenario: Scenario, make_arbiter: MakeArbiter | None = None, *, keep_trace: bool = False) -> Outcome:
-    """Runs a scenario with the chance that its seed stands for. Raises AssertionError where an invariant breaks."""
+def simulate(
+    scenario: Scenario, make_arbiter: MakeArbiter | None = None, *, keep_trace: bool = False, audit_every: int = 16
+) -> Outcome:
+    """Runs a scenario with the chance that its seed stands for. Raises AssertionError where an invariant breaks.
+
+    audit_every: boundaries between two audits of the arbiter; the last one always comes.
+    """
     chance = np.random.Generator(np.random.PCG64(scenario.seed))
-    return Run(scenario, chance, make_arbiter, keep_trace=keep_trace).finish()
+    return Run(scenario, chance, make_arbiter, keep_trace=keep_trace, audit_every=audit_every).finish()

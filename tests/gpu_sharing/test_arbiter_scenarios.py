@@ -35,11 +35,16 @@ class Request(msgspec.Struct, frozen=True):
     priority: int = 0
 
 
-@pytest.fixture
-def arbiter() -> Iterator[Arbiter]:
+def made() -> Arbiter:
     arbiter = Arbiter(lane=3, admission=BoundedQueue(8))
     arbiter.handle(ReplicaAdded(1, max_batch_size=4, tenant="a"), 0)
     arbiter.handle(ReplicaAdded(2, max_batch_size=0, tenant="a"), 0)
+    return arbiter
+
+
+@pytest.fixture
+def arbiter() -> Iterator[Arbiter]:
+    arbiter = made()
     yield arbiter
     arbiter.check_invariants()
 

@@ -1,6 +1,6 @@
 """Stories in `scenarios/*.txt`: what happened, and under it what the arbiter decided.
 
-    python tests/gpu_sharing/test_arbiter_stories.py --rewrite
+    PYTHONPATH=. python tests/gpu_sharing/test_arbiter_stories.py --rewrite
 
 writes down what it decides now, to be read before it is kept. Times are in milliseconds.
 
@@ -20,9 +20,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-
 from arbiter_world import Model, World
 
 from gpu_sharing.arbiter.events import (
@@ -163,7 +160,7 @@ STORIES = sorted(FOLDER.glob("*.txt"))
 
 @pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
 def test_the_arbiter_still_decides_as_written_down(path: Path) -> None:
-    assert play(path.read_text()) == path.read_text(), f"if that is right: python {Path(__file__).name} --rewrite"
+    assert play(path.read_text()) == path.read_text(), "if that is right, --rewrite it"
 
 
 def test_there_are_stories() -> None:

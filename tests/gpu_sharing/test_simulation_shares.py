@@ -18,6 +18,7 @@ WEIGHTS = {1: 4, 2: 2, 3: 1, 4: 1}
 RESERVED = 100
 LEAVES = 20 * SECOND
 END = 30 * SECOND
+AUDIT_EVERY = 1000
 
 
 @functools.cache
@@ -26,7 +27,7 @@ def saturated(leaves: int, objective_ns: int | None, *, max_batch_size: int = 0)
     model = SimulatedModel(MODEL.segments, max_batch_size)
     tenants = tuple(Tenant(each, model, RESERVED, weight, objective_ns) for each, weight in WEIGHTS.items())
     clients = tuple(Clients(0, each, 60, leaves if each == 1 else END, think_ns=MS) for each in WEIGHTS)
-    return simulate(Scenario(tenants, (*clients, Unload(leaves, 1, drain_ns=0))))
+    return simulate(Scenario(tenants, (*clients, Unload(leaves, 1, drain_ns=0))), audit_every=AUDIT_EVERY)
 
 
 def used(outcome: Outcome, replica: int, start: int, end: int) -> int:
@@ -89,7 +90,7 @@ def loaded(load: float, seed: int = 1) -> Outcome:
         Tenant(1, MODEL, 250, objective_ns=objective_ns, contract=contract),
         *(Tenant(each, MODEL, 150, objective_ns=objective_ns) for each in (2, 3, 4)),
     )
-    return simulate(Scenario(tenants, tuple(happenings)))
+    return simulate(Scenario(tenants, tuple(happenings)), audit_every=AUDIT_EVERY)
 
 
 def goodput(outcome: Outcome) -> int:
@@ -115,7 +116,9 @@ def test_an_urgent_request_within_its_reservation_waits_for_a_boundary_for_at_mo
         Tenant(5, long),
     )
     floods = tuple(Clients(0, each, 20, 10 * SECOND, think_ns=MS) for each in (2, 3, 4, 5))
-    outcome = simulate(Scenario(tenants, (*(Arrive(moment, 1) for moment, _ in moments), *floods)))
+    outcome = simulate(
+        Scenario(tenants, (*(Arrive(moment, 1) for moment, _ in moments), *floods)), audit_every=AUDIT_EVERY
+    )
     waits = [answer.started - answer.request.arrived for answer in outcome.of(1) if answer.started is not None]
     assert len(waits) == len(outcome.of(1)) > 1000
     assert np.quantile(waits, 0.99) <= 2 * MS
