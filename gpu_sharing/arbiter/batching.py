@@ -126,6 +126,9 @@ class LargestInTime(Largest):
         budget = lane.server(together.calls[0]).budget
         # What has been promised to a tenant that keeps to its contract leaves that much.
         margin = 2 * lane.slice_bound
+        if not budget.left:
+            # The reservation has gone, and overruns have used up what was bought for these: they go one by one.
+            return False
         if budget.deadline_of(predicted) + margin > together.due:
             return False
         first = first_outside(together.calls, lane)

@@ -85,7 +85,7 @@ class Arbiter:
                 self._cancel(event.call, now)
             case ReplicaAdded():
                 self._lane.touch(self._lane.tenancy.add(event, now), now)
-                self._lane.remeasure()
+                self._lane.remeasure(now)
             case ReplicaUpdated():
                 self._update(event, now)
             case ReplicaRemoved():
@@ -156,7 +156,7 @@ class Arbiter:
             return
         self._lane.tenancy.drain(replica, event.drain_until)
         self._revise(replica, now)
-        self._let_go_if_drained(replica)
+        self._let_go_if_drained(replica, now)
 
     def _end_drain(self, replica: Replica, now: Nanoseconds) -> None:
         server = self._lane.tenancy.servers[replica.tenant]
@@ -171,16 +171,16 @@ class Arbiter:
             self._abandon_if_unwanted(batch, now)
         # Nothing more happens at this moment, however long the slice that runs still takes.
         self._lane.tenancy.draining.pop(replica.replica, None)
-        self._let_go_if_drained(replica)
+        self._let_go_if_drained(replica, now)
 
-    def _let_go_if_drained(self, replica: Replica) -> None:
+    def _let_go_if_drained(self, replica: Replica, now: Nanoseconds) -> None:
         is_drained = replica.drain_until is not None and not replica.waiting and not replica.in_flight
         if not is_drained or self._lane.replica(replica.replica) is not replica:
             return
         server = self._lane.tenancy.remove(replica)
         if not server.replicas:
             self._switching.forget(server)
-        self._lane.remeasure()
+        self._lane.remeasure(now)
         self._actions.append(ReplicaGone(replica.replica, replica.device_ns))
 
     # Calls.
@@ -210,7 +210,7 @@ class Arbiter:
             self._lane.server(revoked).meter.revoked += 1
             self._lane.withdraw(revoked, now)
             self._drop(revoked, Step.REVOKE, *why)
-            self._let_go_if_drained(revoked.replica)
+            self._let_go_if_drained(revoked.replica, now)
 
     def _cancel(self, number: int, now: Nanoseconds) -> None:
         call = self._lane.calls.get(number)
@@ -219,7 +219,7 @@ class Arbiter:
         if call.state is State.WAITING:
             self._lane.withdraw(call, now)
             self._drop(call, Step.CANCEL, "CANCELLED", "cancelled while it waited")
-            self._let_go_if_drained(call.replica)
+            self._let_go_if_drained(call.replica, now)
             return
         call.take(Step.CANCEL)
         if call.batch is not None:
@@ -244,7 +244,7 @@ class Arbiter:
             if call is not None and call.state is State.WAITING and is_late(call.request, now):
                 self._lane.withdraw(call, now)
                 self._drop(call, Step.DROP, *late(call.request, now))
-                self._let_go_if_drained(call.replica)
+                self._let_go_if_drained(call.replica, now)
         if len(self._deadlines) > 2 * len(calls) + _SPARE_DEADLINES:
             self._deadlines = [entry for entry in self._deadlines if entry[1] in calls]
             heapq.heapify(self._deadlines)
@@ -298,4 +298,4 @@ class Arbiter:
             if call.is_doomed:
                 self._drop(call, Step.ANSWER, *batch.discarded_because)
         self._lane.dismiss(batch, now)
-        self._let_go_if_drained(batch.home)
+        self._let_go_if_drained(batch.home, now)

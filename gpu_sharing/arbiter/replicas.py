@@ -10,30 +10,64 @@ IN_FLIGHT_PER_REPLICA = 2
 """So that a replica's urgent request need not wait behind its own large batch. Activations are reserved for this many."""
 
 _MEMORY: Nanoseconds = 10 * SECOND
+_MANY = 100
+
+
+class _Slices:
+    """Some slices: how many, and the two longest."""
+
+    __slots__ = ("count", "longest", "second")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.longest: Nanoseconds = 0
+        self.second: Nanoseconds = 0
+
+    def add(self, took: Nanoseconds) -> None:
+        self.count += 1
+        if took > self.longest:
+            self.longest, self.second = took, self.longest
+        elif took > self.second:
+            self.second = took
+
+    @property
+    def told(self) -> Nanoseconds:
+        """The longest; of many, one may have been an accident."""
+        return self.second if self.count >= _MANY else self.longest
 
 
 class LongestSlice:
-    """The longest slice of the last 10 to 20 seconds: what is older says little, and one hiccup must not count for ever."""
+    """The longest slice of the last 10 to 20 seconds, or what the profile says where there was none: a machine's hiccup, or a
+    model's first run, must not count for ever. 0: nothing is known."""
 
-    __slots__ = ("_before", "_since", "value")
+    __slots__ = ("_before", "_now", "_since", "seed")
 
-    def __init__(self, value: Nanoseconds) -> None:
-        self.value = value
-        self._before: Nanoseconds = 0
+    def __init__(self, seed: Nanoseconds) -> None:
+        self.seed = seed
+        self._now = _Slices()
+        self._before = _Slices()
         self._since: Nanoseconds | None = None
 
     def add(self, took: Nanoseconds, now: Nanoseconds) -> None:
         """A slice has ended."""
+        self._forget(now)
         if self._since is None:
             self._since = now
-        elif now - self._since > _MEMORY:
-            self._before, self.value, self._since = self.value, took, now
-        self.value = max(self.value, took)
+        self._now.add(took)
 
-    @property
-    def most(self) -> Nanoseconds:
-        """0 where nothing is known."""
-        return max(self.value, self._before)
+    def at(self, now: Nanoseconds) -> Nanoseconds:
+        """By then."""
+        self._forget(now)
+        if self._since is None:
+            return self.seed
+        return max(self._now.told, self._before.told) or self.seed
+
+    def _forget(self, now: Nanoseconds) -> None:
+        if self._since is None or now - self._since <= _MEMORY:
+            return
+        self._before = self._now if now - self._since <= 2 * _MEMORY else _Slices()
+        self._now = _Slices()
+        self._since = now if self._before.count else None
 
 
 class Replica:
@@ -65,10 +99,9 @@ class Replica:
         self.requests = 0
         self.batches = 0
 
-    @property
-    def slice_bound(self) -> Nanoseconds:
+    def slice_bound(self, now: Nanoseconds) -> Nanoseconds:
         """Its longest slice, or where none is known all of its largest batch; 0 where nothing is known at all."""
-        return self.longest_slice.most or self._largest_batch_ns
+        return self.longest_slice.at(now) or self._largest_batch_ns
 
     @property
     def in_flight(self) -> int:

@@ -10,13 +10,14 @@ from gpu_sharing.arbiter.events import ArbiterStatistics
 from gpu_sharing.arbiter.replicas import Replica
 from gpu_sharing.arbiter.servers import AHEAD, Server
 from gpu_sharing.arbiter.tenancy import Tenancy
-from gpu_sharing.units import MS, Millidevices, Nanoseconds
+from gpu_sharing.units import MS, SECOND, Millidevices, Nanoseconds
 
 DEFAULT_ESTIMATE: Nanoseconds = 1 * MS
 """Of a request about which nothing is known."""
 
 _SHARE_MEMORY: Nanoseconds = 250 * MS
 _MOST_SHARE = 0.95
+_REMEASURE_EVERY: Nanoseconds = 1 * SECOND
 
 Touched = Callable[[Server, Nanoseconds], None]
 
@@ -50,6 +51,7 @@ class LaneState:
         self.last: int | None = None
         self.longest_slice: Nanoseconds = 0
         self.slice_bound: Nanoseconds = 0
+        self._remeasure_at: Nanoseconds = 0
         self._touched = touched
         self._formed = 0
 
@@ -211,14 +213,9 @@ class LaneState:
             self.unguaranteed += change
 
     def _see_slice(self, replica: Replica, took: Nanoseconds, now: Nanoseconds) -> None:
-        before = replica.longest_slice.most
         replica.longest_slice.add(took, now)
-        after = replica.longest_slice.most
-        if after > self.longest_slice and before:
-            self.longest_slice = after
-            self.slice_bound = max(after, self.slice_bound)
-        elif after < before or not before:
-            self.remeasure()
+        if took > self.longest_slice or not self.longest_slice or now >= self._remeasure_at:
+            self.remeasure(now)
 
     def _see_share(self, guaranteed: Nanoseconds, took: Nanoseconds, now: Nanoseconds) -> None:
         since = now - took if self._share_at is None else self._share_at
@@ -227,11 +224,12 @@ class LaneState:
         kept = _SHARE_MEMORY / (_SHARE_MEMORY + elapsed)
         self.guaranteed_share = kept * self.guaranteed_share + (1.0 - kept) * guaranteed / elapsed
 
-    def remeasure(self) -> None:
-        """Replicas have come or gone, or a long slice has been forgotten."""
+    def remeasure(self, now: Nanoseconds) -> None:
+        """Replicas have come or gone, or a long slice has been seen, or may have been forgotten."""
         replicas = self.tenancy.replicas.values()
-        self.longest_slice = max((each.longest_slice.most for each in replicas), default=0)
-        self.slice_bound = max((each.slice_bound for each in replicas), default=0)
+        self.longest_slice = max((each.longest_slice.at(now) for each in replicas), default=0)
+        self.slice_bound = max((each.slice_bound(now) for each in replicas), default=0)
+        self._remeasure_at = now + _REMEASURE_EVERY
 
     # Everybody.
 

@@ -134,6 +134,7 @@ def _build(
 
 def _workers(settings: ExecutorSettings, device: Device, layout: Layout) -> dict[int, WorkerConfig]:
     memory_bytes = settings.memory_bytes or device.memory_bytes * MODEL_MEMORY_PERCENT // 100
+    units = sum(map(len, layout))
     return {
         number: WorkerConfig(
             cores=cores,
@@ -143,6 +144,8 @@ def _workers(settings: ExecutorSettings, device: Device, layout: Layout) -> dict
             prewarm=settings.prewarm,
             queue_limit=settings.queue_limit,
             memory_bytes=memory_bytes // len(layout) or None,
+            # As the scheduler reckons what a lane is worth.
+            capacity=1000 * len(cores) // units,
         )
         for number, cores in enumerate(layout)
     }

@@ -18,6 +18,7 @@ from gpu_sharing.simulation.workloads import Chance, promise_workload
 from gpu_sharing.units import MS
 
 FOUND = sorted((Path(__file__).parent / "scenarios_found").glob("*.txt"))
+CRASHES = sorted((Path(__file__).parent / "scenarios_found" / "crashes").glob("*.txt"))
 
 
 class Drawn:
@@ -80,6 +81,11 @@ def test_what_once_broke_the_promise_does_not_break_it_again(path: Path) -> None
     scenario = loads(path.read_text())
     assert promised(scenario), "nobody has the promise here: the scenario shows nothing"
     assert not broken(scenario)
+
+
+@pytest.mark.parametrize("path", CRASHES, ids=lambda path: path.stem)
+def test_what_once_stopped_the_arbiter_is_run_to_its_end(path: Path) -> None:
+    simulate(loads(path.read_text()))
 
 
 MODEL = SimulatedModel((Segment(MS),) * 2)
