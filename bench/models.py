@@ -45,3 +45,23 @@ def perceptron(path: Path, width: int = 256, hidden: int = 1024, blocks: int = 1
     graph = helper.make_graph(nodes, "perceptron", inputs, outputs, weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
     return path
+
+
+def exported_perceptron(path: Path, width: int = 256, hidden: int = 1024, blocks: int = 16, seed: int = 0) -> Path:
+    """The same as a torch.export program of one row or more, which is cut into segments when it is loaded."""
+    import torch
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = torch.nn.Linear(width, hidden), torch.nn.Linear(hidden, width)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.down(torch.relu(self.up(x)))
+
+    torch.manual_seed(seed)
+    module = torch.nn.Sequential(*(Block() for _ in range(blocks))).eval()
+    batch = torch.export.Dim("batch", max=64)
+    program = torch.export.export(module, (torch.zeros(2, width),), dynamic_shapes={"input": {0: batch}})
+    torch.export.save(program, str(path))
+    return path

@@ -8,7 +8,11 @@ from gpu_sharing.units import Bytes, ComputeUnits, Nanoseconds
 
 
 class ProfilePoint(msgspec.Struct, frozen=True):
-    """How long a batch of `rows` takes at one shape. shape_bucket: the shapes without the batch axis, as text."""
+    """How long a batch of `rows` takes at one shape. shape_bucket: the shapes without the batch axis, as text.
+
+    segments_ns: the median of each of its segments, in order; empty where they are not known. The longest is how long the
+    batch may keep others from their turn.
+    """
 
     rows: int
     shape_bucket: str
@@ -17,6 +21,7 @@ class ProfilePoint(msgspec.Struct, frozen=True):
     p99_ns: Nanoseconds
     runs: int
     activation_bytes: Bytes = 0
+    segments_ns: tuple[Nanoseconds, ...] = ()
 
 
 class SegmentCost(msgspec.Struct, frozen=True):

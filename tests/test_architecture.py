@@ -18,10 +18,15 @@ PURE_ROOMS = sorted(
         "gpu_sharing/partitioning/**/*.py",
         "gpu_sharing/memory/ledger.py",
         "gpu_sharing/memory/extents.py",
+        "gpu_sharing/memory/owners.py",
+        "gpu_sharing/runtimes/cutting.py",
         "gpu_sharing/units.py",
         "gpu_sharing/tensors.py",
         "gpu_sharing/measurements.py",
         "gpu_sharing/worker/messages.py",
+        "gpu_sharing/worker/boundary.py",
+        "gpu_sharing/simulation/**/*.py",
+        "services/simulator/**/*.py",
         "services/*/core/**/*.py",
         "services/cli/up/core.py",
     )
@@ -35,7 +40,7 @@ ALLOWED = {
 }  # fmt: skip
 # Our own modules that a pure room may use: other pure rooms, errors that know no transport, names in traces.
 ALLOWED_OURS = re.compile(
-    r"gpu_sharing\.(arbiter|partitioning|units|tensors|measurements|worker\.messages|memory\.(ledger|extents))\b|services\.\w+\.core\b|services\.common\.(errors|attributes)\b"
+    r"gpu_sharing\.(arbiter|partitioning|simulation|units|tensors|measurements|worker\.(messages|boundary)|memory\.(ledger|extents|owners))\b|services\.\w+\.core\b|services\.simulator\b|services\.common\.(errors|attributes)\b"
 )
 
 

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from gpu_sharing.arbiter.calls import Call
+from gpu_sharing.arbiter.calls import Call, Tier
 from gpu_sharing.arbiter.order import Urgency
+from gpu_sharing.arbiter.replicas import Replica
 from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Nanoseconds
 
 _CANCELLED = ("CANCELLED", "cancelled while it ran; its result was discarded")
 
 
+class Plan(NamedTuple):
+    """A batch to be formed. calls: all of one kind, in order. predicted: the estimate of its device time; None: not known."""
+
+    calls: Sequence[Call]
+    rows: int
+    predicted: Nanoseconds | None
+
+
 @dataclass(slots=True)
 class BatchInFlight:
     """One batch, from its forming until its last segment. started: of its first slice; None before.
 
+    tier: of its calls; those of SURPLUS may ride in a GUARANTEED one. due: the earliest of its calls'.
+    funded, used: device time that its tenant's reservation has paid for it, and has spent on it.
+    expected: of the average duration, what is still to come. longest: of its slices.
     interrupted: another batch has run since its last slice.
     discarded_because: reason and message for those of its calls that are doomed.
     """
 
     number: int
-    replica: int
+    home: Replica
     calls: list[Call]
     rows: int
+    tier: Tier
     urgency: Urgency
+    due: Nanoseconds
     shape_bucket: str
     predicted: Nanoseconds | None
+    funded: Nanoseconds = 0
+    used: Nanoseconds = 0
+    expected: Nanoseconds = 0
+    longest: Nanoseconds = 0
     started: Nanoseconds | None = None
     slice_started: Nanoseconds = 0
     segment_ends: list[Nanoseconds] = field(default_factory=list)
@@ -50,6 +70,22 @@ class BatchInFlight:
         """Its segment has run for `took`."""
         self.segment_ends.append(self.slice_started + took)
         self.device_ns += took
+        self.longest = max(self.longest, took)
+
+    @property
+    def replica(self) -> int:
+        """Whose batch it is."""
+        return self.home.replica
+
+    @property
+    def overruns(self) -> bool:
+        """What its tenant's reservation has paid for it has been used up."""
+        return self.used >= self.funded
+
+    @property
+    def left(self) -> Nanoseconds:
+        """Device time that it still needs, by the estimate; 0 where none is known."""
+        return max(0, (self.predicted or 0) - self.device_ns)
 
     @property
     def is_abandoned(self) -> bool:

@@ -1,10 +1,29 @@
-"""Where a call is on its way, and the only steps it can take. PURE."""
+"""Where a call is on its way, on what terms, and the only steps it can take. PURE."""
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, IntEnum
+from typing import Any, TypeAlias
 
-from gpu_sharing.arbiter.request import Request
+from gpu_sharing.arbiter.order import Urgency, urgency
+from gpu_sharing.arbiter.replicas import Replica
+from gpu_sharing.arbiter.request import Request, due
+from gpu_sharing.units import Nanoseconds
+
+Kind: TypeAlias = tuple[int, bytes]
+"""Replica and shape key: calls of one kind may share a batch."""
+
+
+class Tier(IntEnum):
+    """On what terms a call waits, best first.
+
+    GUARANTEED: within its tenant's reservation. SURPLUS: from what is left over, and expected to be in time.
+    GAP: from what is left over when nobody else wants it: class `batch`, and what cannot be in time any more.
+    """
+
+    GUARANTEED = 0
+    SURPLUS = 1
+    GAP = 2
 
 
 class State(Enum):
@@ -22,8 +41,10 @@ class Step(Enum):
 
     ADMIT = "admit"
     REFUSE = "refuse"
+    DEMOTE = "demote"
     JOIN = "join a batch"
     DROP = "drop"
+    REVOKE = "revoke"
     CANCEL = "cancel"
     ANSWER = "answer"
 
@@ -31,8 +52,10 @@ class Step(Enum):
 TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.NEW, Step.ADMIT): State.WAITING,
     (State.NEW, Step.REFUSE): State.ANSWERED,
+    (State.WAITING, Step.DEMOTE): State.WAITING,
     (State.WAITING, Step.JOIN): State.RUNNING,
     (State.WAITING, Step.DROP): State.ANSWERED,
+    (State.WAITING, Step.REVOKE): State.ANSWERED,
     (State.WAITING, Step.CANCEL): State.ANSWERED,
     (State.RUNNING, Step.CANCEL): State.DOOMED,
     (State.RUNNING, Step.ANSWER): State.ANSWERED,
@@ -40,27 +63,54 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.DOOMED, Step.ANSWER): State.ANSWERED,
 }
 
+_AFTER: dict[tuple[str, str], State] = {
+    (before.value, step.value): after for (before, step), after in TRANSITIONS.items()
+}
+# By their values, whose hashes are at hand: calls take steps all the time.
+
 
 class Call:
-    """One request and where it is. batch: the number of the one it rides in."""
+    """One request and where it is.
 
-    __slots__ = ("batch", "request", "shape_bucket", "state", "story")
+    place: among its tenant's calls of one tier, least first. batch: the number of the one it rides in.
+    cost: the device time that it would take alone, as the estimate's p99 or a guess has it; what a reservation pays for it.
+    alone: the same on average; 0 where nothing is known. packed: its part of a full batch, on average.
+    """
 
-    def __init__(self, request: Request, shape_bucket: str) -> None:
+    __slots__ = (
+        "alone", "batch", "cost", "due", "kind", "packed", "place", "replica", "request", "shape_bucket", "state", "story",
+        "tier", "urgency",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, shape_bucket: str, replica: Replica, place: Any) -> None:
         self.request = request
         self.shape_bucket = shape_bucket
         self.state = State.NEW
+        self.tier = Tier.SURPLUS
         self.batch: int | None = None
         self.story: tuple[Step, ...] = ()
+        self.kind: Kind = (request.replica, request.shape_key)
+        self.due = due(request)
+        self.urgency: Urgency = urgency(request)
+        self.place = place
+        self.replica = replica
+        self.cost: Nanoseconds = 0
+        self.alone: Nanoseconds = 0
+        self.packed: Nanoseconds = 0
 
     @property
     def is_doomed(self) -> bool:
         """Nobody waits for it."""
         return self.state is State.DOOMED
 
+    @property
+    def is_fill(self) -> bool:
+        """Class `batch`."""
+        return self.request.objective is None
+
     def take(self, step: Step) -> None:
         """Takes a step of the table. AssertionError, with the call's story, for any other."""
-        state = TRANSITIONS.get((self.state, step))
+        state = _AFTER.get((self.state._value_, step._value_))
         if state is None:
             story = ", ".join(past.value for past in self.story)
             raise AssertionError(

@@ -6,17 +6,18 @@ The lane asks for the next slice, runs it, and tells what it took:
         actions = arbiter.handle(run(slice), now())
 
 Every call that has arrived is answered exactly once, by a Drop or in a Complete. Policies answer one question each and can
-be replaced: `admission` (may it wait?), `order` (who is first?), `batching` (who runs together?), `switching` (which batch is
-next?), `estimates` (how long will it take?).
+be replaced: `admission` (may it wait, and on what terms?), `switching` (who gets the next slice?), `batching` (who runs
+together?). The package's docstring says what they promise together, and why that holds.
 """
 
 from __future__ import annotations
 
 import heapq
 
-from gpu_sharing.arbiter.admission import Admission, BoundedQueue, is_late, late
+from gpu_sharing.arbiter.admission import Admission, Refused, Reservations, is_late, late
 from gpu_sharing.arbiter.batches import BatchInFlight
-from gpu_sharing.arbiter.calls import Call, State, Step
+from gpu_sharing.arbiter.batching import Batching, LargestInTime
+from gpu_sharing.arbiter.calls import Call, State, Step, Tier
 from gpu_sharing.arbiter.events import (
     Abandon,
     Action,
@@ -35,49 +36,60 @@ from gpu_sharing.arbiter.events import (
     SliceDone,
 )
 from gpu_sharing.arbiter.invariants import check
-from gpu_sharing.arbiter.replicas import ReplicaQueue
-from gpu_sharing.arbiter.switching import EarliestObjective
-from gpu_sharing.units import Nanoseconds
+from gpu_sharing.arbiter.replicas import Replica
+from gpu_sharing.arbiter.state import LaneState
+from gpu_sharing.arbiter.switching import EarliestDeadline, Switching
+from gpu_sharing.units import Millidevices, Nanoseconds
 
-DEFAULT_QUEUE_LIMIT = 4096
+WHOLE_DEVICE: Millidevices = 1000
 _SPARE_DEADLINES = 64
+_UNLOADED = ("MODEL_NOT_READY", "the model was unloaded while the request ran")
 
 
 class Arbiter:
     """The arbiter of one lane. `now` never goes backwards between calls; it is the clock of arrivals and deadlines."""
 
     def __init__(
-        self, *, lane: int = 0, admission: Admission | None = None, switching: EarliestObjective | None = None
+        self,
+        *,
+        lane: int = 0,
+        admission: Admission | None = None,
+        switching: Switching | None = None,
+        batching: Batching | None = None,
+        capacity: Millidevices = WHOLE_DEVICE,
     ) -> None:
-        self._lane = lane
-        self._admission: Admission = admission or BoundedQueue(DEFAULT_QUEUE_LIMIT)
-        self._switching = switching or EarliestObjective()
-        self._replicas: dict[int, ReplicaQueue] = {}
-        self._calls: dict[int, Call] = {}
-        self._batches: dict[int, BatchInFlight] = {}
-        self._running: int | None = None
+        """capacity: the lane's; bandwidths are parts of it. ValueError for one below 1. None: the policy of reservations."""
+        self._admission: Admission = admission or Reservations()
+        self._switching: Switching = switching or EarliestDeadline()
+        self._batching: Batching = batching or LargestInTime()
+        self._lane = LaneState(lane, capacity, lambda server, now: self._switching.touch(server, self._lane, now))
+        self._running: BatchInFlight | None = None
+        self._account = Tier.GAP
         self._deadlines: list[tuple[Nanoseconds, int]] = []
         self._actions: list[Action] = []
-        self._formed = 0
-        self._busy_ns: Nanoseconds = 0
 
     def handle(self, event: Event, now: Nanoseconds) -> list[Action]:
-        """Takes an event, and says what to do about it and about all that has become late by `now`."""
+        """Takes an event, and says what to do about it and about all that has become late by `now`.
+
+        ValueError for an event that cannot be: a replica or call that is here already, a bandwidth that does not fit, a slice
+        that does not run. Nothing has changed then.
+        """
         match event:
             case Arrived():
                 self._arrive(event, now)
             case SliceDone():
-                self._end_slice(event)
+                self._end_slice(event, now)
             case BatchFailed():
-                self._fail(event)
+                self._fail(event, now)
             case Cancelled():
-                self._cancel(event.call)
+                self._cancel(event.call, now)
             case ReplicaAdded():
-                self._add(event)
+                self._lane.touch(self._lane.tenancy.add(event, now), now)
+                self._lane.remeasure(now)
             case ReplicaUpdated():
-                self._update(event)
+                self._update(event, now)
             case ReplicaRemoved():
-                self._remove(event)
+                self._remove(event, now)
             case _:
                 pass
         self._expire(now)
@@ -90,22 +102,24 @@ class Arbiter:
         The Drops this makes are handed out by the next `handle`. AssertionError while a slice is running: one at a time.
         """
         if self._running is not None:
-            raise AssertionError(f"batch {self._running} still runs")
+            raise AssertionError(f"batch {self._running.number} still runs")
         self._expire(now)
-        chosen = self._switching.choose(self._batches.values(), self._replicas.values())
+        chosen = self._switching.choose(self._lane, self._batching, now)
         if chosen is None:
             return None
-        batch = self._form(chosen) if isinstance(chosen, ReplicaQueue) else chosen
+        work = chosen.work
+        batch = work if isinstance(work, BatchInFlight) else self._lane.form(work, now)
         first = batch.started is None
-        self._interrupt_others(batch)
+        batch.interrupted = not first and self._lane.last != batch.number
         batch.begin_slice(now)
-        self._running = batch.number
+        self._running, self._account = batch, chosen.tier
         calls = tuple(call.request.call for call in batch.calls)
         return Slice(batch.number, batch.replica, calls, first, batch.predicted)
 
     def wake_at(self) -> Nanoseconds | None:
         """When something becomes late, if nothing else happens before: `handle` a TimePassed then. None: never."""
-        moments = [queue.drain_until for queue in self._replicas.values() if queue.drain_until is not None]
+        draining = self._lane.tenancy.draining.values()
+        moments = [replica.drain_until for replica in draining if replica.drain_until is not None]
         # Deadlines of calls that no longer wait would wake the caller for nothing.
         while self._deadlines and not self._waits(self._deadlines[0][1]):
             heapq.heappop(self._deadlines)
@@ -115,185 +129,173 @@ class Arbiter:
 
     def statistics(self) -> ArbiterStatistics:
         """A snapshot."""
-        replicas = tuple(queue.statistics() for queue in self._replicas.values())
-        waiting = sum(replica.waiting for replica in replicas)
-        return ArbiterStatistics(self._busy_ns, waiting, len(self._batches), replicas)
+        return self._lane.statistics()
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError unless every call is in exactly one place and all books add up."""
+        check(self._lane, self._running)
 
     # Replicas.
 
-    def _add(self, event: ReplicaAdded) -> None:
-        if event.replica in self._replicas:
-            raise ValueError(f"replica {event.replica} has been added already")
-        self._replicas[event.replica] = ReplicaQueue(event)
+    def _update(self, event: ReplicaUpdated, now: Nanoseconds) -> None:
+        replica = self._lane.replica(event.replica)
+        if replica is None:
+            return
+        replica.bandwidth, replica.weight = max(0, event.bandwidth), max(1, event.weight)
+        self._revise(replica, now)
 
-    def _update(self, event: ReplicaUpdated) -> None:
-        queue = self._replicas.get(event.replica)
-        if queue is not None:
-            queue.bandwidth, queue.weight = event.bandwidth, event.weight
+    def _revise(self, replica: Replica, now: Nanoseconds) -> None:
+        tenancy = self._lane.tenancy
+        for server in tenancy.revise(tenancy.servers[replica.tenant], now):
+            self._lane.touch(server, now)
 
-    def _remove(self, event: ReplicaRemoved) -> None:
-        queue = self._replicas.get(event.replica)
-        if queue is None:
+    def _remove(self, event: ReplicaRemoved, now: Nanoseconds) -> None:
+        replica = self._lane.replica(event.replica)
+        if replica is None:
             self._actions.append(ReplicaGone(event.replica))
             return
-        queue.drain_until = event.drain_until
-        self._let_go_if_drained(queue)
+        self._lane.tenancy.drain(replica, event.drain_until)
+        self._revise(replica, now)
+        self._let_go_if_drained(replica, now)
 
-    def _end_drain(self, queue: ReplicaQueue) -> None:
-        for call in queue.everything():
-            queue.remove(call)
+    def _end_drain(self, replica: Replica, now: Nanoseconds) -> None:
+        server = self._lane.tenancy.servers[replica.tenant]
+        waiting = [call for queue in server.waiting for call in queue if call.replica is replica]
+        for call in waiting:
+            self._lane.withdraw(call, now)
             self._drop(call, Step.DROP, "MODEL_NOT_READY", "the model was unloaded before the request was started")
-        for batch in [batch for batch in self._batches.values() if batch.replica == queue.replica]:
+        for batch in [batch for batch in self._lane.batches.values() if batch.home is replica]:
             for call in batch.calls:
                 call.take(Step.CANCEL)
             batch.discarded_because = _UNLOADED
-            self._abandon_if_unwanted(batch)
-        self._let_go_if_drained(queue)
+            self._abandon_if_unwanted(batch, now)
+        # Nothing more happens at this moment, however long the slice that runs still takes.
+        self._lane.tenancy.draining.pop(replica.replica, None)
+        self._let_go_if_drained(replica, now)
 
-    def _let_go_if_drained(self, queue: ReplicaQueue) -> None:
-        is_drained = queue.drain_until is not None and not queue.waiting and not queue.in_flight
-        if is_drained and queue.replica in self._replicas:
-            del self._replicas[queue.replica]
-            self._actions.append(ReplicaGone(queue.replica))
+    def _let_go_if_drained(self, replica: Replica, now: Nanoseconds) -> None:
+        is_drained = replica.drain_until is not None and not replica.waiting and not replica.in_flight
+        if not is_drained or self._lane.replica(replica.replica) is not replica:
+            return
+        server = self._lane.tenancy.remove(replica)
+        if not server.replicas:
+            self._switching.forget(server)
+        self._lane.remeasure(now)
+        self._actions.append(ReplicaGone(replica.replica, replica.device_ns))
 
     # Calls.
 
     def _arrive(self, event: Arrived, now: Nanoseconds) -> None:
         request = event.request
-        if request.call in self._calls:
+        if request.call in self._lane.calls:
             raise ValueError(f"call {request.call} has arrived already")
-        call = Call(request, event.shape_bucket)
-        queue = self._replicas.get(request.replica)
-        if queue is None or queue.drain_until is not None:
+        replica = self._lane.replica(request.replica)
+        if replica is None or replica.drain_until is not None:
             message = (
-                f"replica {request.replica} is not loaded here" if queue is None else "the model is being unloaded"
+                f"replica {request.replica} is not loaded here" if replica is None else "the model is being unloaded"
             )
-            self._drop(call, Step.REFUSE, "MODEL_NOT_READY", message)
+            self._actions.append(Drop(request.call, "MODEL_NOT_READY", message))
             return
-        refused = self._admission.refuse(request, waiting=queue.waiting, now=now)
-        if refused is not None:
-            self._drop(call, Step.REFUSE, *refused)
+        call = Call(request, event.shape_bucket, replica, self._switching.place(request))
+        self._lane.weigh(call)
+        verdict = self._admission.judge(call, self._lane, now)
+        if isinstance(verdict, Refused):
+            self._lane.server(call).meter.refused += 1
+            self._drop(call, Step.REFUSE, *verdict)
             return
-        call.take(Step.ADMIT)
-        self._calls[request.call] = call
-        queue.add(call)
+        self._lane.admit(call, verdict, now)
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, request.call))
+        for revoked, why in self._admission.admitted(call, self._lane, now):
+            self._lane.server(revoked).meter.revoked += 1
+            self._lane.withdraw(revoked, now)
+            self._drop(revoked, Step.REVOKE, *why)
+            self._let_go_if_drained(revoked.replica, now)
 
-    def _cancel(self, number: int) -> None:
-        call = self._calls.get(number)
+    def _cancel(self, number: int, now: Nanoseconds) -> None:
+        call = self._lane.calls.get(number)
         if call is None:
             return
         if call.state is State.WAITING:
-            queue = self._replicas[call.request.replica]
-            queue.remove(call)
+            self._lane.withdraw(call, now)
             self._drop(call, Step.CANCEL, "CANCELLED", "cancelled while it waited")
-            self._let_go_if_drained(queue)
+            self._let_go_if_drained(call.replica, now)
             return
         call.take(Step.CANCEL)
         if call.batch is not None:
-            self._abandon_if_unwanted(self._batches[call.batch])
+            self._abandon_if_unwanted(self._lane.batches[call.batch], now)
 
     def _drop(self, call: Call, step: Step, reason: str, message: str, facts: dict[str, str] | None = None) -> None:
         call.take(step)
-        self._calls.pop(call.request.call, None)
-        batch = self._batches[call.batch].record(self._lane) if call.batch is not None else None
+        self._lane.calls.pop(call.request.call, None)
+        batch = self._lane.batches[call.batch].record(self._lane.lane) if call.batch is not None else None
         self._actions.append(Drop(call.request.call, reason, message, facts or {}, batch))
 
     def _waits(self, number: int) -> bool:
-        call = self._calls.get(number)
+        call = self._lane.calls.get(number)
         return call is not None and call.state is State.WAITING
 
     def _expire(self, now: Nanoseconds) -> None:
         """Drops what waits past its deadline, and ends drains that are over."""
+        calls = self._lane.calls
         while self._deadlines and self._deadlines[0][0] <= now:
             _, number = heapq.heappop(self._deadlines)
-            call = self._calls.get(number)
+            call = calls.get(number)
             if call is not None and call.state is State.WAITING and is_late(call.request, now):
-                queue = self._replicas[call.request.replica]
-                queue.remove(call)
+                self._lane.withdraw(call, now)
                 self._drop(call, Step.DROP, *late(call.request, now))
-                self._let_go_if_drained(queue)
-        if len(self._deadlines) > 2 * len(self._calls) + _SPARE_DEADLINES:
-            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._calls]
+                self._let_go_if_drained(call.replica, now)
+        if len(self._deadlines) > 2 * len(calls) + _SPARE_DEADLINES:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in calls]
             heapq.heapify(self._deadlines)
-        for queue in [queue for queue in self._replicas.values() if queue.drain_until is not None]:
-            if queue.drain_until is not None and queue.drain_until <= now:
-                self._end_drain(queue)
+        draining = self._lane.tenancy.draining
+        for replica in list(draining.values()) if draining else ():
+            if replica.drain_until is not None and replica.drain_until <= now:
+                self._end_drain(replica, now)
 
     # Batches.
 
-    def _form(self, queue: ReplicaQueue) -> BatchInFlight:
-        urgency = queue.urgency
-        calls = queue.take_batch()
-        self._formed += 1
-        rows = sum(call.request.rows for call in calls)
-        predicted = queue.estimates.p99(rows, calls[0].shape_bucket)
-        batch = BatchInFlight(self._formed, queue.replica, calls, rows, urgency, calls[0].shape_bucket, predicted)
-        for call in calls:
-            call.take(Step.JOIN)
-            call.batch = batch.number
-        queue.in_flight += 1
-        queue.batches += 1
-        queue.requests += len(calls)
-        self._batches[batch.number] = batch
-        return batch
-
-    def _interrupt_others(self, chosen: BatchInFlight) -> None:
-        for batch in self._batches.values():
-            if batch is not chosen:
-                batch.interrupted = True
-
-    def _slice_ended(self, number: int, took: Nanoseconds) -> BatchInFlight:
-        if number != self._running:
-            raise ValueError(f"batch {number} does not run; {self._running} does")
+    def _slice_ended(self, number: int, took: Nanoseconds, now: Nanoseconds) -> BatchInFlight:
+        batch = self._running
+        if batch is None or number != batch.number:
+            raise ValueError(f"batch {number} does not run; {batch and batch.number} does")
         self._running = None
-        batch = self._batches[number]
-        batch.end_slice(took)
-        self._busy_ns += took
-        self._replicas[batch.replica].meter(took)
+        self._lane.spend(batch, took, self._account, now)
         return batch
 
-    def _end_slice(self, event: SliceDone) -> None:
-        batch = self._slice_ended(event.batch, event.took)
+    def _end_slice(self, event: SliceDone, now: Nanoseconds) -> None:
+        batch = self._slice_ended(event.batch, event.took, now)
         if not event.finished:
-            self._abandon_if_unwanted(batch)
+            self._lane.touch(self._lane.server_of(batch), now)
+            self._abandon_if_unwanted(batch, now)
             return
-        self._replicas[batch.replica].estimates.record(batch.rows, batch.shape_bucket, batch.device_ns)
+        batch.home.estimates.record(batch.rows, batch.shape_bucket, batch.device_ns, batch.longest)
         wanted = [call for call in batch.calls if not call.is_doomed]
         if wanted:
             for call in wanted:
                 call.take(Step.ANSWER)
-                del self._calls[call.request.call]
-            self._actions.append(Complete(batch.record(self._lane), tuple(call.request.call for call in wanted)))
-        self._dismiss(batch)
+                del self._lane.calls[call.request.call]
+            record = batch.record(self._lane.lane)
+            self._actions.append(Complete(record, tuple(call.request.call for call in wanted)))
+        self._dismiss(batch, now)
 
-    def _fail(self, event: BatchFailed) -> None:
-        batch = self._slice_ended(event.batch, event.took)
+    def _fail(self, event: BatchFailed, now: Nanoseconds) -> None:
+        batch = self._slice_ended(event.batch, event.took, now)
         for call in batch.calls:
             if not call.is_doomed:
                 self._drop(call, Step.ANSWER, "MODEL_FAILED", event.message)
-        self._dismiss(batch)
+        self._dismiss(batch, now)
 
-    def _abandon_if_unwanted(self, batch: BatchInFlight) -> None:
+    def _abandon_if_unwanted(self, batch: BatchInFlight, now: Nanoseconds) -> None:
         """Stops a batch that nobody waits for, unless it runs at this moment: then its boundary does."""
-        if batch.number != self._running and batch.is_abandoned:
+        if batch is not self._running and batch.is_abandoned:
             self._actions.append(Abandon(batch.number))
-            self._dismiss(batch)
+            self._dismiss(batch, now)
 
-    def _dismiss(self, batch: BatchInFlight) -> None:
+    def _dismiss(self, batch: BatchInFlight, now: Nanoseconds) -> None:
         """The batch is over: answers those of its calls that are doomed."""
         for call in batch.calls:
             if call.is_doomed:
                 self._drop(call, Step.ANSWER, *batch.discarded_because)
-        del self._batches[batch.number]
-        queue = self._replicas[batch.replica]
-        queue.in_flight -= 1
-        self._let_go_if_drained(queue)
-
-    def check_invariants(self) -> None:
-        """Raises AssertionError unless every call is in exactly one place and the counts add up."""
-        check(self._replicas, self._calls, self._batches, self._running)
-
-
-_UNLOADED = ("MODEL_NOT_READY", "the model was unloaded while the request ran")
+        self._lane.dismiss(batch, now)
+        self._let_go_if_drained(batch.home, now)

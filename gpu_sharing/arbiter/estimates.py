@@ -1,12 +1,18 @@
-"""How long will this batch take? PURE."""
+"""How long will this batch take? PURE.
+
+An estimate of a batch's device time is the p99 of the last runs for its key (rows bucket, shape bucket), seeded by the
+profile. Rows are counted in powers of two, rounded up, so that a few runs teach about all sizes. Where there is a profile, what
+is learnt is how far runs are from it, so that inside a bucket the profile's slope stays; estimates never fall as rows grow.
+"""
 
 from __future__ import annotations
 
 import bisect
 import collections
 import math
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 from gpu_sharing.measurements import ProfilePoint
 from gpu_sharing.units import Nanoseconds
@@ -17,50 +23,217 @@ WINDOW_RUNS = 100
 SEED_RUNS = 10
 """Until a key has run this often, the profile's word counts as well, where it is longer."""
 
-_Key: TypeAlias = tuple[int, str]
+_ROWS_KEPT = 512
+
+
+class Window:
+    """The last values of something: their p99, by nearest rank, and their mean."""
+
+    __slots__ = ("_last", "_ordered", "_sum")
+
+    def __init__(self) -> None:
+        self._last: collections.deque[float] = collections.deque()
+        self._ordered: list[float] = []
+        self._sum = 0.0
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def add(self, value: float) -> None:
+        """The newest; the oldest is forgotten where there are more than WINDOW_RUNS."""
+        self._last.append(value)
+        bisect.insort(self._ordered, value)
+        self._sum += value
+        if len(self._last) > WINDOW_RUNS:
+            oldest = self._last.popleft()
+            del self._ordered[bisect.bisect_left(self._ordered, oldest)]
+            self._sum -= oldest
+
+    @property
+    def p99(self) -> float:
+        """IndexError where there is none."""
+        return self._ordered[math.ceil(0.99 * len(self._ordered)) - 1]
+
+    @property
+    def mean(self) -> float:
+        """ZeroDivisionError where there is none. Never above the largest."""
+        return min(self._sum / len(self._last), self._ordered[-1])
+
+
+class _Shape:
+    """One shape bucket: the profile's points, and by rows bucket what runs and their longest slices took.
+
+    With points, windows hold what runs took over the profile's p99; without, what they took.
+    """
+
+    def __init__(self, points: Sequence[ProfilePoint]) -> None:
+        self.points = _rising(points)
+        self._bases: dict[int, Nanoseconds] = {}
+        self.runs: dict[int, Window] = {}
+        self.slices: dict[int, Window] = {}
+        self.known: dict[int, Nanoseconds] = {}
+        self.average: dict[int, Nanoseconds] = {}
+
+    def record(self, rows: int, took: Nanoseconds, longest_slice: Nanoseconds) -> None:
+        bucket = _bucket(rows)
+        runs = self.runs.setdefault(bucket, Window())
+        before = self._word_of(runs)
+        runs.add(took / self.base(rows))
+        self.slices.setdefault(bucket, Window()).add(float(longest_slice))
+        self.average.clear()
+        if before != self._word_of(runs):
+            self.known.clear()
+
+    def _word_of(self, runs: Window) -> tuple[float, bool] | None:
+        """All that estimates of the p99 take from a window; None of an empty one."""
+        return (runs.p99, len(runs) < SEED_RUNS) if len(runs) else None
+
+    def base(self, rows: int) -> Nanoseconds:
+        """The profile's p99; 1 without a profile."""
+        found = self._bases.get(rows)
+        if found is None:
+            found = max(1, _on_line(self.points, rows, _p99)) if self.points else 1
+            _keep(self._bases, rows, found)
+        return found
+
+    def slice_p99(self, rows: int) -> Nanoseconds | None:
+        """The longest slice; None where nothing is known."""
+        seen = self.slices.get(_bucket(rows))
+        if seen is not None:
+            return int(seen.p99)
+        return _on_line(self.points, rows, _longest_segment) or None if self.points else None
+
+    def p99(self, rows: int) -> Nanoseconds | None:
+        found = self.known.get(rows)
+        if found is None:
+            found = self._p99(rows)
+            if found is not None:
+                _keep(self.known, rows, found)
+        return found
+
+    def _p99(self, rows: int) -> Nanoseconds | None:
+        bucket = _bucket(rows)
+        word = self._seen(rows) if bucket in self.runs else self._unseen(rows)
+        if word is None:
+            return None
+        return max([word, *(self._seen(key) for key in self.runs if key < bucket)])
+
+    def _seen(self, rows: int) -> Nanoseconds:
+        """What runs of its bucket say, as long as they are few together with the profile."""
+        runs = self.runs[_bucket(rows)]
+        factor = runs.p99
+        if self.points and len(runs) < SEED_RUNS:
+            factor = max(factor, 1.0)
+        return math.ceil(factor * self.base(rows) - 1e-6)
+
+    def _unseen(self, rows: int) -> Nanoseconds | None:
+        """What the profile says, or else smaller batches in proportion; in any case no more than larger ones have taken."""
+        bucket = _bucket(rows)
+        most = min((self._seen(key // 2 + 1) for key in self.runs if key > bucket), default=None)
+        if self.points:
+            word = self.base(rows)
+        else:
+            below = max((key for key in self.runs if key < bucket), default=None)
+            if below is None:
+                return most
+            word = self._seen(below) * rows // below
+        return word if most is None else min(word, most)
+
+    def mean(self, rows: int) -> Nanoseconds | None:
+        found = self.average.get(rows)
+        if found is None:
+            runs = self.runs.get(_bucket(rows))
+            found = self.p99(rows) if runs is None else int(runs.mean * self.base(rows))
+            if found is not None:
+                _keep(self.average, rows, found)
+        return found
 
 
 class Estimates:
-    """The p99 device time of a replica's batches, per (rows bucket, shape bucket), seeded by its profile.
-
-    Rows are counted in powers of two, rounded up, so that a few runs teach about all sizes.
-    """
+    """Of one replica's batches."""
 
     def __init__(self, points: Sequence[ProfilePoint] = ()) -> None:
-        self._seeds: dict[str, list[ProfilePoint]] = {}
-        for point in sorted(points, key=lambda point: point.rows):
-            self._seeds.setdefault(point.shape_bucket, []).append(point)
-        self._runs: dict[_Key, collections.deque[Nanoseconds]] = {}
+        seeds: dict[str, list[ProfilePoint]] = {}
+        for point in sorted(points, key=_rows):
+            seeds.setdefault(point.shape_bucket, []).append(point)
+        self._shapes = {bucket: _Shape(found) for bucket, found in seeds.items()}
 
-    def record(self, rows: int, shape_bucket: str, took: Nanoseconds) -> None:
-        """A whole batch has run for `took` of device time."""
-        runs = self._runs.setdefault(_key(rows, shape_bucket), collections.deque(maxlen=WINDOW_RUNS))
-        runs.append(took)
+    def record(self, rows: int, shape_bucket: str, took: Nanoseconds, longest_slice: Nanoseconds | None = None) -> None:
+        """A whole batch has run for `took` of device time. longest_slice: of its slices; None: it was one slice."""
+        shape = self._shapes.get(shape_bucket)
+        if shape is None:
+            shape = self._shapes[shape_bucket] = _Shape(())
+        shape.record(rows, took, took if longest_slice is None else longest_slice)
 
     def p99(self, rows: int, shape_bucket: str) -> Nanoseconds | None:
         """The estimate; None where nothing like it has run or been profiled."""
-        runs = self._runs.get(_key(rows, shape_bucket))
-        seed = None if runs is not None and len(runs) >= SEED_RUNS else self._seed(rows, shape_bucket)
-        if runs is None:
-            return seed
-        seen = sorted(runs)[math.ceil(0.99 * len(runs)) - 1]
-        return seen if seed is None else max(seen, seed)
+        shape = self._shapes.get(shape_bucket)
+        return None if shape is None else shape.p99(rows)
 
-    def _seed(self, rows: int, shape_bucket: str) -> Nanoseconds | None:
-        """From the profile's points of that shape: between two of them in a straight line, beyond the last in proportion."""
-        points = self._seeds.get(shape_bucket)
-        if not points:
-            return None
-        place = bisect.bisect_left(points, rows, key=lambda point: point.rows)
-        if place == len(points):
-            last = points[-1]
-            return last.p99_ns * rows // max(1, last.rows)
-        after = points[place]
-        if after.rows == rows or place == 0:
-            return after.p99_ns
-        before = points[place - 1]
-        return before.p99_ns + (after.p99_ns - before.p99_ns) * (rows - before.rows) // (after.rows - before.rows)
+    def mean(self, rows: int, shape_bucket: str) -> Nanoseconds | None:
+        """What it takes on average; None where nothing like it has run or been profiled."""
+        shape = self._shapes.get(shape_bucket)
+        return None if shape is None else shape.mean(rows)
+
+    def packed(self, rows: int, shape_bucket: str, max_batch_size: int) -> Nanoseconds | None:
+        """Its part of the largest batch it can ride in, on average; None as above."""
+        alone = self.mean(rows, shape_bucket)
+        if alone is None or max_batch_size <= rows:
+            return alone
+        full = self.mean(max_batch_size, shape_bucket)
+        return alone if full is None else min(alone, full * rows // max_batch_size)
+
+    def guess(self, rows: int, shape_bucket: str) -> Nanoseconds | None:
+        """p99, or where this shape is new the largest that is known of any; None where nothing is known at all."""
+        found = self.p99(rows, shape_bucket)
+        if found is not None:
+            return found
+        return max((value for shape in self._shapes.values() if (value := shape.p99(rows)) is not None), default=None)
+
+    def slice_p99(self, rows: int, shape_bucket: str) -> Nanoseconds | None:
+        """The longest slice of such a batch; None where nothing is known."""
+        shape = self._shapes.get(shape_bucket)
+        return None if shape is None else shape.slice_p99(rows)
 
 
-def _key(rows: int, shape_bucket: str) -> _Key:
-    return (1 << max(0, rows - 1).bit_length(), shape_bucket)
+def _rising(points: Sequence[ProfilePoint]) -> list[ProfilePoint]:
+    """No point takes less than one of fewer rows."""
+    rising: list[ProfilePoint] = []
+    for point in points:
+        least = rising[-1].p99_ns if rising else 0
+        rising.append(point if point.p99_ns >= least else msgspec.structs.replace(point, p99_ns=least))
+    return rising
+
+
+def _on_line(points: Sequence[ProfilePoint], rows: int, value: Callable[[ProfilePoint], Nanoseconds]) -> Nanoseconds:
+    """A value of the profile: between two points in a straight line, beyond the last in proportion."""
+    place = bisect.bisect_left(points, rows, key=_rows)
+    if place == len(points):
+        return value(points[-1]) * rows // max(1, points[-1].rows)
+    after = points[place]
+    if after.rows == rows or place == 0:
+        return value(after)
+    before = points[place - 1]
+    return value(before) + (value(after) - value(before)) * (rows - before.rows) // (after.rows - before.rows)
+
+
+def _p99(point: ProfilePoint) -> Nanoseconds:
+    return point.p99_ns
+
+
+def _longest_segment(point: ProfilePoint) -> Nanoseconds:
+    return max(point.segments_ns, default=0)
+
+
+def _bucket(rows: int) -> int:
+    return int(1 << max(0, rows - 1).bit_length())
+
+
+def _rows(point: ProfilePoint) -> int:
+    return point.rows
+
+
+def _keep(cache: dict[int, Nanoseconds], rows: int, value: Nanoseconds) -> None:
+    if len(cache) >= _ROWS_KEPT:
+        cache.clear()
+    cache[rows] = value

@@ -13,17 +13,28 @@ from gpu_sharing.units import Millidevices, Nanoseconds
 
 
 class ReplicaAdded(msgspec.Struct, frozen=True):
-    """A model is loaded. max_batch_size: rows a batch may hold; 0: requests run one at a time. points: seed estimates."""
+    """A model is loaded. Where its bandwidth does not fit, `handle` raises grants.Oversold, and nothing has changed.
+
+    max_batch_size: rows a batch may hold; 0: requests run one at a time.
+    bandwidth: what its tenant has been promised of this lane, in all: replicas of one tenant share it.
+    weight: the tenant's, for what is left over; at least 1.
+    points: seed estimates.
+    tenant: None: one of its own.
+    """
 
     replica: int
     max_batch_size: int
     bandwidth: Millidevices = 0
     weight: int = 1
     points: tuple[ProfilePoint, ...] = ()
+    tenant: str | None = None
 
 
 class ReplicaUpdated(msgspec.Struct, frozen=True):
-    """The replica's share has changed."""
+    """Its tenant's share has changed. Of more than is free, the tenant has what is free, and the rest once it becomes so.
+
+    The largest of what its serving replicas were told counts.
+    """
 
     replica: int
     bandwidth: Millidevices
@@ -78,7 +89,10 @@ Event: TypeAlias = (
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """Answer this call with a failure. batch: the one it rode in, if it did."""
+    """Answer this call with a failure. batch: the one it rode in, if it did.
+
+    facts: the numbers that led here. `revoked` is "true" where the call had been admitted, and what is guaranteed took its time.
+    """
 
     call: int
     reason: str
@@ -101,9 +115,10 @@ class Abandon(msgspec.Struct, frozen=True):
 
 
 class ReplicaGone(msgspec.Struct, frozen=True):
-    """The replica has no request left and gets none: it may be unloaded."""
+    """The replica has no request left and gets none: it may be unloaded. device_ns: all that it has used."""
 
     replica: int
+    device_ns: Nanoseconds = 0
 
 
 Action: TypeAlias = Drop | Complete | Abandon | ReplicaGone
@@ -135,10 +150,41 @@ class ReplicaStatistics(msgspec.Struct, frozen=True):
     waiting: int
 
 
+class TenantStatistics(msgspec.Struct, frozen=True):
+    """What one tenant has used of the lane since the start, and what became of its requests.
+
+    bandwidth: granted now. guaranteed_ns, surplus_ns, gap_ns: device time within its reservation, by its weight, and where
+    nobody else wanted it. guaranteed, surplus, gap: requests admitted on these terms; refused, revoked: the others.
+    """
+
+    tenant: str
+    bandwidth: Millidevices
+    weight: int
+    waiting: int = 0
+    guaranteed_ns: Nanoseconds = 0
+    surplus_ns: Nanoseconds = 0
+    gap_ns: Nanoseconds = 0
+    guaranteed: int = 0
+    surplus: int = 0
+    gap: int = 0
+    refused: int = 0
+    revoked: int = 0
+
+    @property
+    def device_ns(self) -> Nanoseconds:
+        """In all."""
+        return self.guaranteed_ns + self.surplus_ns + self.gap_ns
+
+
 class ArbiterStatistics(msgspec.Struct, frozen=True):
-    """One lane, now. busy_ns: device time since the start."""
+    """One lane, now. busy_ns: device time since the start; tenants, present or gone, add up to it.
+
+    replicas: those that serve or drain. longest_slice_ns: lately; 0: not known.
+    """
 
     busy_ns: Nanoseconds
     waiting: int
     in_flight: int
     replicas: tuple[ReplicaStatistics, ...]
+    tenants: tuple[TenantStatistics, ...] = ()
+    longest_slice_ns: Nanoseconds = 0

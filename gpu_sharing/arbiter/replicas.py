@@ -1,119 +1,121 @@
-"""The requests of one replica that wait, in order, and what the replica has used. PURE."""
+"""A model on a lane: its estimates, how much of it is in flight, and what it has used. PURE."""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
-from typing import TypeAlias
-
-from gpu_sharing.arbiter.batching import batch_length
-from gpu_sharing.arbiter.calls import Call, State
 from gpu_sharing.arbiter.estimates import Estimates
 from gpu_sharing.arbiter.events import ReplicaAdded, ReplicaStatistics
-from gpu_sharing.arbiter.order import Rank, Urgency, rank, urgency
-from gpu_sharing.arbiter.request import Request
-from gpu_sharing.units import Nanoseconds
+from gpu_sharing.units import SECOND, Nanoseconds
 
-_Entry: TypeAlias = tuple[Rank, Call]
-# Ranks end with the call's number, so two entries never compare their calls.
+IN_FLIGHT_PER_REPLICA = 2
+"""So that a replica's urgent request need not wait behind its own large batch. Activations are reserved for this many."""
+
+_MEMORY: Nanoseconds = 10 * SECOND
+_MANY = 100
 
 
-class ReplicaQueue:
-    """One replica: its waiting calls by rank, once all together and once by shape key; its share; its meter.
+class _Slices:
+    """Some slices: how many, and the two longest."""
 
-    drain_until: set once it leaves; None while it serves.
+    __slots__ = ("count", "longest", "second")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.longest: Nanoseconds = 0
+        self.second: Nanoseconds = 0
+
+    def add(self, took: Nanoseconds) -> None:
+        self.count += 1
+        if took > self.longest:
+            self.longest, self.second = took, self.longest
+        elif took > self.second:
+            self.second = took
+
+    @property
+    def told(self) -> Nanoseconds:
+        """The longest; of many, one may have been an accident."""
+        return self.second if self.count >= _MANY else self.longest
+
+
+class LongestSlice:
+    """The longest slice of the last 10 to 20 seconds, or what the profile says where there was none: a machine's hiccup, or a
+    model's first run, must not count for ever. 0: nothing is known."""
+
+    __slots__ = ("_before", "_now", "_since", "seed")
+
+    def __init__(self, seed: Nanoseconds) -> None:
+        self.seed = seed
+        self._now = _Slices()
+        self._before = _Slices()
+        self._since: Nanoseconds | None = None
+
+    def add(self, took: Nanoseconds, now: Nanoseconds) -> None:
+        """A slice has ended."""
+        self._forget(now)
+        if self._since is None:
+            self._since = now
+        self._now.add(took)
+
+    def at(self, now: Nanoseconds) -> Nanoseconds:
+        """By then."""
+        self._forget(now)
+        if self._since is None:
+            return self.seed
+        return max(self._now.told, self._before.told) or self.seed
+
+    def _forget(self, now: Nanoseconds) -> None:
+        if self._since is None or now - self._since <= _MEMORY:
+            return
+        self._before = self._now if now - self._since <= 2 * _MEMORY else _Slices()
+        self._now = _Slices()
+        self._since = now if self._before.count else None
+
+
+class Replica:
+    """One replica. tenant: whose it is.
+
+    drain_until: set once it leaves; None while it serves. waiting, guaranteed, unguaranteed: calls that wait, batches in
+    flight within the reservation and not.
     """
+
+    __slots__ = (
+        "_largest_batch_ns", "bandwidth", "batches", "device_ns", "drain_until", "estimates", "guaranteed", "longest_slice", "max_batch_size",
+        "replica", "requests", "tenant", "unguaranteed", "waiting", "weight",
+    )  # fmt: skip
 
     def __init__(self, added: ReplicaAdded) -> None:
         self.replica = added.replica
+        self.tenant = f"replica {added.replica}" if added.tenant is None else added.tenant
         self.max_batch_size = added.max_batch_size
         self.bandwidth = added.bandwidth
         self.weight = added.weight
         self.estimates = Estimates(added.points)
+        self.longest_slice = LongestSlice(max((max(point.segments_ns, default=0) for point in added.points), default=0))
+        self._largest_batch_ns = max((point.p99_ns for point in added.points), default=0)
         self.drain_until: Nanoseconds | None = None
-        self.in_flight = 0
+        self.waiting = 0
+        self.guaranteed = 0
+        self.unguaranteed = 0
         self.device_ns: Nanoseconds = 0
         self.requests = 0
         self.batches = 0
-        self._order: list[_Entry] = []
-        self._by_shape: dict[bytes, list[_Entry]] = {}
+
+    def slice_bound(self, now: Nanoseconds) -> Nanoseconds:
+        """Its longest slice, or where none is known all of its largest batch; 0 where nothing is known at all."""
+        return self.longest_slice.at(now) or self._largest_batch_ns
 
     @property
-    def waiting(self) -> int:
-        """Calls that wait."""
-        return len(self._order)
+    def in_flight(self) -> int:
+        """Batches that have started."""
+        return self.guaranteed + self.unguaranteed
 
-    @property
-    def head(self) -> Request:
-        """The request that goes first. IndexError where none waits."""
-        return self._order[0][1].request
-
-    @property
-    def urgency(self) -> Urgency:
-        """Of the head."""
-        return urgency(self.head)
-
-    def add(self, call: Call) -> None:
-        """The call waits."""
-        entry = (rank(call.request), call)
-        bisect.insort(self._order, entry)
-        bisect.insort(self._by_shape.setdefault(call.request.shape_key, []), entry)
-
-    def remove(self, call: Call) -> None:
-        """The call waits no longer."""
-        place = rank(call.request)
-        key = call.request.shape_key
-        for entries in (self._order, self._by_shape[key]):
-            index = bisect.bisect_left(entries, place, key=_rank_of)
-            if index == len(entries) or entries[index][1] is not call:
-                raise AssertionError(f"call {call.request.call} does not wait for replica {self.replica}")
-            del entries[index]
-        if not self._by_shape[key]:
-            del self._by_shape[key]
-
-    def take_batch(self) -> list[Call]:
-        """Takes the calls of the next batch, whose first is the head. IndexError where none waits."""
-        key = self.head.shape_key
-        same = self._by_shape[key]
-        length = batch_length([call.request for _, call in same[: self._most_requests()]], self.max_batch_size)
-        taken = same[:length]
-        del same[:length]
-        if not same:
-            del self._by_shape[key]
-        if self._order[length - 1] is taken[-1]:
-            del self._order[:length]
-        else:
-            members = {entry[0] for entry in taken}
-            self._order = [entry for entry in self._order if entry[0] not in members]
-        return [call for _, call in taken]
-
-    def everything(self) -> Sequence[Call]:
-        """The calls that wait, first first."""
-        return [call for _, call in self._order]
-
-    def meter(self, took: Nanoseconds) -> None:
-        """A slice of this replica has run."""
-        self.device_ns += took
+    def may_start(self, *, guaranteed: bool, has_reservation: bool) -> bool:
+        """Whether another batch of it may start: where there is a reservation, one place is kept for what it pays for."""
+        if self.in_flight >= IN_FLIGHT_PER_REPLICA:
+            return False
+        if guaranteed:
+            return self.guaranteed == 0
+        return self.unguaranteed < IN_FLIGHT_PER_REPLICA - has_reservation
 
     def statistics(self) -> ReplicaStatistics:
         """What it has used."""
         return ReplicaStatistics(self.replica, self.device_ns, self.requests, self.batches, self.waiting)
-
-    def check_invariants(self) -> None:
-        """Raises AssertionError unless both orders hold the same waiting calls, each in its place."""
-        by_shape = [entry for entries in self._by_shape.values() for entry in entries]
-        if sorted(by_shape) != self._order:
-            raise AssertionError(f"replica {self.replica}: the queue by shape differs from the whole queue")
-        for key, entries in self._by_shape.items():
-            if not entries or entries != sorted(entries) or any(c.request.shape_key != key for _, c in entries):
-                raise AssertionError(f"replica {self.replica}: the queue of shape {key!r} is out of order")
-        if any(call.state is not State.WAITING or call.request.replica != self.replica for _, call in self._order):
-            raise AssertionError(f"replica {self.replica}: a call in the queue does not wait for it")
-
-    def _most_requests(self) -> int:
-        # Every request has at least one row.
-        return max(1, self.max_batch_size)
-
-
-def _rank_of(entry: _Entry) -> Rank:
-    return entry[0]

@@ -6,6 +6,9 @@ from typing import Protocol
 
 from gpu_sharing.units import Nanoseconds
 
+NEVER: Nanoseconds = 1 << 63
+"""Later than every moment of the clock."""
+
 
 class Request(Protocol):
     """One request. `worker.messages.Submit` is one; a simulator brings its own.
@@ -14,7 +17,7 @@ class Request(Protocol):
     shape_key: requests of a replica with equal keys may share a batch.
     deadline: dropped past this moment; None: never.
     objective: the moment it should be answered by, which orders it; None: class `batch`.
-    priority: higher goes first among one replica's requests of one class.
+    priority: higher goes first among one tenant's requests on the same terms.
     """
 
     @property
@@ -33,3 +36,11 @@ class Request(Protocol):
     def objective(self) -> Nanoseconds | None: ...
     @property
     def priority(self) -> int: ...
+
+
+def due(request: Request) -> Nanoseconds:
+    """The moment by which it should be answered: its objective or its deadline, whichever is earlier; NEVER: neither."""
+    objective, deadline = request.objective, request.deadline
+    if objective is None:
+        return NEVER if deadline is None else deadline
+    return objective if deadline is None or objective < deadline else deadline

@@ -6,11 +6,13 @@ sparse: pages without data take no memory. It is sealed against resizing, so tha
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
 
 from gpu_sharing.memory.extents import Extents
+from gpu_sharing.memory.owners import PageOwners
 from gpu_sharing.units import Bytes, MiB
 
 WARM_BYTES: Bytes = 256 * MiB
@@ -49,6 +51,9 @@ class Arena(ArenaView):
         """Takes over an arena that another process created and gave up. Most want `Arena.create`."""
         super().__init__(fd, capacity_bytes, writable=True)
         self._extents = Extents(capacity_bytes)
+        self._owners = PageOwners(capacity_bytes)
+        self._numbers: dict[str, int] = {}
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
     @classmethod
     def create(cls, capacity_bytes: Bytes, name: str = "arena") -> Arena:
@@ -65,9 +70,22 @@ class Arena(ArenaView):
         """The longest extent that could be allocated now."""
         return self._extents.largest_free_bytes
 
-    def allocate(self, length_bytes: Bytes) -> int | None:
-        """The offset of at least that many bytes, a multiple of 64; None where the arena has no such extent free."""
-        return self._extents.allocate(length_bytes)
+    def owner(self, name: str) -> int:
+        """The number that stands for this owner in `allocate`."""
+        return self._numbers.setdefault(name, len(self._numbers) + 1)
+
+    def allocate(self, length_bytes: Bytes, owner: int = 1) -> int | None:
+        """The offset of at least that many bytes, a multiple of 64; None where the arena has no such extent free.
+
+        owner: who it is for, as `owner` tells; what anybody else may have left there is wiped.
+        """
+        offset = self._extents.allocate(length_bytes)
+        if offset is None:
+            return None
+        taken_bytes = self._extents.length_bytes(offset)
+        if self._owners.take(offset, taken_bytes, owner):
+            ctypes.memset(self._address + offset, 0, taken_bytes)
+        return offset
 
     def free(self, offset: int) -> None:
         """Gives an extent back. KeyError where nothing is allocated there."""
@@ -76,6 +94,12 @@ class Arena(ArenaView):
         end = (offset + length_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if start < end:
             self._map.madvise(mmap.MADV_REMOVE, start, end - start)
+            self._owners.clean(start, end - start)
+
+    def close(self) -> None:
+        """See `ArenaView.close`; nothing may be allocated any more."""
+        self._address = 0
+        super().close()
 
     def check_invariants(self) -> None:
         """Raises AssertionError where the books do not add up."""

@@ -56,6 +56,10 @@ class Extents:
         self._used_bytes += length
         return offset
 
+    def length_bytes(self, offset: Bytes) -> Bytes:
+        """How long the extent is that `allocate` returned, alignment included. KeyError where nothing is allocated there."""
+        return self._taken_bytes[offset]
+
     def free(self, offset: Bytes) -> Bytes:
         """Gives back what `allocate` returned, and says how long it was. KeyError where nothing is allocated there."""
         length = self._taken_bytes.pop(offset)

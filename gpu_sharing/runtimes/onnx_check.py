@@ -47,7 +47,8 @@ def check_bytes(data: bytes, name: str) -> None:
         raise ArtefactRefused(f"{name}: not an ONNX model: it has no IR version or no graph")
     _check_parts(model)
     try:
-        onnx.checker.check_model(model, full_check=False)
+        # Given the message, the checker would serialise it again.
+        onnx.checker.check_model(data, full_check=False)
     except Exception as broken:  # the checker raises several kinds, some from its C++ side
         raise ArtefactRefused(f"{name}: {str(broken).strip().splitlines()[0][:400]}") from broken
 

@@ -1,14 +1,16 @@
-"""Warm-up and the first profile of a model: how long a batch of so many rows takes."""
+"""Warm-up and the first profile of a model: how long a batch of so many rows takes, and each of its segments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from gpu_sharing.measurements import Profile, ProfilePoint, SegmentCost
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Tensors
+from gpu_sharing.runtimes.stopwatch import Clock, Stopwatch
 from gpu_sharing.runtimes.warmup import bounds, check_warmup, finish, made_up
 from gpu_sharing.tensors import Signature
 from gpu_sharing.units import MS, Bytes, Nanoseconds
@@ -23,8 +25,6 @@ LONG_BATCH_NS: Nanoseconds = 50 * MS
 LEAST_RUNS = 3
 MOST_RUNS = 100
 
-Clock = Callable[[], Nanoseconds]
-
 
 @dataclass
 class _Budget:
@@ -33,6 +33,17 @@ class _Budget:
 
     def left(self) -> bool:
         return self.clock() < self.ends
+
+
+class _Timed(NamedTuple):
+    """One run: each segment's time, and whether the figures can be trusted."""
+
+    segments_ns: tuple[Nanoseconds, ...]
+    is_calm: bool
+
+    @property
+    def took(self) -> Nanoseconds:
+        return sum(self.segments_ns)
 
 
 def shape_bucket(signature: Signature, shapes: Mapping[str, Sequence[int]]) -> str:
@@ -51,13 +62,13 @@ def measure(
     *,
     digest: str,
     device_kind: str,
-    clock: Clock,
+    stopwatch: Stopwatch,
     on_stage: Callable[[str], None],
 ) -> tuple[Profile, Bytes]:
     """Warms the model up and measures it at 1, 2, 4 … rows. Returns the profile and an estimate of the largest activations.
 
     A model that rejects the made-up warm-up input gets a profile without points, unless the operator gave
-    `config.warmup`: then ArtefactRefused says why. on_stage: told "warming up" and "profiling". clock: monotonic.
+    `config.warmup`: then ArtefactRefused says why. on_stage: told "warming up" and "profiling".
     """
     check_warmup(model.signature, config.warmup)
     on_stage("warming up")
@@ -70,16 +81,17 @@ def measure(
         return empty, 0
     on_stage("profiling")
     points: list[ProfilePoint] = []
-    budget = _Budget(clock, clock() + BUDGET_NS)
+    budget = _Budget(stopwatch.clock, stopwatch.clock() + BUDGET_NS)
     for rows in _row_counts(model.signature.max_batch_size):
-        point = _point(model, config, rows, budget)
+        point = _point(model, config, rows, budget, stopwatch)
         if point is None:
             break
         points.append(point)
         if point.p50_ns > LONG_BATCH_NS or not budget.left():
             break
-    segments = _segment_costs(model, _inputs(model, config, 1), clock)
-    largest = max((point.activation_bytes for point in points), default=0)
+    costs = zip(model.segments, points[0].segments_ns, strict=True) if points[0].segments_ns else ()
+    segments = tuple(SegmentCost(name, cost) for name, cost in costs)
+    largest = max(point.activation_bytes for point in points)
     return Profile(digest, device_kind, model.weight_bytes, tuple(points), segments), largest
 
 
@@ -97,7 +109,9 @@ def _inputs(model: LoadedModel, config: LoadConfig, rows: int) -> dict[str, np.n
     return made_up(model.signature, rows, warmup=config.warmup, ranges=ranges, extent=extent)
 
 
-def _point(model: LoadedModel, config: LoadConfig, rows: int, budget: _Budget) -> ProfilePoint | None:
+def _point(
+    model: LoadedModel, config: LoadConfig, rows: int, budget: _Budget, stopwatch: Stopwatch
+) -> ProfilePoint | None:
     inputs = _inputs(model, config, rows)
     try:
         outputs = finish(model.run(inputs))  # the first run of a shape pays for its plans and buffers
@@ -105,14 +119,8 @@ def _point(model: LoadedModel, config: LoadConfig, rows: int, budget: _Budget) -
         if rows == 1:
             raise
         return None
-    took: list[Nanoseconds] = []
-    ends = budget.clock() + POINT_BUDGET_NS
-    while len(took) < MOST_RUNS and (len(took) < LEAST_RUNS or budget.clock() < ends):
-        if rows > 1 and took and not budget.left():
-            break
-        started = budget.clock()
-        finish(model.run(inputs))
-        took.append(budget.clock() - started)
+    runs = _runs(model, inputs, budget, stopwatch, at_least=LEAST_RUNS if rows == 1 else 1)
+    took = [run.took for run in runs]
     return ProfilePoint(
         rows=rows,
         shape_bucket=shape_bucket(model.signature, {name: value.shape for name, value in inputs.items()}),
@@ -121,7 +129,39 @@ def _point(model: LoadedModel, config: LoadConfig, rows: int, budget: _Budget) -
         p99_ns=_quantile(took, 0.99),
         runs=len(took),
         activation_bytes=_activations(model, inputs, outputs),
+        segments_ns=_medians(runs, len(model.segments)),
     )
+
+
+def _runs(model: LoadedModel, inputs: Tensors, budget: _Budget, stopwatch: Stopwatch, *, at_least: int) -> list[_Timed]:
+    """As many runs as the budget allows. Runs that something else disturbed are left out while enough calm ones are there."""
+    runs: list[_Timed] = []
+    ends = budget.clock() + POINT_BUDGET_NS
+    while len(runs) < MOST_RUNS and (len(runs) < LEAST_RUNS or budget.clock() < ends):
+        if len(runs) >= at_least and not budget.left():
+            break
+        runs.append(_timed(model, inputs, stopwatch))
+    calm = [run for run in runs if run.is_calm]
+    return calm if len(calm) >= LEAST_RUNS else runs
+
+
+def _timed(model: LoadedModel, inputs: Tensors, stopwatch: Stopwatch) -> _Timed:
+    run, times, is_calm = model.run(inputs), [], True
+    more = True
+    while more:
+        since = stopwatch.read()
+        more = next(run, _ENDED) is not _ENDED
+        until = stopwatch.read()
+        times.append(stopwatch.took(since, until))
+        is_calm = is_calm and stopwatch.is_calm(since, until)
+    return _Timed(tuple(times), is_calm)
+
+
+def _medians(runs: Sequence[_Timed], segments: int) -> tuple[Nanoseconds, ...]:
+    """The median of each segment; empty where a run does not have as many parts as the model names."""
+    if any(len(run.segments_ns) != segments for run in runs):
+        return ()
+    return tuple(_quantile(times, 0.5) for times in zip(*(run.segments_ns for run in runs), strict=True))
 
 
 def _quantile(took: Sequence[Nanoseconds], share: float) -> Nanoseconds:
@@ -131,29 +171,9 @@ def _quantile(took: Sequence[Nanoseconds], share: float) -> Nanoseconds:
 
 
 def _activations(model: LoadedModel, inputs: Tensors, outputs: Tensors) -> Bytes:
-    """What a runtime can tell of its intermediate tensors, else only inputs and outputs."""
+    """Of what a runtime tells, and inputs and outputs, the larger."""
     edges = sum(value.nbytes for value in (*inputs.values(), *outputs.values()))
-    tell = getattr(model, "activation_bytes", None)
-    return max(edges, int(tell(inputs))) if tell is not None else edges
-
-
-def _segment_costs(model: LoadedModel, inputs: Tensors, clock: Clock) -> tuple[SegmentCost, ...]:
-    """The median of each segment at one row; empty where a run does not have as many parts as the model names."""
-    runs = [_segment_times(model, inputs, clock) for _ in range(LEAST_RUNS)]
-    if any(len(times) != len(model.segments) for times in runs):
-        return ()
-    medians = [_quantile(times, 0.5) for times in zip(*runs, strict=True)]
-    return tuple(SegmentCost(name, cost) for name, cost in zip(model.segments, medians, strict=True))
-
-
-def _segment_times(model: LoadedModel, inputs: Tensors, clock: Clock) -> list[Nanoseconds]:
-    run, times = model.run(inputs), []
-    while True:
-        started = clock()
-        more = next(run, _ENDED) is not _ENDED
-        times.append(clock() - started)
-        if not more:
-            return times
+    return max(edges, model.activation_bytes(inputs))
 
 
 _ENDED = object()

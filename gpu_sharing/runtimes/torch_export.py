@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import warnings
 from pathlib import Path
@@ -15,7 +16,16 @@ from gpu_sharing.runtimes.archive import opened
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Run, Tensors
 from gpu_sharing.runtimes.program import Program, read_program, write_clean
 from gpu_sharing.runtimes.signature import infer
-from gpu_sharing.runtimes.torch_segments import Segment, cut, peak_bytes, placeholders, run_all, run_one, whole
+from gpu_sharing.runtimes.torch_segments import (
+    Segment,
+    cut,
+    cut_again,
+    peak_bytes,
+    placeholders,
+    run_all,
+    run_one,
+    whole,
+)
 from gpu_sharing.runtimes.torch_tensors import from_torch, to_torch
 from gpu_sharing.runtimes.torch_values import Interface, interface_of
 from gpu_sharing.runtimes.verification import verified
@@ -31,6 +41,7 @@ class TorchExportRuntime:
     """The runtime "torch_export"."""
 
     name = "torch_export"
+    starts_threads = False
 
     def check(self, path: Path) -> None:
         """Raises ArtefactRefused unless every member of the .pt2 file is harmless to load. Deserialises none of them."""
@@ -71,21 +82,32 @@ class TorchExportModel:
         self._slots = placeholders(module)
         self._parts = whole(module)
         self.ranges: Ranges = self._interface.ranges
+        before = [tensor._version for tensor in weights]
+        ran = self._settle(config)
+        if before != [tensor._version for tensor in weights]:
+            raise ArtefactRefused("the model changes its own weights while it runs; export it in eval mode")
+        if ran:
+            self._parts = self._cut(module, config)
+        self.segments: tuple[str, ...] = tuple(part.name for part in self._parts)
+
+    def _settle(self, config: LoadConfig) -> bool:
+        """Finds the signature. Whether a made-up input, or the operator's, ran."""
         found = infer(
             self._interface.inputs,
             self._interface.outputs,
             batch_axes=config.batch_axes,
             max_rows=config.max_batch_size,
         )
-        before = [tensor._version for tensor in weights]
         settled = verified(_within(found, self.ranges), self._execute, config, self.ranges)
         self.signature: Signature = settled.signature
         self.preferred_extent, self.unbatched_because = settled.extent, settled.unbatched_because
-        if before != [tensor._version for tensor in weights]:
-            raise ArtefactRefused("the model changes its own weights while it runs; export it in eval mode")
-        if settled.ran:
-            self._parts = self._cut(module, config)
-        self.segments: tuple[str, ...] = tuple(part.name for part in self._parts)
+        return settled.ran
+
+    def again(self, config: LoadConfig) -> LoadedModel:
+        """The same program over the same weights, for another replica."""
+        other = copy.copy(self)
+        other._settle(config)
+        return other
 
     def run(self, inputs: Tensors) -> Run:
         """One segment at each `next`; inference mode never spans a boundary, since the thread runs other models there."""
@@ -124,7 +146,11 @@ class TorchExportModel:
     def _cut(self, module: Any, config: LoadConfig) -> tuple[Segment, ...]:
         """The segments, if they compute to the bit what the whole program does; else the whole program as one."""
         inputs = made_up(self.signature, 1, warmup=config.warmup, ranges=self.ranges, extent=self.preferred_extent)
-        parts = cut(module, list(self._values(inputs).values()))
+        parts = cut_again(module, config.segments) if config.segments is not None else None
+        if parts is None:
+            parts = cut(module, list(self._values(inputs).values()))
+        if len(parts) == 1:
+            return self._parts
         with torch.inference_mode():
             expected = self._named(run_all(self._parts, self._values(inputs)))
             given = self._named(run_all(parts, self._values(inputs)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gpu_sharing.runtimes.cutting import cut_points
+from gpu_sharing.runtimes.cutting import cut_points, points_of, segment_name
 from gpu_sharing.units import Bytes, Nanoseconds
 
 MEASURED_RUNS = 3
@@ -41,6 +41,12 @@ def cut(module: torch.fx.GraphModule, arguments: Sequence[Any]) -> tuple[Segment
     operators = _operators(module)
     costs = _measured(module, operators, arguments)
     return _compiled(module, cut_points(costs, _alive(operators)))
+
+
+def cut_again(module: torch.fx.GraphModule, names: Sequence[str]) -> tuple[Segment, ...] | None:
+    """The program as the segments of these names, without measuring; None where they are not segments of it."""
+    points = points_of(names, [node.name for node in _operators(module)])
+    return None if points is None else _compiled(module, points)
 
 
 def run_all(segments: Sequence[Segment], values: dict[str, Any]) -> list[Any]:
@@ -181,7 +187,7 @@ def _segment(
     else:
         graph.output(tuple(copied[node] for node in given))
     return Segment(
-        name=f"{part[0].name}..{part[-1].name}" if part else "nothing",
+        name=segment_name(part[0].name, part[-1].name) if part else "nothing",
         takes=tuple(node.name for node in taken),
         gives=() if final is not None else tuple(node.name for node in given),
         drops=frozenset(node.name for node in taken if last_use[node] <= index),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, Tensors
 from gpu_sharing.runtimes.signature import unbatched, unverified, verify
 from gpu_sharing.runtimes.warmup import EXTENTS_TRIED, Ranges, attempts, check_warmup, made_up, rows_of
-from gpu_sharing.tensors import Signature
+from gpu_sharing.tensors import Signature, TensorSpec
 
 Execute = Callable[[Tensors], dict[str, np.ndarray]]
 
@@ -36,15 +37,16 @@ class Verdict:
 
 
 def verified(signature: Signature, execute: Execute, config: LoadConfig, ranges: Ranges) -> Verdict:
-    """Runs a few rows and settles the signature by what they gave.
+    """Runs a few rows and settles the signature by what they gave; only one row where it was settled by an earlier load.
 
     Raises ArtefactRefused where the operator's own warm-up input is wrong or is rejected by the model.
     """
     check_warmup(signature, config.warmup)
+    known = _settled_before(config.signature, signature)
     failure = ""
     for extent in attempts(config.warmup):
         try:
-            settled, reason = _observe(signature, execute, config, ranges, extent)
+            settled, reason = _observe(signature, execute, config, ranges, extent, known)
         except ArtefactRefused:
             raise
         except Exception as broken:  # whatever the model's kernels raise for shapes they do not like
@@ -57,11 +59,32 @@ def verified(signature: Signature, execute: Execute, config: LoadConfig, ranges:
     return Verdict(settled, EXTENTS_TRIED[0], reason and f"{reason} (it was rejected: {failure})", ran=False)
 
 
+def _settled_before(known: Signature | None, found: Signature) -> Signature | None:
+    """What the artefact says, with the batch axes of a signature that was settled before; None where the two do not agree."""
+    if known is None or known.max_batch_size not in (0, found.max_batch_size):
+        return None
+    inputs, outputs = _with_axes(known.inputs, found.inputs), _with_axes(known.outputs, found.outputs)
+    if inputs is None or outputs is None:
+        return None
+    return Signature(inputs, outputs, known.max_batch_size)
+
+
+def _with_axes(known: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> tuple[TensorSpec, ...] | None:
+    if len(known) != len(found) or any(
+        (one.name, one.datatype, one.shape) != (other.name, other.datatype, other.shape)
+        for one, other in zip(known, found, strict=True)
+    ):
+        return None
+    return tuple(replace(other, batch_axis=one.batch_axis) for one, other in zip(known, found, strict=True))
+
+
 def _observe(
-    signature: Signature, execute: Execute, config: LoadConfig, ranges: Ranges, extent: int
+    signature: Signature, execute: Execute, config: LoadConfig, ranges: Ranges, extent: int, known: Signature | None
 ) -> tuple[Signature, str]:
     single = made_up(signature, 1, warmup=config.warmup, ranges=ranges, extent=extent)
     _check_outputs(signature, execute(single))
+    if known is not None:
+        return known, ""
     counts = [rows for rows in TRIED_ROWS if rows <= signature.max_batch_size]
     if not counts:
         return signature if signature.max_batch_size == 0 else unbatched(signature), ""

@@ -12,15 +12,22 @@ import threading
 import traceback
 
 import msgspec
+from msgspec.structs import replace
 
+from gpu_sharing.devices.base import Device
 from gpu_sharing.devices.probe import probe
 from gpu_sharing.memory.arena import Arena, ArenaView
+from gpu_sharing.memory.limits import confine as confine_memory
+from gpu_sharing.memory.limits import granted_bytes
 from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.loop import WorkerLoop
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-_SWITCH_INTERVAL_S = 0.0005
+_SWITCH_INTERVAL_S = 0.0001
+"""A lane asks for the interpreter again after each operator. Beside a load, a model of hundreds of operators took 1.4 times as
+long at 0.5 ms, and 1.2 times as long at this.
+"""
 
 
 def confine(parent_pid: int) -> None:
@@ -34,6 +41,18 @@ def confine(parent_pid: int) -> None:
     if os.getppid() != parent_pid:
         # It died before the signal was armed.
         os._exit(1)
+
+
+def within_limits(config: WorkerConfig, device: Device) -> WorkerConfig:
+    """The same with the memory that the system really grants, which from here on cannot be exceeded."""
+    if device.backend != "cpu":
+        # Its memory is not this process's.
+        return config
+    wanted_bytes = device.memory_bytes if config.memory_bytes is None else config.memory_bytes
+    limit_bytes = granted_bytes()
+    memory_bytes = wanted_bytes if limit_bytes is None else min(wanted_bytes, limit_bytes)
+    confine_memory(memory_bytes)
+    return replace(config, memory_bytes=memory_bytes)
 
 
 def fall(failure: threading.ExceptHookArgs) -> None:
@@ -58,6 +77,7 @@ def main(arguments: list[str]) -> None:
         device.occupy(config.cores)
     # The reader must not wait long for a lane that computes in Python.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    config = within_limits(config, device)
     inputs = ArenaView(inputs_fd, config.input_arena_bytes)
     outputs = Arena(outputs_fd, config.output_arena_bytes)
     WorkerLoop(config, device, socket.socket(fileno=socket_fd), inputs, outputs).run(os.getpid())

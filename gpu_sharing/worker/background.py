@@ -1,71 +1,54 @@
-"""Work that must not starve others: done on a thread of its own, which the operating system runs when nobody else wants to.
-
-A worker that was lost is replaced beside workers that live, on cores that the services need as well: importing libraries and
-opening models takes seconds of processor time, and nobody waits for it as callers wait for answers.
-"""
+"""A thread that gives way to everybody else on its cores: loading beside serving must not be felt by those who are served."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
+import queue
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
-NICENESS = 15
-"""About a twenty-fifth of what a thread of usual priority gets beside it."""
+NICE = 10
+"""About a tenth of a core beside a busy lane, all of it beside an idle one."""
 
-_TASKS = "/proc/self/task"
 Result = TypeVar("Result")
 
 
-def in_background(work: Callable[[], Result], *, makes_threads: bool = False) -> Result:
-    """Runs `work` on a thread of low priority; returns what it returns and raises what it raises.
+class Background:
+    """Runs calls, one after the other, on a thread of low priority. One caller at a time."""
 
-    makes_threads: whether it may leave threads behind that serve requests later. They inherit the low priority, and are given
-    the usual one afterwards; where the system does not allow that, the work is done at the usual priority.
-    """
-    results: list[Result] = []
-    errors: list[BaseException] = []
-    before = _threads() if makes_threads else set()
+    def __init__(self, nice: int = NICE) -> None:
+        self._nice = nice
+        self._asked: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._told: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
-    def body() -> None:
-        if sys.platform == "linux" and (not makes_threads or _may_return()):
-            # Linux keeps a niceness for each thread.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    def call(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, once it has; raises what it raises."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="background", daemon=True)
+            self._thread.start()
+        self._asked.put(work)
+        result, error = self._told.get()
+        if error is None:
+            return result  # type: ignore[no-any-return]
         try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
+            raise error
+        finally:
+            # Its traceback holds this frame, which holds it.
+            del error
 
-    thread = threading.Thread(target=body, name="background", daemon=True)
-    thread.start()
-    thread.join()
-    if makes_threads:
-        usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        for made in _threads() - before:
-            with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, made, usual)
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
-def _may_return() -> bool:
-    """Whether this thread may have the usual priority again once it has given it up; tried out in the smallest step."""
-    me = threading.get_native_id()
-    usual = os.getpriority(os.PRIO_PROCESS, me)
-    try:
-        os.setpriority(os.PRIO_PROCESS, me, usual + 1)
-        os.setpriority(os.PRIO_PROCESS, me, usual)
-    except OSError:
-        return False
-    return True
-
-
-def _threads() -> set[int]:
-    try:
-        return {int(name) for name in os.listdir(_TASKS)}
-    except OSError:
-        return set()
+    def _run(self) -> None:
+        # Linux keeps the nice value of each thread; threads that this one starts inherit it.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
+        while True:
+            work = self._asked.get()
+            answer: tuple[Any, BaseException | None]
+            try:
+                answer = (work(), None)
+            except BaseException as error:  # an artefact may raise anything
+                answer = (None, error)
+            self._told.put(answer)
+            del work, answer

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from gpu_sharing.units import Bytes, GiB
+from gpu_sharing.arbiter.policies import PolicyName as PolicyName
+from gpu_sharing.units import SECOND, Bytes, GiB, Millidevices, Nanoseconds
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
@@ -16,6 +17,12 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     prewarm: runtimes ("onnx", "torch_export") whose libraries are imported at start, so that the first load is quick.
     queue_limit: requests that one replica may have waiting; one more is refused as OVERLOADED.
     memory_bytes: what loaded models may take together; None: what the device has.
+    policy: who gets the lane: "reservations", or "arrival_order" where nobody is promised anything, for comparison.
+    capacity: the lane's part of its device, of which its tenants' bandwidths are parts.
+    hang_after_ns: a slice that has not returned by then, nor within ten times what its batch was expected to take, is
+        stopped; where that does not help, the worker ends, to be replaced.
+    load_limit_ns: a load that has not ended by then is given up likewise.
+    quantum_ns: batches are kept so small that their longest slice fits it; None: they are not.
     """
 
     cores: tuple[int, ...]
@@ -25,3 +32,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     prewarm: tuple[str, ...] = ()
     queue_limit: int = 4096
     memory_bytes: Bytes | None = None
+    policy: PolicyName = "reservations"
+    capacity: Millidevices = 1000
+    quantum_ns: Nanoseconds | None = None
+    hang_after_ns: Nanoseconds = 5 * SECOND
+    load_limit_ns: Nanoseconds = 900 * SECOND

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gpu_sharing.runtimes.base import Run
+from gpu_sharing.runtimes.base import Interruptible, Run
 from gpu_sharing.units import Nanoseconds
+from gpu_sharing.worker.faults import describe, reason_of
 from gpu_sharing.worker.gather import join
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Submit
 from gpu_sharing.worker.requests import Finished, Requests, Work
 from gpu_sharing.worker.scatter import checked
-
-_MESSAGE_CHARACTERS = 300
+from gpu_sharing.worker.watch import TIMES_THE_ESTIMATE, Watch, Watched
 
 
 class _Flight(NamedTuple):
@@ -28,11 +28,21 @@ class _Flight(NamedTuple):
 class Lane:
     """Runs slices on the thread that calls `run`."""
 
-    def __init__(self, requests: Requests, inputs: memoryview, *, clock: Callable[[], Nanoseconds]) -> None:
-        """inputs: the executor's arena."""
+    def __init__(
+        self,
+        requests: Requests,
+        inputs: memoryview,
+        *,
+        clock: Callable[[], Nanoseconds],
+        watch: Watch,
+        hang_after_ns: Nanoseconds,
+    ) -> None:
+        """inputs: the executor's arena. watch: notices slices that have not returned after hang_after_ns, at the least."""
         self._requests = requests
         self._inputs = inputs
         self._clock = clock
+        self._watch = watch
+        self._hang_after_ns = hang_after_ns
         self._flights: dict[int, _Flight] = {}
 
     def run(self) -> None:
@@ -42,18 +52,34 @@ class Lane:
 
     def _run_slice(self, work: Work) -> None:
         batch = work.slice.batch
+        self._watch.begin("lane", self._watched(work))
         started = self._clock()
         try:
             finished = self._advance(work)
         except BaseException as error:  # a model may raise anything; its neighbours must not notice
             took = self._clock() - started
             self._let_go(batch)
-            self._requests.fail(batch, took, describe(work.hosted, error))
+            self._requests.fail(batch, took, describe(work.hosted.label, error), reason_of(error))
             return
+        finally:
+            self._watch.end("lane")
         took = self._clock() - started
         if finished is not None:
             del self._flights[batch]
         self._requests.end_slice(batch, took, finished)
+
+    def _watched(self, work: Work) -> Watched:
+        load, model = work.hosted.load, work.hosted.model
+        label = f"replica {load.replica}, {work.hosted.label}: a segment"
+        expected_ns = TIMES_THE_ESTIMATE * (work.slice.predicted or 0)
+        stop = model.interrupt if isinstance(model, Interruptible) else None
+        calls = work.slice.calls
+        return Watched(
+            label,
+            max(self._hang_after_ns, expected_ns),
+            stop,
+            lambda message: self._requests.give_up(calls, message),
+        )
 
     def _advance(self, work: Work) -> Finished | None:
         flight = self._start(work) if work.slice.first else self._flights[work.slice.batch]
@@ -80,9 +106,3 @@ class Lane:
             flight.run.close()
         except BaseException:  # the model's own clean-up: nobody waits for it
             return
-
-
-def describe(hosted: Hosted, error: BaseException) -> str:
-    """One line for callers: which model, what kind of error, and its own words, cut short."""
-    words = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
-    return f"{hosted.label}: {type(error).__name__}: {words}" if words else f"{hosted.label}: {type(error).__name__}"

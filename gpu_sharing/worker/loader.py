@@ -1,28 +1,42 @@
-"""The loader: one thread that checks, loads, measures and unloads models, so that the lane need not."""
+"""The loader: one thread that has models checked, loaded, measured and unloaded, so that the lane need not."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import queue
+import random
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from gpu_sharing.arbiter.switching import IN_FLIGHT_PER_REPLICA
 from gpu_sharing.measurements import Profile
 from gpu_sharing.memory.ledger import Ledger, LedgerFull
-from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Runtime
-from gpu_sharing.units import Bytes, ComputeUnits, Nanoseconds
-from gpu_sharing.worker.background import in_background
+from gpu_sharing.memory.limits import data_bytes, trim
+from gpu_sharing.runtimes.base import ArtefactRefused, Interrupted, Interruptible, LoadConfig, LoadedModel, Runtime
+from gpu_sharing.units import SECOND, Bytes, ComputeUnits, MiB, Nanoseconds
+from gpu_sharing.worker.background import Background
+from gpu_sharing.worker.faults import OUT_OF_MEMORY, reason_of
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.requests import Requests
+from gpu_sharing.worker.shelf import Measured, Shelf, Shelved, variant
+from gpu_sharing.worker.watch import Watch, Watched
 
 RuntimeFor = Callable[[str], Runtime]
-Opened = TypeVar("Opened")
+
+MOST_PRETENDED_NS: Nanoseconds = 60 * SECOND
+"""A stage of a load whose model is there already takes no longer."""
+
+PRETENDED_SPREAD = (0.97, 1.05)
+"""Two loads of one artefact never take equally long."""
+
+UNSEEN_BYTES: Bytes = 512 * MiB
+"""A load may take so much more than twice its weights before what it took is charged: libraries are imported on the way."""
 
 _MESSAGE_CHARACTERS = 500
 
@@ -39,17 +53,23 @@ class Loader:
         compute_units: ComputeUnits,
         clock: Callable[[], Nanoseconds],
         runtime_for: RuntimeFor | None = None,
-        yields: bool = False,
+        watch: Watch | None = None,
+        load_limit_ns: Nanoseconds = 900 * SECOND,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """runtime_for: finds a runtime by its name; None: gpu_sharing.runtimes.registry. yields: to import and open models
-        at low priority, so that lanes and services on the same cores are not starved."""
+        """runtime_for: finds a runtime by its name; None: gpu_sharing.runtimes.registry. watch: notices loads that
+        have not ended after load_limit_ns."""
         self._outbox = outbox
         self._ledger = ledger
         self._device_kind = device_kind
         self._compute_units = compute_units
         self._clock = clock
         self._runtime_for = runtime_for or _registered
-        self._yields = yields
+        self._watch = watch
+        self._load_limit_ns = load_limit_ns
+        self._sleep = sleep
+        self._background = Background()
+        self._shelf = Shelf()
         self._jobs: queue.SimpleQueue[Load | int] = queue.SimpleQueue()
         self._models: dict[int, LoadedModel] = {}
         self._present: set[int] = set()
@@ -80,68 +100,150 @@ class Loader:
 
     def _prewarm(self, name: str) -> None:
         try:
-            self._gently(lambda: self._runtime_for(name))
+            self._background.call(lambda: self._runtime_for(name))
             importlib.import_module("gpu_sharing.runtimes.profile")
         except Exception:  # the load that needs it will say so to somebody who asked
             traceback.print_exc()
 
     def _load(self, load: Load, requests: Requests) -> None:
+        if load.replica in self._models:
+            self._outbox.send([LoadFailed(load.replica, False, f"replica {load.replica} is loaded already")])
+            return
         try:
             hosted, memory_bytes = self._open(load)
+            self._present.add(load.replica)
+            requests.host(hosted)
         except BaseException as error:  # an artefact may raise anything
+            self._present.discard(load.replica)
             self._forget(load.replica)
-            refused = isinstance(error, ArtefactRefused)
+            # Trying again would hang again.
+            refused = isinstance(error, ArtefactRefused | Interrupted)
             self._outbox.send([LoadFailed(load.replica, refused, _describe(load, error))])
             return
-        loaded = Loaded(load.replica, hosted.model.signature, hosted.profile, memory_bytes)
-        self._present.add(load.replica)
-        requests.host(hosted)
-        self._outbox.send([loaded])
+        finally:
+            if self._watch is not None:
+                self._watch.end("loader")
+        self._outbox.send([Loaded(load.replica, hosted.model.signature, hosted.profile, memory_bytes)])
 
     def _open(self, load: Load) -> tuple[Hosted, Bytes]:
-        if load.replica in self._models:
-            raise ValueError(f"replica {load.replica} is loaded already")
         path = Path(load.path)
         self._tell(load, "checking")
         runtime = self._runtime_for(load.format)
-        runtime.check(path)
+        if not self._models:
+            # What libraries have made stays: looking through it at each collection would hold up the lane.
+            gc.freeze()
+        self._watch_over(load, runtime)
+        self._background.call(lambda: runtime.check(path))
         expected_bytes = load.profile.weight_bytes if load.profile is not None else os.stat(path).st_size
         self._ledger.reserve(load.replica, expected_bytes)
         self._tell(load, "loading")
         config = self._config(load)
-        model = self._models[load.replica] = self._gently(lambda: runtime.load(path, config))
-        profile, activation_bytes = self._profile(load, model, config)
+        shelved = self._shelf.find(load.digest, load.format)
+        if shelved is None:
+            shelved = self._read(load, runtime, path, config)
+        else:
+            self._have_again(load, shelved, config)
+        profile, activation_bytes = self._profile(load, shelved, config)
         # Batches of a replica may be suspended while another of it runs: each keeps its activations.
-        memory_bytes = model.weight_bytes + IN_FLIGHT_PER_REPLICA * activation_bytes
+        memory_bytes = shelved.charged_bytes + IN_FLIGHT_PER_REPLICA * activation_bytes
         self._ledger.reserve(load.replica, memory_bytes)
-        return Hosted(load, model, profile), memory_bytes
+        return Hosted(load, self._models[load.replica], profile), memory_bytes
 
-    def _gently(self, work: Callable[[], Opened]) -> Opened:
-        # What is measured afterwards is measured at the usual priority, as it will run.
-        return in_background(work, makes_threads=self._compute_units > 1) if self._yields else work()
+    def _read(self, load: Load, runtime: Runtime, path: Path, config: LoadConfig) -> Shelved:
+        """Loads the artefact, for this replica and for whoever brings the same one."""
+        began, before_bytes = self._clock(), data_bytes()
+        # Threads that go on computing for the lane must not inherit the low priority.
+        politely = not (runtime.starts_threads and config.threads > 1)
+        model = self._background.call(lambda: runtime.load(path, config)) if politely else runtime.load(path, config)
+        self._models[load.replica] = model
+        trim()
+        grown_bytes = data_bytes() - before_bytes
+        # A small file may hold a model that grows as it is opened.
+        charged_bytes = model.weight_bytes if grown_bytes <= 2 * model.weight_bytes + UNSEEN_BYTES else grown_bytes
+        shelved = Shelved(model, charged_bytes, self._clock() - began, users={load.replica})
+        self._shelf.put(load.digest, load.format, shelved)
+        return shelved
+
+    def _have_again(self, load: Load, shelved: Shelved, config: LoadConfig) -> None:
+        """Has a model once more that is loaded already, as slowly as if it were not."""
+        began = self._clock()
+        try:
+            self._models[load.replica] = self._background.call(lambda: shelved.origin.again(config))
+            shelved.users.add(load.replica)
+        finally:
+            self._pretend(shelved.loading_ns - (self._clock() - began))
+
+    def _pretend(self, rest_ns: Nanoseconds) -> None:
+        self._sleep(max(0, min(rest_ns, MOST_PRETENDED_NS)) * random.uniform(*PRETENDED_SPREAD) / SECOND)
 
     def _config(self, load: Load) -> LoadConfig:
+        known = self._known(load)
         return LoadConfig(
             threads=self._compute_units,
             compute_units=self._compute_units,
             max_batch_size=load.max_batch_size,
             batch_axes=load.batch_axes,
             warmup=load.warmup,
+            signature=load.signature,
+            segments=tuple(segment.name for segment in known.segments) or None if known is not None else None,
         )
 
-    def _profile(self, load: Load, model: LoadedModel, config: LoadConfig) -> tuple[Profile, Bytes]:
+    def _known(self, load: Load) -> Profile | None:
+        """The profile that was given along, if it was measured on this artefact and on such a device."""
         known = load.profile
-        if known is not None and (known.digest, known.device_kind) == (load.digest, self._device_kind):
-            return known, max((point.activation_bytes for point in known.points), default=0)
-        from gpu_sharing.runtimes.profile import measure
+        return known if known and (known.digest, known.device_kind) == (load.digest, self._device_kind) else None
 
-        return measure(
-            model,
-            config,
-            digest=load.digest,
-            device_kind=self._device_kind,
-            clock=self._clock,
-            on_stage=lambda stage: self._tell(load, stage),
+    def _profile(self, load: Load, shelved: Shelved, config: LoadConfig) -> tuple[Profile, Bytes]:
+        known, model = self._known(load), self._models[load.replica]
+        if known is not None and config.segments in (None, model.segments):
+            return known, max((point.activation_bytes for point in known.points), default=0)
+        measured = shelved.measured.get(variant(config))
+        if measured is None:
+            measured = shelved.measured[variant(config)] = self._measure(load, model, config)
+        else:
+            for stage, took in measured.stages:
+                self._tell(load, stage)
+                self._pretend(took)
+        return measured.profile, measured.activation_bytes
+
+    def _measure(self, load: Load, model: LoadedModel, config: LoadConfig) -> Measured:
+        from gpu_sharing.runtimes.profile import measure
+        from gpu_sharing.runtimes.stopwatch import Stopwatch
+
+        moments: list[tuple[str, Nanoseconds]] = []
+
+        def on_stage(stage: str) -> None:
+            moments.append((stage, self._clock()))
+            self._tell(load, stage)
+
+        profile, activation_bytes = self._background.call(
+            lambda: measure(
+                model,
+                config,
+                digest=load.digest,
+                device_kind=self._device_kind,
+                stopwatch=Stopwatch.of_this_thread(self._clock, threads=config.threads),
+                on_stage=on_stage,
+            )
+        )
+        ends = [moment for _, moment in moments[1:]] + [self._clock()]
+        stages = tuple((stage, end - began) for (stage, began), end in zip(moments, ends, strict=True))
+        return Measured(profile, activation_bytes, stages)
+
+    def _watch_over(self, load: Load, runtime: Runtime) -> None:
+        if self._watch is None:
+            return
+        label = f"replica {load.replica}, model {load.model!r} version {load.version}: loading"
+        stop = runtime.interrupt if isinstance(runtime, Interruptible) else None
+        self._watch.begin(
+            "loader",
+            Watched(
+                label,
+                self._load_limit_ns,
+                stop,
+                # Trying again would hang again.
+                lambda message: self._outbox.send([LoadFailed(load.replica, True, message)]),
+            ),
         )
 
     def _unload(self, replica: int, requests: Requests) -> None:
@@ -158,10 +260,15 @@ class Loader:
         self._ledger.release(replica)
         if model is None:
             return
-        try:
-            model.close()
-        except Exception:  # the model's own clean-up
-            traceback.print_exc()
+        for each in self._shelf.leave(replica, model):
+            try:
+                each.close()
+            except Exception:  # the model's own clean-up
+                traceback.print_exc()
+        del model
+        # Programs are full of circles, which hold their weights.
+        gc.collect()
+        trim()
 
     def _tell(self, load: Load, stage: str) -> None:
         self._outbox.send([Stage(load.replica, stage)])
@@ -178,4 +285,6 @@ def _describe(load: Load, error: BaseException) -> str:
     label = f"model {load.model!r} version {load.version}"
     if isinstance(error, LedgerFull):
         return f"{label}: no room on the device: {words}"
+    if reason_of(error) == OUT_OF_MEMORY:
+        return f"{label}: there is not enough memory to load it: {type(error).__name__}: {words}"
     return f"{label}: {words}" if isinstance(error, ArtefactRefused) else f"{label}: {type(error).__name__}: {words}"

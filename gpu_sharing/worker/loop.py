@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 
-from gpu_sharing.arbiter import Arbiter
-from gpu_sharing.arbiter.admission import BoundedQueue
 from gpu_sharing.arbiter.events import ArbiterStatistics
+from gpu_sharing.arbiter.policies import arbiter_of
 from gpu_sharing.devices.base import Device
 from gpu_sharing.memory.arena import Arena, ArenaView
 from gpu_sharing.memory.ledger import Ledger
@@ -22,10 +23,14 @@ from gpu_sharing.worker.messages import Command, Load, Ready, Statistics, Stop, 
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.requests import RequestCommand, Requests
 from gpu_sharing.worker.scatter import Outputs
+from gpu_sharing.worker.watch import Watch
 
 STATISTICS_EVERY: Nanoseconds = 500 * MS
 _LAST_ANSWERS: Nanoseconds = 250 * MS
 """After the grace: for the answers to what has not finished within it."""
+
+HUNG_STATUS = 3
+"""A worker's exit status where something in it did not return."""
 
 _READ_BYTES = 1 << 18
 
@@ -42,8 +47,9 @@ class WorkerLoop:
         outputs: Arena,
         *,
         runtime_for: RuntimeFor | None = None,
+        end_worker: Callable[[], None] = lambda: os._exit(HUNG_STATUS),
     ) -> None:
-        """runtime_for: finds a runtime by its name; None: the registered ones."""
+        """runtime_for: finds a runtime by its name; None: the registered ones. end_worker: where a thread cannot be freed."""
         clock = time.monotonic_ns
         units = len(config.cores) or device.compute_units
         self._config = config
@@ -52,6 +58,7 @@ class WorkerLoop:
         self._socket = sock
         self._outbox = Outbox(sock)
         self._ledger = Ledger(device.memory_bytes if config.memory_bytes is None else config.memory_bytes)
+        self._watch = Watch(clock=clock, end_worker=end_worker)
         self._loader = Loader(
             self._outbox,
             self._ledger,
@@ -59,12 +66,20 @@ class WorkerLoop:
             compute_units=units,
             clock=clock,
             runtime_for=runtime_for,
-            # A library may tie what it opens on another kind of device to the thread that opened it.
-            yields=device.backend == "cpu",
+            watch=self._watch,
+            load_limit_ns=config.load_limit_ns,
         )
-        arbiter = Arbiter(lane=config.lane, admission=BoundedQueue(config.queue_limit))
+        arbiter = arbiter_of(
+            config.policy,
+            lane=config.lane,
+            queue_limit=config.queue_limit,
+            capacity=config.capacity,
+            quantum_ns=config.quantum_ns,
+        )
         self._requests = Requests(arbiter, Outputs(outputs), self._outbox, clock=clock, on_gone=self._loader.unload)
-        self._lane = Lane(self._requests, inputs.view, clock=clock)
+        self._lane = Lane(
+            self._requests, inputs.view, clock=clock, watch=self._watch, hang_after_ns=config.hang_after_ns
+        )
         self._clock = clock
         # As long as nothing has happened there is nothing to tell.
         self._told: tuple[ArbiterStatistics, int] = (arbiter.statistics(), self._ledger.used_bytes)
@@ -78,7 +93,9 @@ class WorkerLoop:
         lane.start()
         prewarm = self._config.prewarm
         threading.Thread(target=self._loader.run, args=(self._requests, prewarm), name="loader", daemon=True).start()
+        threading.Thread(target=self._watch.run, name="watch", daemon=True).start()
         self._read_until_stopped()
+        self._watch.stop()
         self._requests.stop()
         self._tell_statistics()
 

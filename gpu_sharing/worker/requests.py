@@ -12,10 +12,12 @@ from gpu_sharing.arbiter import Arbiter
 from gpu_sharing.arbiter import events as arbitration
 from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Nanoseconds
+from gpu_sharing.worker.boundary import Ran, next_turn, tell
+from gpu_sharing.worker.faults import MODEL_FAILED, because
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Cancel, Done, Event, Failed, Release, Submit, Unload, Update
 from gpu_sharing.worker.outbox import Outbox
-from gpu_sharing.worker.scatter import OutputInvalid, Outputs, OutputsFull, rows_of
+from gpu_sharing.worker.scatter import OutputInvalid, Outputs, OutputsFull, parts
 
 RequestCommand: TypeAlias = Submit | Cancel | Release | Update | Unload
 
@@ -73,7 +75,7 @@ class Requests:
     # Replicas.
 
     def host(self, hosted: Hosted) -> None:
-        """The model serves from now on."""
+        """The model serves from now on. gpu_sharing.arbiter.grants.Oversold where its bandwidth does not fit the lane."""
         load = hosted.load
         added = arbitration.ReplicaAdded(
             replica=load.replica,
@@ -81,10 +83,11 @@ class Requests:
             bandwidth=load.bandwidth,
             weight=load.weight,
             points=hosted.profile.points,
+            tenant=load.tenant,
         )
         with self._lock:
-            self._hosted[load.replica] = hosted
             self._arbiter.handle(added, self._clock())
+            self._hosted[load.replica] = hosted
 
     def hosts(self, replica: int) -> bool:
         """Whether the replica serves or drains."""
@@ -136,10 +139,10 @@ class Requests:
         while not self._stopping:
             with self._lock:
                 now = self._clock()
-                effects = self._perform(self._arbiter.handle(arbitration.TimePassed(), now))
-                chosen = self._arbiter.next_slice(now)
+                turn = next_turn(self._arbiter, now)
+                effects = self._perform(turn.actions)
                 abandoned, self._abandoned = self._abandoned, []
-                work = self._work(chosen) if chosen is not None else None
+                work = self._work(turn.slice) if turn.slice is not None else None
                 if work is None and not abandoned and not any(effects) and not self._stopping:
                     self._lane_waits = True
                     self._changed.wait()
@@ -154,19 +157,28 @@ class Requests:
     def end_slice(self, batch: int, took: Nanoseconds, finished: Finished | None) -> None:
         """The slice has run. finished: None where the batch has segments left."""
         with self._lock:
-            done = arbitration.SliceDone(batch, took, finished is not None)
-            effects = self._perform(self._arbiter.handle(done, self._clock()))
+            ran = Ran(batch, took, finished is not None)
+            effects = self._perform(tell(self._arbiter, ran, self._clock()))
         for complete, received in effects.completed:
             if finished is not None:
                 effects.events.extend(self._answers(finished, complete.batch, received))
         self._emit(effects)
 
-    def fail(self, batch: int, took: Nanoseconds, message: str) -> None:
-        """The slice has broken its batch. message: for the callers."""
+    def fail(self, batch: int, took: Nanoseconds, message: str, reason: str = MODEL_FAILED) -> None:
+        """The slice has broken its batch. message, reason: for the callers."""
         with self._lock:
-            failed = arbitration.BatchFailed(batch, took, message)
-            effects = self._perform(self._arbiter.handle(failed, self._clock()))
+            ran = Ran(batch, took, failure=message)
+            effects = self._perform(tell(self._arbiter, ran, self._clock()))
+        if reason != MODEL_FAILED:
+            # The arbiter knows that it broke, not by what.
+            effects.events[:] = [because(event, reason) for event in effects.events]
         self._emit(effects)
+
+    def give_up(self, calls: Iterable[int], message: str) -> None:
+        """Answers the calls of a batch that will never end, just before the worker does: they are not to be run again."""
+        with self._lock:
+            waiting = [(call, self._submits[call][1]) for call in calls if call in self._submits]
+        self._outbox.send([Failed(call, MODEL_FAILED, message, {}, received) for call, received in waiting])
 
     def _answers(self, finished: Finished, batch: Batch, received: Mapping[int, Nanoseconds]) -> Iterator[Event]:
         start = 0
@@ -179,17 +191,14 @@ class Requests:
     def _answer(
         self, finished: Finished, request: Submit, start: int, stop: int, received: Nanoseconds, batch: Batch
     ) -> Done | Failed:
-        specs = finished.hosted.model.signature.outputs
-        wanted = [
-            (index, specs[index].datatype, rows_of(specs[index], finished.outputs[index], start, stop))
-            for index in request.outputs
-        ]
+        hosted = finished.hosted
         try:
-            refs = self._outputs.put(request.call, wanted)
+            wanted = parts(hosted.model.signature, finished.outputs, request.outputs, start, stop)
+            refs = self._outputs.put(request.call, wanted, hosted.load.tenant)
         except OutputsFull as full:
             return Failed(request.call, "OUT_OF_MEMORY", str(full), full.facts, received, batch)
         except OutputInvalid as broken:
-            message = f"{finished.hosted.label}: {broken}"
+            message = f"{hosted.label}: {broken}"
             return Failed(request.call, "MODEL_FAILED", message, {}, received, batch)
         return Done(request.call, refs, received, batch)
 

@@ -16,6 +16,7 @@ from gpu_sharing.worker.messages import TensorRef
 
 _DTYPES = {datatype: np.dtype(name) for datatype, name in NUMPY_NAMES.items()}
 _LENGTH = struct.Struct("<I")
+_BF16_INFINITY = 0x7F80
 
 
 class OutputInvalid(Exception):
@@ -41,6 +42,31 @@ def checked(signature: Signature, outputs: object, rows: int) -> list[np.ndarray
     return [_checked(spec, outputs.get(spec.name), rows) for spec in signature.outputs]
 
 
+def parts(
+    signature: Signature, outputs: Sequence[np.ndarray], indices: Sequence[int], start: int, stop: int
+) -> list[tuple[int, str, np.ndarray]]:
+    """What one request gets of a batch's outputs: its rows of each output wanted, for `Outputs.put`.
+
+    Raises OutputInvalid where one of them holds NaN: a model that has lost its way says so, rather than give nonsense.
+    """
+    wanted = []
+    for index in indices:
+        spec = signature.outputs[index]
+        part = rows_of(spec, outputs[index], start, stop)
+        if holds_nan(part, spec.datatype):
+            raise OutputInvalid(f"output {spec.name!r} holds NaN (not a number)")
+        wanted.append((index, spec.datatype, part))
+    return wanted
+
+
+def holds_nan(tensor: np.ndarray, datatype: str) -> bool:
+    """Whether any element is NaN."""
+    if datatype == "BF16":
+        return bool(((tensor & 0x7FFF) > _BF16_INFINITY).any())
+    # The least of some numbers is NaN where one of them is: several times faster than looking at each.
+    return datatype.startswith("FP") and tensor.size > 0 and bool(np.isnan(tensor.min()))
+
+
 def rows_of(spec: TensorSpec, output: np.ndarray, start: int, stop: int) -> np.ndarray:
     """One request's part of an output: its rows along the batch axis; all of it where there is none."""
     if spec.batch_axis is None or (start == 0 and stop == output.shape[spec.batch_axis]):
@@ -56,11 +82,12 @@ class Outputs:
         self._lock = threading.Lock()
         self._offsets: dict[int, int] = {}
 
-    def put(self, call: int, tensors: Sequence[tuple[int, str, np.ndarray]]) -> tuple[TensorRef, ...]:
+    def put(self, call: int, tensors: Sequence[tuple[int, str, np.ndarray]], tenant: str = "") -> tuple[TensorRef, ...]:
         """Copies a call's outputs, given as (index, data type, tensor), into one extent. OutputsFull where none is free."""
         ready = [(index, _flat(datatype, tensor), tensor.shape) for index, datatype, tensor in tensors]
         lengths = [len(data) if isinstance(data, bytes) else data.nbytes for _, data, _ in ready]
-        start = self._reserve(call, sum(-(-length // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for length in lengths))
+        padded_bytes = sum(-(-length // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for length in lengths)
+        start = self._reserve(call, padded_bytes, tenant)
         refs = []
         view = self._arena.view
         for (index, data, shape), length in zip(ready, lengths, strict=True):
@@ -79,9 +106,9 @@ class Outputs:
             if offset is not None:
                 self._arena.free(offset)
 
-    def _reserve(self, call: int, length_bytes: Bytes) -> int:
+    def _reserve(self, call: int, length_bytes: Bytes, tenant: str) -> int:
         with self._lock:
-            offset = self._arena.allocate(length_bytes)
+            offset = self._arena.allocate(length_bytes, self._arena.owner(tenant))
             if offset is None:
                 free_bytes = self._arena.capacity_bytes - self._arena.used_bytes
                 raise OutputsFull(length_bytes, free_bytes, self._arena.capacity_bytes)

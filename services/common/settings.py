@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -58,6 +58,10 @@ class ServiceSettings(BaseSettings):
     """HOST:PORT for Prometheus metrics over HTTP; none: not exposed."""
     reuse_port: Literal["off", "on"] = "off"
     """Whether other processes may listen on the same address, connections being spread over them (SO_REUSEPORT)."""
+    max_connection_streams: int = Field(default=1024, ge=1)
+    """Calls that one connection may have in progress; the caller's own gRPC holds further ones back until one ends."""
+    max_header_bytes: int = Field(default=16_384, ge=1024, le=1 << 20)
+    """Largest metadata of a call, by HTTP/2's count; beyond it the caller gets RESOURCE_EXHAUSTED."""
     drain_notice_s: float = 0.0
     """How long health checks say NOT_SERVING before a service that is told to stop sends its callers away: as long as a load
     balancer takes to notice."""

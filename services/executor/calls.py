@@ -42,11 +42,14 @@ _US = 1_000
 class Calls:
     """Every call of this executor.
 
-    inline_bytes: longer answers go as chunks. changed: called with a replica whose load has changed.
+    inline_bytes: longer answers go as chunks. changed: called with a replica whose load has changed. most: calls of one
+    replica in hand, whether its worker answers or not; the worker's own, lower limit speaks first where it does.
     """
 
-    def __init__(self, inline_bytes: int, spans: Spans, changed: Callable[[Serving], None]) -> None:
-        self._inline_bytes, self._spans, self._changed = inline_bytes, spans, changed
+    def __init__(
+        self, inline_bytes: int, spans: Spans, changed: Callable[[Serving], None], *, most: int = 8192
+    ) -> None:
+        self._inline_bytes, self._spans, self._changed, self._most = inline_bytes, spans, changed, most
         self._numbers = count(1)
         self._walks: set[asyncio.Task[None]] = set()
         self.statistics = StatisticsLedger()
@@ -61,6 +64,8 @@ class Calls:
         serving.lane.calls[call.number] = call
         self._changed(serving)
         try:
+            if serving.outstanding > self._most:
+                raise crowded(serving, self._most)
             if infer.bulk_bytes:
                 self._reserve(call)
             else:
@@ -130,7 +135,7 @@ class Calls:
     def _reserve(self, call: Call) -> None:
         """Makes room for chunks, with some to spare so that the first tensor can be aligned."""
         arena, wanted = call.serving.client.inputs, call.bulk_bytes + ALIGNMENT
-        block = arena.allocate(wanted) if wanted <= arena.capacity_bytes else None
+        block = arena.allocate(wanted, call.serving.owner) if wanted <= arena.capacity_bytes else None
         if block is None:
             raise out_of_memory(arena, wanted)
         call.blocks, call.base = (block,), block
@@ -141,11 +146,11 @@ class Calls:
         decoded = call.decoded = serving.decoder.decode(payload)
         arena = serving.client.inputs
         if isinstance(payload, bytes):
-            placed = place(arena, decoded, payload)
+            placed = place(arena, decoded, payload, serving.owner)
         elif decoded.plan.raw:
             placed = in_place(decoded, payload, call.base)
         else:
-            placed = place_typed(arena, decoded.plan)
+            placed = place_typed(arena, decoded.plan, serving.owner)
         if placed.block is not None:
             call.blocks = (*call.blocks, placed.block)
         if check_elements(decoded.plan, placed.contents):
@@ -187,7 +192,7 @@ class Calls:
                 facts={"stage": "decode", "late_us": late_us},
             )
         plan = decoded.plan
-        call.phase = Phase.RUNNING
+        call.phase, call.rows = Phase.RUNNING, plan.rows
         call.serving.client.send(
             Submit(
                 call.number,
@@ -265,6 +270,16 @@ class Calls:
     def _count(self, call: Call, outcome: str) -> None:
         outcomes = call.serving.outcomes
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
+
+
+def crowded(serving: Serving, most: int) -> Refusal:
+    """The refusal of a call whose replica has as many as it may have."""
+    return Refusal(
+        Reason.OVERLOADED,
+        f"{serving.model!r} has {most} requests in hand here, as many as it may have",
+        facts={"subject": serving.tenant, "outstanding": most, "limit": most},
+        retry_after_s=1.0,
+    )
 
 
 _WORKER_REASONS = frozenset(

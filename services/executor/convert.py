@@ -131,6 +131,7 @@ def profile_from(message: common_pb2.Profile) -> Profile:
             p99_ns=each.p99_ns,
             runs=each.runs,
             activation_bytes=each.activation_bytes,
+            segments_ns=tuple(each.segments_ns),
         )
         for each in message.points
     )
@@ -149,6 +150,7 @@ def profile_to(profile: Profile) -> common_pb2.Profile:
             p99_ns=each.p99_ns,
             runs=each.runs,
             activation_bytes=each.activation_bytes,
+            segments_ns=each.segments_ns,
         )
         for each in profile.points
     )

@@ -17,6 +17,7 @@ from services.common.errors import Reason, Refusal, invalid
 from services.executor.core.requests import (
     InputHead,
     Invalid,
+    Limits,
     OutputHead,
     Plan,
     PlannedInput,
@@ -57,8 +58,8 @@ class Placed(NamedTuple):
 class Decoder:
     """Decodes the requests of one replica."""
 
-    def __init__(self, signature: Signature) -> None:
-        self._signature = signature
+    def __init__(self, signature: Signature, limits: Limits | None = None) -> None:
+        self._signature, self._limits = signature, limits or Limits()
         self._remembered: dict[tuple[bytes, int], tuple[Plan, str]] = {}
 
     def decode(self, payload: bytes | memoryview) -> Decoded:
@@ -87,7 +88,7 @@ class Decoder:
             for each in request.inputs
         ]
         outputs = [OutputHead(each.name, tuple(each.parameters), _classes(each)) for each in request.outputs]
-        planned = plan(inputs, outputs, raw_count, self._signature)
+        planned = plan(inputs, outputs, raw_count, self._signature, self._limits)
         if planned.raw and len(head) <= REMEMBERED_HEAD_BYTES:
             if len(self._remembered) >= REMEMBERED_HEADS:
                 self._remembered.clear()
@@ -115,8 +116,8 @@ def _typed(given: ModelInferRequest.InferInputTensor) -> dict[str, Values] | Non
     return typed
 
 
-def place(arena: Arena, decoded: Decoded, payload: bytes) -> Placed:
-    """Copies each tensor into the arena, once. Raises Refusal (OUT_OF_MEMORY) where there is no room."""
+def place(arena: Arena, decoded: Decoded, payload: bytes, owner: int = 1) -> Placed:
+    """Copies each tensor into the arena, once. owner: see `Arena.allocate`. Raises Refusal (OUT_OF_MEMORY) where there is no room."""
     planned, spans = decoded.plan, decoded.spans
     if not planned.raw:
         return place_typed(arena, planned)
@@ -125,12 +126,12 @@ def place(arena: Arena, decoded: Decoded, payload: bytes) -> Placed:
         contents: tuple[bytes | memoryview, ...] = (payload[start : start + length],)
     else:
         contents = tuple([payload[start : start + length] for start, length in spans])
-    return _copied(arena, planned.inputs, contents)
+    return _copied(arena, planned.inputs, contents, owner)
 
 
-def place_typed(arena: Arena, planned: Plan) -> Placed:
+def place_typed(arena: Arena, planned: Plan, owner: int = 1) -> Placed:
     """Copies tensors that came as typed contents. Raises Refusal (OUT_OF_MEMORY)."""
-    return _copied(arena, planned.inputs, tuple([each.typed or b"" for each in planned.inputs]))
+    return _copied(arena, planned.inputs, tuple([each.typed or b"" for each in planned.inputs]), owner)
 
 
 def in_place(decoded: Decoded, payload: memoryview, base: int) -> Placed:
@@ -201,13 +202,15 @@ def out_of_memory(arena: Arena, wanted_bytes: int) -> Refusal:
     )
 
 
-def _copied(arena: Arena, inputs: Sequence[PlannedInput], contents: tuple[bytes | memoryview, ...]) -> Placed:
+def _copied(
+    arena: Arena, inputs: Sequence[PlannedInput], contents: tuple[bytes | memoryview, ...], owner: int
+) -> Placed:
     total = 0
     for content in contents:
         total += (len(content) + ALIGNMENT - 1) & -ALIGNMENT
     if total == 0:
         return Placed(None, tuple([TensorRef(each.place, each.shape, 0, 0) for each in inputs]), contents)
-    block = arena.allocate(total)
+    block = arena.allocate(total, owner)
     if block is None:
         raise out_of_memory(arena, total)
     view, at, refs = arena.view, block, []

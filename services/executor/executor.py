@@ -35,6 +35,7 @@ from services.executor.core.replica_events import (
     WorkerUp,
 )
 from services.executor.core.replicas import Phase, Replicas
+from services.executor.core.requests import Limits
 from services.executor.core.usage import UsageLedger
 from services.executor.core.watchdog import Patience
 from services.executor.decode import Decoder
@@ -62,7 +63,7 @@ class Executor:
     """Holds replicas on lanes. workers: each lane's configuration, by number.
 
     changed: set whenever what the scheduler knows is out of date. tenants: by replica, of all that were ever here.
-    patience: how long a worker may be silent.
+    patience: how long a worker may be silent. limits: of every request, whatever its model allows.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Executor:
         load_interval_s: float = 0.05,
         start_worker: StartsWorker = WorkerClient.start,
         patience: Patience | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.lanes = {number: Lane(number) for number in workers}
         self.replicas = Replicas(workers)
@@ -84,7 +86,7 @@ class Executor:
         self.sessions: Callable[[], Sequence[Session]] = lambda: ()
         self.calls: Calls
         self._workers, self._cache, self._download = workers, cache, download
-        self._start_worker, self._load_interval_s = start_worker, load_interval_s
+        self._start_worker, self._load_interval_s, self._limits = start_worker, load_interval_s, limits
         self._models: dict[int, tuple[str, str]] = {}
         self._fetches: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -213,7 +215,7 @@ class Executor:
             wanted.version,
             self.lanes[wanted.lane],
             wanted.bandwidth,
-            Decoder(signature),
+            Decoder(signature, self._limits),
             Encoder(signature, wanted.version, wanted.labels),
             self.calls.statistics.of(wanted.tenant, wanted.model, wanted.version),
         )

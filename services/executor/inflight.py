@@ -76,6 +76,7 @@ class Serving:
         self.lane, self.client, self.bandwidth = lane, lane.client, bandwidth
         self.decoder, self.encoder = decoder, encoder
         self.counts = Counts() if counts is None else counts
+        self.owner = lane.client.inputs.owner(tenant)
         self.outstanding = 0
         self.service_ns: Nanoseconds = 0
         self.outcomes: dict[str, int] = {}
@@ -104,6 +105,7 @@ class Call:
         "phase",
         "priority",
         "received_bytes",
+        "rows",
         "serving",
         "span",
         "wanted",
@@ -116,7 +118,7 @@ class Call:
         self.objective = arrived + infer.objective_us * _US if infer.HasField("objective_us") else None
         self.priority, self.bulk_bytes = infer.priority, infer.bulk_bytes
         self.span = (infer.span.trace_id, infer.span.span_id) if infer.HasField("span") else None
-        self.received_bytes = self.base = 0
+        self.received_bytes = self.base = self.rows = 0
         self.blocks: tuple[int, ...] = ()
         self.decoded: Decoded | None = None
         self.phase = Phase.RECEIVING
@@ -138,4 +140,6 @@ def stages(call: Call, batch: Batch | None, now: Nanoseconds) -> Stages:
         encode_ns=max(0, now - batch.ended),
         batch_rows=max(0, batch.rows),
         lane=max(0, batch.lane),
+        rows=call.rows,
+        batch_requests=max(0, batch.requests),
     )

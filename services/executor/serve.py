@@ -24,6 +24,7 @@ from services.common.telemetry import Tracer
 from services.executor.attach import Attachment
 from services.executor.cache import ArtefactCache
 from services.executor.calls import Calls
+from services.executor.core.requests import Limits
 from services.executor.core.watchdog import Patience
 from services.executor.executor import Executor
 from services.executor.metrics import ExecutorCollector
@@ -36,6 +37,8 @@ log = structlog.get_logger()
 
 MODEL_MEMORY_PERCENT = 70
 """Part of the device's memory that models may take where no limit is set; the rest is for tensors and processes."""
+WORKERS_SHARE = 2
+"""A replica's calls in hand, in multiples of those that may wait in its worker: where that does not answer, the rest wait here."""
 SOON = (("grpc.min_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
 """A scheduler that starts again waits for its executors before it tells anybody where models are."""
 QUIET_S, QUIET_STEP_S = 0.3, 0.02
@@ -114,6 +117,7 @@ def _build(
         download,
         load_interval_s=settings.load_interval_ms / 1000,
         patience=Patience(int(settings.watchdog_s * 1e9), int(settings.load_patience_s * 1e9)),
+        limits=Limits(settings.max_rows, settings.max_string_bytes),
     )
     spans = Spans(
         tracer,
@@ -122,12 +126,15 @@ def _build(
         hold_ns=int(settings.trace_hold_s * 1e9),
         capacity=settings.trace_hold_requests,
     )
-    executor.calls = Calls(settings.inline_bytes, spans, executor.load_changed)
+    executor.calls = Calls(
+        settings.inline_bytes, spans, executor.load_changed, most=WORKERS_SHARE * settings.queue_limit
+    )
     return executor, spans
 
 
 def _workers(settings: ExecutorSettings, device: Device, layout: Layout) -> dict[int, WorkerConfig]:
     memory_bytes = settings.memory_bytes or device.memory_bytes * MODEL_MEMORY_PERCENT // 100
+    units = sum(map(len, layout))
     return {
         number: WorkerConfig(
             cores=cores,
@@ -137,6 +144,12 @@ def _workers(settings: ExecutorSettings, device: Device, layout: Layout) -> dict
             prewarm=settings.prewarm,
             queue_limit=settings.queue_limit,
             memory_bytes=memory_bytes // len(layout) or None,
+            # As the scheduler reckons what a lane is worth.
+            capacity=1000 * len(cores) // units,
+            policy=settings.policy,
+            quantum_ns=int(settings.quantum_ms * 1e6) if settings.quantum_ms is not None else None,
+            hang_after_ns=int(settings.hang_after_s * 1e9),
+            load_limit_ns=int(settings.load_limit_s * 1e9),
         )
         for number, cores in enumerate(layout)
     }

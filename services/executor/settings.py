@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from gpu_sharing.worker.config import PolicyName
 from services.common.settings import Address, ServiceSettings
 
 _MIB = 1 << 20
@@ -53,8 +54,22 @@ class ExecutorSettings(ServiceSettings):
     """Frontends are told of changed load at most this often."""
     prewarm: tuple[str, ...] = ("onnx",)
     """Runtimes ("onnx", "torch_export") whose libraries workers import at start, so that the first load is quick."""
+    max_rows: int = Field(default=4096, ge=1)
+    """Rows that one request may hold, whatever its model would take; one more is refused as FIELD_INVALID."""
+    max_string_bytes: int = Field(default=16 * _MIB, ge=1)
+    """Longest element of a tensor of BYTES; a longer one is refused as FIELD_INVALID."""
     queue_limit: int = Field(default=4096, ge=1)
     """Requests that one replica may have waiting; one more is refused as OVERLOADED."""
+    policy: PolicyName = "reservations"
+    """Who gets a lane: "reservations"; or "arrival_order", where nobody is promised anything, for comparison."""
+    quantum_ms: float | None = Field(default=5.0, gt=0)
+    """Batches are kept so small that their longest slice fits this, since that is what others may have to wait; none: they are
+    not. A model whose slices are longer with a single row runs one request at a time."""
+    hang_after_s: float = Field(default=5.0, gt=0)
+    """A slice that runs for longer than this, and than ten times what its batch should take, is stopped; where that does not
+    help, its worker is replaced."""
+    load_limit_s: float = Field(default=900.0, gt=0)
+    """A load that takes longer than this is given up."""
     watchdog_s: float = Field(default=15.0, gt=0)
     """A worker that has requests and ends no slice for longer than this, and than ten times its longest expected batch, is
     killed and replaced; its requests get WORKER_LOST."""

@@ -12,6 +12,7 @@ from services.common.telemetry import Tracer
 from services.frontend.core.verdict import OK, Judgement
 from services.frontend.request import Request
 from services.frontend.spans import spans_of
+from services.frontend.triton_metrics import TritonMetrics
 
 BOUNDS_S = (
     0.001,
@@ -60,6 +61,8 @@ class Accounts:
     def __init__(self, tracer: Tracer, trace_sample: float) -> None:
         self._tracer, self._sample = tracer, trace_sample
         self._counts: dict[tuple[str, str], Counts] = {}
+        self.triton = TritonMetrics()
+        self.triton.pending = lambda: ((*key, counts.in_flight) for key, counts in list(self._counts.items()) if key[1])
 
     def counts(self, tenant: str, model: str) -> Counts:
         """The counts of a tenant's model; "" for what is not known."""
@@ -82,6 +85,8 @@ class Accounts:
                 counts.missed += 1
         if judgement.violated:
             counts.violated += 1
+        stages = request.attempts[-1].stages if request.attempts else None
+        self.triton.close((request.tenant, request.model, request.version), outcome, elapsed_ns, stages)
         keep = judgement.violated or random.random() < self._sample
         if request.attempts:
             for call in request.attempts:
@@ -121,6 +126,7 @@ class Accounts:
             violations.add_metric([tenant, model], counts.violated)
             in_flight.add_metric([tenant, model], counts.in_flight)
         yield from (requests, latency, objective, violations, in_flight)
+        yield from self.triton.collect()
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:

@@ -6,6 +6,7 @@ import asyncio
 import io
 from typing import Protocol
 
+from services._proto.apportion.v1.executor_pb2 import Stages
 from services.common.errors import Reason, Refusal
 
 CREDIT, CONNECT, TRANSPORT, EXECUTOR = "credit", "connect", "transport", "executor"
@@ -47,7 +48,7 @@ class Call:
         "replica_id",
         "span_id",
         "stage",
-        "stages_ns",
+        "stages",
         "submitted_ns",
         "tenant",
         "trace_id",
@@ -71,8 +72,10 @@ class Call:
         self.trace_id, self.span_id = trace_id, span_id
         self.number = 0
         self.stage = CONNECT
-        self.submitted_ns = self.stages_ns = 0
-        """When it was handed on, and how much of the time since then its executor accounts for."""
+        self.submitted_ns = 0
+        """When it was handed on."""
+        self.stages: Stages | None = None
+        """What its executor says of the time since then."""
         self.answer: io.BytesIO | None = None
         self.received_bytes = 0
         self.bulk_bytes: int | None = None

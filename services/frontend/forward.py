@@ -22,6 +22,8 @@ Reports = Callable[[int, int, int], None]
 
 SETTLED_S = 1.0
 """A connection that stood that long is made anew at once; one that did not might break again."""
+MOST_BACKLOG = 4096
+"""Calls that wait for one connection; a further one is tried elsewhere, or fails."""
 RETIRE_S = 60.0
 """How long a link that no route mentions any more may finish what it has."""
 RETIRE_POLL_S = 0.5
@@ -44,7 +46,7 @@ class ExecutorLink:
         """Sends a call now, or when the connection that is being made stands; answers EXECUTOR_LOST where neither."""
         if self._session is not None:
             self._session.submit(call)
-        elif self.state is Link.CONNECTING:
+        elif self.state is Link.CONNECTING and len(self._backlog) < MOST_BACKLOG:
             call.stage = CONNECT
             self._backlog.append(call)
         else:

@@ -86,7 +86,7 @@ class Frontend:
 
     def _build(self) -> None:
         settings = self.settings
-        limits = Limits(settings.max_fields, settings.max_parameters)
+        limits = Limits(settings.max_fields, settings.max_parameters, settings.max_tensors, settings.max_name_bytes)
         self.regions = Regions(settings.shared_memory_folder)
         self.inference = Inference(
             self.keys,

@@ -167,7 +167,7 @@ class Session:
             self._abandoned.pop(number, None)
             return
         if outcome == "payload":
-            call.stages_ns = accounted_ns(result.stages)
+            call.stages = result.stages
             call.finish(result.payload)
         else:
             call.finish(from_status(status_pb2.Status.FromString(result.status)))
@@ -176,7 +176,7 @@ class Session:
         call = self._sent.get(number)
         if call is not None:
             call.bulk_bytes = result.bulk_bytes
-            call.stages_ns = accounted_ns(result.stages)
+            call.stages = result.stages
             self._complete(call)
             return
         tenant = self._abandoned.pop(number, None)
@@ -203,8 +203,3 @@ class Session:
         del self._sent[call.number]
         answer, call.answer = call.answer, None
         call.finish(answer.getvalue() if answer else b"")
-
-
-def accounted_ns(stages: pb.Stages) -> int:
-    """The time that an executor's stages explain; those that lie within another are counted with it."""
-    return stages.decode_ns + stages.queue_ns + stages.compute_ns + stages.encode_ns

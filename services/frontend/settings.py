@@ -36,6 +36,10 @@ class FrontendSettings(ServiceSettings):
     """Most fields of a request's top level: tensors, their contents and parameters together."""
     max_parameters: int = Field(default=128, ge=8)
     """Most entries in a request's `parameters`."""
+    max_tensors: int = Field(default=1024, ge=1)
+    """Most inputs and requested outputs of a request together."""
+    max_name_bytes: int = Field(default=256, ge=64)
+    """Longest model name, version and request id."""
     stream_requests: int = Field(default=64, ge=1, le=4096)
     """Requests of one ModelStreamInfer that may be in hand: asked and not answered, or answered and not read. The next one is
     not read before one of them is."""

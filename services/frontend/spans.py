@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from services._proto.apportion.v1.executor_pb2 import Stages
 from services.common import attributes as names
 from services.common.spans import Kind, SpanRecord, Value, new_span_id
 from services.common.status import CODES
@@ -19,11 +20,16 @@ def spans_of(request: Request, judgement: Judgement, ended_ns: int) -> list[Span
         return [*spans, _stage(request, names.STAGE_ADMIT, request.arrived_ns, ended_ns)]
     spans.append(_stage(request, names.STAGE_ADMIT, request.arrived_ns, request.attempts[0].submitted_ns))
     last = request.attempts[-1]
-    if last.stages_ns:
+    if last.stages is not None:
         # Both ways are one span at the front: where between them the executor's stages lay, only its own clock knows.
-        transport_ns = max(0, ended_ns - last.submitted_ns - last.stages_ns)
+        transport_ns = max(0, ended_ns - last.submitted_ns - accounted_ns(last.stages))
         spans.append(_stage(request, names.STAGE_TRANSPORT, last.submitted_ns, last.submitted_ns + transport_ns))
     return spans
+
+
+def accounted_ns(stages: Stages) -> int:
+    """The time that an executor's stages explain; those that lie within another are counted with it."""
+    return stages.decode_ns + stages.queue_ns + stages.compute_ns + stages.encode_ns
 
 
 def _stage(request: Request, stage: str, start_ns: int, end_ns: int) -> SpanRecord:

@@ -16,7 +16,7 @@ from gpu_sharing.memory.arena import Arena
 from gpu_sharing.tensors import NUMPY_NAMES, Signature, TensorSpec
 from services._proto.inference.grpc_service_pb2 import ModelInferRequest
 from services.common.errors import Reason, Refusal
-from services.executor.core.requests import Invalid, PlannedInput, walk_elements
+from services.executor.core.requests import Invalid, Limits, PlannedInput, walk_elements
 from services.executor.core.wire import MAX_FIELDS, Malformed, first_raw_start, scan, varint
 from services.executor.decode import Decoder, check_elements, in_place, place, shape_key
 
@@ -363,3 +363,33 @@ def test_a_request_of_very_many_fields_is_not_read() -> None:
 def test_varints_are_read_as_they_are_written(value: int) -> None:
     content = bytes((3 << 3,)) + varint(value)
     assert scan(content).head == content
+
+
+def test_an_operator_may_allow_fewer_rows_than_a_model() -> None:
+    decoder = Decoder(SIGNATURE, Limits(rows=3))
+    assert decoder.decode(good(rows=3).SerializeToString()).plan.rows == 3
+    with pytest.raises(Refusal, match="axis 0 holds 4 rows; one request may hold 1 to 3"):
+        decoder.decode(good(rows=4).SerializeToString())
+
+
+@pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
+def test_a_string_longer_than_the_operator_allows_is_refused(typed: bool) -> None:
+    signature = Signature((TensorSpec("text", "BYTES", (None,), (), 0),), (), max_batch_size=8)
+
+    def refused(most: int) -> str:
+        message = ModelInferRequest(model_name="m")
+        message.inputs.add(name="text", datatype="BYTES", shape=(2,))
+        if typed:
+            message.inputs[0].contents.bytes_contents.extend([b"ab", b"abcd"])
+        else:
+            message.raw_input_contents.append(struct.pack("<I", 2) + b"ab" + struct.pack("<I", 4) + b"abcd")
+        payload, arena = message.SerializeToString(), Arena.create(1 << 16)
+        try:
+            decoded = Decoder(signature, Limits(element_bytes=most)).decode(payload)
+            check_elements(decoded.plan, place(arena, decoded, payload).contents)
+        except Refusal as refusal:
+            return refusal.message
+        return ""
+
+    assert refused(4) == ""
+    assert "element 1 has 4 bytes, more than 3" in refused(3)

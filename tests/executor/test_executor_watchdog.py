@@ -130,3 +130,19 @@ async def test_a_worker_that_answers_in_time_lives_on():
             at.worker.answer_held()
             assert await frontend.payload(call)
         assert len(at.workers) == 1
+
+
+async def test_calls_of_a_worker_that_does_not_answer_are_bounded():
+    async with house(queue_limit=2) as at, Frontend(at.address) as frontend:
+        await ready(at)
+        at.worker.hold = True
+        calls = [await frontend.infer(request(np.ones((1, 3), np.float32))) for _ in range(6)]
+        await frontend.until(lambda: len(frontend.results) == 2)
+        for call in calls[4:]:
+            refusal = from_status(status_pb2.Status.FromString(frontend.results[call].status))
+            assert refusal.reason is Reason.OVERLOADED
+            assert refusal.facts["limit"] == "4"
+        at.worker.hold = False
+        at.worker.answer_held()
+        for call in calls[:4]:
+            assert await frontend.payload(call)

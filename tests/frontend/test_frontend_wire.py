@@ -153,3 +153,19 @@ def test_more_fields_or_parameters_than_the_limit_are_refused_before_they_cost_a
         head_of(**{f"p{index}": ("int64_param", 1) for index in range(129)})
     with pytest.raises(Refusal, match="an entry has more than"):
         scan(b"\x22\x40" + b"\x08\x00" * 32, LIMITS)
+
+
+def test_more_tensors_and_longer_names_than_the_limits_are_refused_by_name() -> None:
+    limits = Limits(tensors=3, name_bytes=64)
+    message = oip.ModelInferRequest(model_name="m" * 64, id="i" * 64)
+    for name in ("a", "b"):
+        message.inputs.add(name=name)
+    message.outputs.add(name="c")
+    assert scan(message.SerializeToString(), limits).model_name == "m" * 64
+    message.outputs.add(name="d")
+    with pytest.raises(Refusal, match="inputs: has 4 tensors with outputs, more than 3"):
+        scan(message.SerializeToString(), limits)
+    for field in ("model_name", "model_version", "id"):
+        with pytest.raises(Refusal, match=f"{field}: has 65 bytes, more than 64") as caught:
+            scan(oip.ModelInferRequest(**{field: "x" * 65}).SerializeToString(), limits)
+        assert caught.value.field == field

@@ -35,11 +35,16 @@ class Request(msgspec.Struct, frozen=True):
     priority: int = 0
 
 
+def made() -> Arbiter:
+    arbiter = Arbiter(lane=3, admission=BoundedQueue(8))
+    arbiter.handle(ReplicaAdded(1, max_batch_size=4, tenant="a"), 0)
+    arbiter.handle(ReplicaAdded(2, max_batch_size=0, tenant="a"), 0)
+    return arbiter
+
+
 @pytest.fixture
 def arbiter() -> Iterator[Arbiter]:
-    arbiter = Arbiter(lane=3, admission=BoundedQueue(8))
-    arbiter.handle(ReplicaAdded(1, max_batch_size=4), 0)
-    arbiter.handle(ReplicaAdded(2, max_batch_size=0), 0)
+    arbiter = made()
     yield arbiter
     arbiter.check_invariants()
 
@@ -204,7 +209,7 @@ def test_a_replica_drains_before_it_goes(arbiter: Arbiter) -> None:
     assert refused.reason == "MODEL_NOT_READY"
     running = arbiter.next_slice(0)
     complete, gone = arbiter.handle(SliceDone(running.batch, 1, finished=True), 1)
-    assert (complete.calls, gone) == ((1,), ReplicaGone(1))
+    assert (complete.calls, gone) == ((1,), ReplicaGone(1, device_ns=1))
 
 
 def test_a_drain_ends_in_time_whatever_waits_or_runs(arbiter: Arbiter) -> None:
@@ -215,7 +220,7 @@ def test_a_drain_ends_in_time_whatever_waits_or_runs(arbiter: Arbiter) -> None:
     (waited,) = arbiter.handle(TimePassed(), 100)
     assert (waited.call, waited.reason) == (2, "MODEL_NOT_READY")
     abandon, ran, gone = arbiter.handle(SliceDone(running.batch, 110, finished=False), 110)
-    assert (abandon, ran.call, ran.reason, gone) == (Abandon(running.batch), 1, "MODEL_NOT_READY", ReplicaGone(1))
+    assert (abandon, ran.call, ran.reason, gone) == (Abandon(running.batch), 1, "MODEL_NOT_READY", ReplicaGone(1, 110))
 
 
 def test_the_prediction_comes_from_the_profile_until_runs_are_seen() -> None:
@@ -233,8 +238,9 @@ def test_the_prediction_comes_from_the_profile_until_runs_are_seen() -> None:
 
 def test_an_impossible_step_tells_the_calls_story() -> None:
     from gpu_sharing.arbiter.calls import Call, Step
+    from gpu_sharing.arbiter.replicas import Replica
 
-    call = Call(Request(7), "")
+    call = Call(Request(7), "", Replica(ReplicaAdded(1, 0)), ())
     call.take(Step.ADMIT)
     with pytest.raises(AssertionError, match="call 7 is waiting and cannot answer; so far: admit"):
         call.take(Step.ANSWER)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -92,3 +93,36 @@ def test_closing_an_arena_that_is_still_viewed_is_no_error() -> None:
 def test_a_capacity_that_is_not_whole_pages_is_refused() -> None:
     with pytest.raises(ValueError, match="capacity_bytes: must be a positive multiple of 4096, is 100"):
         Arena.create(100)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3 * 4096), st.booleans()), max_size=40), st.randoms())
+def test_nobody_is_given_what_another_has_left(steps: list[tuple[int, int, bool]], chance: Random) -> None:
+    arena = Arena.create(16 * 4096)
+    held: list[int] = []
+    for owner, length, frees in steps:
+        if frees and held:
+            arena.free(held.pop(chance.randrange(len(held))))
+        offset = arena.allocate(length, owner)
+        if offset is None:
+            continue
+        held.append(offset)
+        extent = arena.view[offset : offset + length]
+        assert set(bytes(extent)) <= {0, owner}
+        extent[:] = bytes([owner]) * length
+        extent.release()
+    arena.check_invariants()
+    arena.close()
+
+
+def test_what_its_owner_has_left_is_not_wiped_for_the_same_one() -> None:
+    arena = Arena.create(1 << 20)
+    first = arena.allocate(10_000, 1)
+    arena.view[first : first + 10_000] = b"a" * 10_000
+    arena.free(first)
+    again = arena.allocate(10_000, 1)
+    assert bytes(arena.view[again : again + 10_000]) == b"a" * 10_000
+    arena.free(again)
+    other = arena.allocate(5_000, 2)
+    assert bytes(arena.view[other : other + 10_000]) == bytes(5_056) + b"a" * 4_944
+    arena.close()

@@ -9,6 +9,7 @@ import pytest
 
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, Run, Tensors
 from gpu_sharing.runtimes.profile import BUDGET_NS, LEAST_RUNS, measure, shape_bucket
+from gpu_sharing.runtimes.stopwatch import Stopwatch
 from gpu_sharing.tensors import Signature, TensorSpec, WarmupTensor
 from gpu_sharing.units import MS
 
@@ -48,6 +49,9 @@ class SlowModel:
                 yield
         return {"y": np.zeros((rows, 2), np.float32)}
 
+    def activation_bytes(self, inputs: Tensors) -> int:
+        return 0
+
     def close(self) -> None:
         pass
 
@@ -55,7 +59,9 @@ class SlowModel:
 def profiled(model: SlowModel, **config: object):
     stages: list[str] = []
     settings = LoadConfig(threads=1, compute_units=3, **config)  # type: ignore[arg-type]
-    profile, memory = measure(model, settings, digest="d", device_kind="cpu", clock=model.clock, on_stage=stages.append)
+    profile, memory = measure(
+        model, settings, digest="d", device_kind="cpu", stopwatch=Stopwatch(model.clock), on_stage=stages.append
+    )
     return profile, memory, stages
 
 
@@ -94,6 +100,46 @@ def test_profiling_is_bounded_in_time() -> None:
 def test_each_segment_has_its_cost() -> None:
     profile, _, _ = profiled(SlowModel(row_ns=2 * MS))
     assert [(cost.name, cost.p50_ns) for cost in profile.segments] == [("first", MS), ("second", MS)]
+
+
+def test_each_point_has_the_cost_of_each_segment_at_its_rows() -> None:
+    profile, _, _ = profiled(SlowModel(row_ns=MS // 10))
+    assert [point.segments_ns for point in profile.points] == [(rows * MS // 20,) * 2 for rows in (1, 2, 4, 8, 16, 32)]
+
+
+def test_a_thread_that_was_kept_from_its_core_is_measured_by_its_time_on_it() -> None:
+    model = SlowModel(row_ns=MS)
+    reads = iter(range(10**9))
+
+    def wall() -> int:
+        # Every fifth reading, something else has the core for 50 ms.
+        return model.now + next(reads) // 5 * 50 * MS
+
+    stopwatch = Stopwatch(wall, model.clock)
+    given = {"digest": "d", "device_kind": "cpu", "on_stage": lambda stage: None}
+    profile, _ = measure(model, LoadConfig(threads=1, compute_units=1), stopwatch=stopwatch, **given)
+    assert profile.points[0].p50_ns == profile.points[0].p99_ns == MS
+
+
+def test_runs_of_many_threads_that_were_interrupted_are_left_out_while_enough_others_remain() -> None:
+    model = SlowModel(row_ns=MS, segments=("only",))
+    interruptions, started = 0, 0
+    run = model.run
+
+    def disturbed(inputs: Tensors) -> Run:
+        nonlocal interruptions, started
+        started += 1
+        if started % 2:
+            interruptions += 1
+            model.now += 70 * MS
+        return (yield from run(inputs))
+
+    model.run = disturbed  # type: ignore[method-assign]
+    stopwatch = Stopwatch(model.clock, None, lambda: interruptions)
+    given = {"digest": "d", "device_kind": "cpu", "on_stage": lambda stage: None}
+    profile, _ = measure(model, LoadConfig(threads=2, compute_units=2), stopwatch=stopwatch, **given)
+    assert profile.points[0].runs >= LEAST_RUNS
+    assert profile.points[0].p99_ns == MS
 
 
 def test_a_batch_that_the_model_rejects_ends_the_growth() -> None:

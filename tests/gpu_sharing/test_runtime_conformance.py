@@ -19,9 +19,19 @@ SAMPLES = {"onnx": ("model.onnx", linear_onnx), "torch_export": ("model.pt2", li
 CONFIG = LoadConfig(threads=1, compute_units=1)
 
 
-@pytest.fixture(params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> Runtime:
-    return runtime_for(request.param)
+@pytest.fixture(params=[*RUNTIMES, *(f"{name}, cut" for name in RUNTIMES)])
+def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    """Each as it is, which leaves models as small as these whole, and each cutting wherever it can."""
+    name, _, cut = request.param.partition(", ")
+    if cut:
+        for module in ("onnx_segments", "torch_segments"):
+            points = lambda costs, alive, **rest: tuple(range(1, len(costs)))
+            monkeypatch.setattr(f"gpu_sharing.runtimes.{module}.cut_points", points)
+    return runtime_for(name)
+
+
+def test_a_model_is_cut_where_it_is_long(runtime: Runtime, model: LoadedModel, request: pytest.FixtureRequest) -> None:
+    assert (len(model.segments) > 1) == ("cut" in request.node.callspec.id)
 
 
 @pytest.fixture
@@ -78,6 +88,38 @@ def test_closing_twice_is_the_same_as_once(model: LoadedModel) -> None:
     model.close()
     with pytest.raises(RuntimeError, match="closed"):
         finish(model.run({"x": rows(1)}))
+
+
+def test_a_model_once_more_has_its_own_signature_and_outlives_the_first(model: LoadedModel) -> None:
+    other = model.again(LoadConfig(threads=1, compute_units=1, max_batch_size=2))
+    assert other.signature.max_batch_size == 2
+    assert model.signature.max_batch_size > 2
+    assert (other.segments, other.weight_bytes) == (model.segments, model.weight_bytes)
+    x = {"x": rows(2)}
+    expected = finish(model.run(x))["y"].tobytes()
+    model.close()
+    assert finish(other.run(x))["y"].tobytes() == expected
+    other.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        finish(other.run(x))
+
+
+def test_a_model_once_more_is_refused_where_its_axes_cannot_be(model: LoadedModel) -> None:
+    with pytest.raises(ArtefactRefused, match="no tensor is named 'z'"):
+        model.again(LoadConfig(threads=1, compute_units=1, batch_axes={"z": 0}))
+
+
+def test_activations_are_at_least_what_goes_in_and_comes_out_and_grow_with_the_rows(model: LoadedModel) -> None:
+    one, four = (model.activation_bytes({"x": rows(count)}) for count in (1, 4))
+    assert 0 < one < four
+
+
+def test_a_second_load_with_what_the_first_found_is_the_same(
+    runtime: Runtime, artefact: Path, model: LoadedModel
+) -> None:
+    known = LoadConfig(threads=1, compute_units=1, signature=model.signature, segments=model.segments)
+    second = runtime.load(artefact, known)
+    assert (second.signature, second.segments) == (model.signature, model.segments)
 
 
 def test_weights_are_counted(model: LoadedModel) -> None:

@@ -11,12 +11,15 @@ import torch
 from artefact_samples import exported, written
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from gpu_sharing.runtimes import torch_segments, verification
 from gpu_sharing.runtimes.base import LoadConfig
 from gpu_sharing.runtimes.cutting import MAX_SEGMENTS, SLACK, cut_points
 from gpu_sharing.runtimes.torch_export import TorchExportModel, TorchExportRuntime
 from gpu_sharing.runtimes.torch_segments import _compiled, cut, run_all, whole
 from gpu_sharing.runtimes.warmup import finish
+from gpu_sharing.units import MS
 
 COSTS = st.lists(st.integers(0, 300), min_size=1, max_size=80)
 
@@ -146,3 +149,44 @@ def test_activations_grow_with_the_rows_and_leave_out_the_weights(program: Path)
     one, two = (model.activation_bytes({"x": np.ones((rows, 32, 8), np.float32)}) for rows in (1, 2))
     assert one >= 3 * 32 * 8 * 4
     assert two == 2 * one
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many operators each measurement was of. Every one of them counts as long."""
+    seen: list[int] = []
+    monkeypatch.setattr(
+        torch_segments,
+        "_measured",
+        lambda module, operators, arguments: seen.append(len(operators)) or [MS] * len(operators),
+    )
+    return seen
+
+
+def test_a_second_load_measures_nothing_and_cuts_in_the_same_places(program: Path, measured: list[int]) -> None:
+    config = LoadConfig(threads=1, compute_units=1)
+    first = TorchExportRuntime().load(program, config)
+    assert (len(measured), len(first.segments) > 2) == (1, True)
+    again = replace(config, segments=first.segments, signature=first.signature)
+    second = TorchExportRuntime().load(program, again)
+    assert (len(measured), second.segments, second.signature) == (1, first.segments, first.signature)
+    x = {"x": np.ones((2, 3, 8), np.float32)}
+    one, other = finish(first.run(x)), finish(second.run(x))
+    assert {name: value.tobytes() for name, value in one.items()} == {n: v.tobytes() for n, v in other.items()}
+
+
+def test_segments_of_another_program_are_measured_anew(program: Path, measured: list[int]) -> None:
+    config = LoadConfig(threads=1, compute_units=1, segments=("relu..relu_1", "add..add_5"))
+    assert len(TorchExportRuntime().load(program, config).segments) > 2
+    assert len(measured) == 1
+
+
+def test_a_signature_that_was_settled_before_is_not_tried_again(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LoadConfig(threads=1, compute_units=1)
+    settled = TorchExportRuntime().load(program, config).signature
+    monkeypatch.setattr(verification, "verify", lambda *given, **rest: pytest.fail("tried again"))
+    again = TorchExportRuntime().load(program, replace(config, signature=settled))
+    assert again.signature == settled
+    other = replace(settled, inputs=(replace(settled.inputs[0], name="z"),))
+    with pytest.raises(pytest.fail.Exception):
+        TorchExportRuntime().load(program, replace(config, signature=other))

@@ -12,6 +12,7 @@ from artefact_samples import exported, with_model_json, written
 
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig
 from gpu_sharing.runtimes.profile import measure
+from gpu_sharing.runtimes.stopwatch import Stopwatch
 from gpu_sharing.runtimes.torch_export import TorchExportModel, TorchExportRuntime
 from gpu_sharing.runtimes.warmup import finish
 
@@ -103,9 +104,8 @@ def test_what_is_served_equals_what_torch_computes(tmp_path: Path, bert: bytes) 
 def test_a_transformer_is_profiled_at_sixteen_tokens(tmp_path: Path, bert: bytes) -> None:
     model = load(tmp_path, bert)
     ticks = iter(range(0, 10**12, 10**7))
-    profile, _ = measure(
-        model, CONFIG, digest="d", device_kind="cpu", clock=lambda: next(ticks), on_stage=lambda stage: None
-    )
+    stopwatch = Stopwatch(lambda: next(ticks))
+    profile, _ = measure(model, CONFIG, digest="d", device_kind="cpu", stopwatch=stopwatch, on_stage=lambda stage: None)
     assert profile.points[0].shape_bucket == "16,16"
 
 

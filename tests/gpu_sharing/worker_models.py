@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import time
 from collections.abc import Sequence
@@ -90,9 +91,10 @@ class Books:
         return future
 
     async def load(self, path: Path, replica: int = 1, **fields: object) -> Loaded | LoadFailed:
-        given = {"format": "onnx", "bandwidth": 0, "weight": 1, "digest": "d", **fields}
+        tenant = fields.pop("tenant", "tenant")
+        given = {"format": "onnx", "bandwidth": 0, "weight": 1, "digest": digest_of(path), **fields}
         good, bad = self.reply(Loaded, replica), self.reply(LoadFailed, replica)
-        self.client.send(Load(replica, "tenant", f"model{replica}", 1, path=str(path), **given))
+        self.client.send(Load(replica, tenant, f"model{replica}", 1, path=str(path), **given))
         await asyncio.wait([good, bad], return_when=asyncio.FIRST_COMPLETED)
         return good.result() if good.done() else bad.result()
 
@@ -144,3 +146,91 @@ def unpacked(data: bytes) -> list[bytes]:
         elements.append(data[4 : 4 + length])
         data = data[4 + length :]
     return elements
+
+
+def digest_of(path: Path) -> str:
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def logarithm(path: Path) -> Path:
+    """y = log x over [n, 1]: NaN below zero."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1]) for name in "xy")
+    return save(path, [helper.make_node("Log", ["x"], ["y"])], [x], [y])
+
+
+def looping(path: Path) -> Path:
+    """y = k counted one by one."""
+    int64 = TensorProto.INT64
+    step = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["goes_on"]),
+            helper.make_node("Add", ["count", "one"], ["counted"]),
+        ],
+        "step",
+        [
+            helper.make_tensor_value_info("turn", int64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("count", int64, []),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("counted", int64, []),
+        ],
+    )
+    constants = [
+        helper.make_node("Constant", [], ["one"], value=helper.make_tensor("v", int64, [], [1])),
+        helper.make_node("Constant", [], ["zero"], value=helper.make_tensor("v", int64, [], [0])),
+        helper.make_node("Constant", [], ["true"], value=helper.make_tensor("v", TensorProto.BOOL, [], [True])),
+    ]
+    loop = helper.make_node("Loop", ["k", "true", "zero"], ["y"], body=step)
+    k, y = (helper.make_tensor_value_info(name, int64, []) for name in "ky")
+    return save(path, [*constants, loop], [k], [y])
+
+
+def endless_loop(path: Path) -> Path:
+    """As `looping`, but it does not even end for the ones that it is tried with."""
+    looping(path)
+    model = onnx.load(path)
+    model.graph.node.insert(
+        0, helper.make_node("Constant", [], ["many"], value=helper.make_tensor("v", TensorProto.INT64, [], [1 << 60]))
+    )
+    model.graph.node.insert(1, helper.make_node("Mul", ["k", "many"], ["times"]))
+    loop = next(node for node in model.graph.node if node.op_type == "Loop")
+    loop.input[0] = "times"
+    onnx.save(model, path)
+    return path
+
+
+def recurring(path: Path) -> Path:
+    """A recurrent layer over x [steps, 1, 1]: one operator, which nothing interrupts, over as many steps as there are."""
+    weights = [helper.make_tensor(name, TensorProto.FLOAT, [1, 1, 1], [0.5]) for name in "wr"]
+    constants = [helper.make_node("Constant", [], [name], value=each) for name, each in zip("wr", weights, strict=True)]
+    layer = helper.make_node("RNN", ["x", "w", "r"], ["", "y"], hidden_size=1)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["steps", 1, 1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 1])
+    return save(path, [*constants, layer], [x], [y])
+
+
+def filling(path: Path) -> Path:
+    """y = the sum of as many zeros as s says: no file shows what it will take."""
+    s = helper.make_tensor_value_info("s", TensorProto.INT64, [1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["s"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["y"], keepdims=0),
+    ]
+    return save(path, nodes, [s], [y])
+
+
+def heavy(path: Path, mebibytes: int) -> Path:
+    """y = x w over [n, 1024]; w takes as much."""
+    columns = mebibytes * MiB // 4 // 1024
+    w = np.random.default_rng(4).standard_normal((1024, columns)).astype(np.float32)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1024])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", columns])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [onnx.numpy_helper.from_array(w, "w")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, path)
+    return path

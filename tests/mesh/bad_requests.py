@@ -167,10 +167,17 @@ BAD = [
     ),
     Bad(
         "a string longer than what is left",
+        lambda: _words(b"\xff\x00\x00\x00abc"),
+        INVALID,
+        "raw_input_contents of inputs[0] 'in_object'",
+        "claims 255 bytes where 3 are left",
+    ),
+    Bad(
+        "a string longer than any may be",
         lambda: _words(b"\xff\xff\xff\x7fabc"),
         INVALID,
         "raw_input_contents of inputs[0] 'in_object'",
-        "claims 2147483647 bytes where 3 are left",
+        "element 0 has 2147483647 bytes, more than 16777216",
     ),
     Bad(
         "a message beyond the limit",

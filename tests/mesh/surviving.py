@@ -149,7 +149,14 @@ class Story:
         """The longest time after a kill until its last failure."""
         ends = [*self.kills_s, float("inf")][1:]
         gaps = [
-            max((each.at_s - kill for each in self.answers if kill <= each.at_s < end and each.code != OK), default=0.0)
+            max(
+                (
+                    each.at_s - kill
+                    for each in self.answers
+                    if kill <= each.at_s < end - each.took_s and each.code != OK
+                ),
+                default=0.0,
+            )
             for kill, end in zip(self.kills_s, ends, strict=True)
         ]
         return max(gaps, default=0.0)

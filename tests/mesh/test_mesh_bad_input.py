@@ -21,7 +21,7 @@ from tests.mesh.running import RunningMesh, wait_until
 @pytest.fixture(scope="module")
 def hasty(mesh: RunningMesh, tmp_path_factory: pytest.TempPathFactory) -> RunningMesh:
     """The mesh with a tenant whose models are `linear`, of at most 8 rows, `words`, `inflate`, whose answers can be
-    of any size, and `slow`, which takes its time."""
+    of any size, and `slow` and `slower`, which take their time; what one of them has not yet run, nobody expects to be slow."""
     folder = tmp_path_factory.mktemp("hasty")
     linear = folder / "linear.onnx"
     linear.write_bytes(linear_onnx())
@@ -29,7 +29,8 @@ def hasty(mesh: RunningMesh, tmp_path_factory: pytest.TempPathFactory) -> Runnin
     mesh.push("linear", linear, tenant=TENANT, options=("--max-batch", "8"))
     mesh.push("words", tiny.echo(folder / "words.onnx", "object"), tenant=TENANT)
     mesh.push("inflate", tiny.inflate(folder / "inflate.onnx"), tenant=TENANT)
-    mesh.push("slow", tiny.slow(folder / "slow.onnx"), tenant=TENANT)
+    for name in ("slow", "slower"):
+        mesh.push(name, tiny.slow(folder / f"{name}.onnx"), tenant=TENANT)
     return mesh
 
 
@@ -83,11 +84,11 @@ def test_bytes_that_are_no_request_are_refused_as_such(caller: Caller, hasty: Ru
 
 
 @contextmanager
-def busy_lane(caller: Caller, mesh: RunningMesh) -> Iterator[None]:
-    """The one lane runs something long, and goes on for longer than the block takes."""
-    long = threading.Thread(target=caller.infer, args=("slow",), kwargs={"turns": np.array([12_000])})
+def busy_lane(caller: Caller, mesh: RunningMesh, model: str) -> Iterator[None]:
+    """The one lane runs something long, unexpectedly, and goes on for longer than the block takes."""
+    long = threading.Thread(target=caller.infer, args=(model,), kwargs={"turns": np.array([12_000])})
     long.start()
-    labels = {"tenant": TENANT, "model": "slow"}
+    labels = {"tenant": TENANT, "model": model}
     wait_until(lambda: mesh.total("apportion_frontend_in_flight", **labels) == 1, what="the slow request's start")
     try:
         yield
@@ -99,7 +100,7 @@ def busy_lane(caller: Caller, mesh: RunningMesh) -> Iterator[None]:
 def test_a_deadline_that_passes_behind_other_work_names_the_stage_it_passed_in(
     caller: Caller, hasty: RunningMesh
 ) -> None:
-    with busy_lane(caller, hasty):
+    with busy_lane(caller, hasty, "slow"):
         code, refusal = caller.refusal(good(timeout=100_000))
     assert (code.name, refusal.reason) == ("DEADLINE_EXCEEDED", Reason.DEADLINE_EXCEEDED)
     # The executor's word, unless this machine was too busy to pass it on in time.
@@ -107,10 +108,20 @@ def test_a_deadline_that_passes_behind_other_work_names_the_stage_it_passed_in(
     assert "deadline" in refusal.message
 
 
+def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_the_figures(caller: Caller, hasty: RunningMesh) -> None:
+    # It has run by now, so that its time is known.
+    caller.infer("slow", turns=np.array([12_000]))
+    with busy_lane(caller, hasty, "slow"):
+        code, refusal = caller.refusal(good(timeout=100_000))
+    assert (code.name, refusal.reason) == ("RESOURCE_EXHAUSTED", Reason.OVERLOADED)
+    assert refusal.facts.keys() >= {"estimated_start_us", "estimated_us", "left_us"}
+    assert "it would start in" in refusal.message
+
+
 def test_what_grpcs_deadline_gave_up_is_counted_and_does_not_stay_in_flight(caller: Caller, hasty: RunningMesh) -> None:
     outcome = {"tenant": TENANT, "model": "linear", "outcome": "DEADLINE_EXCEEDED"}
     before = hasty.total("apportion_frontend_requests_total", **outcome)
-    with busy_lane(caller, hasty):
+    with busy_lane(caller, hasty, "slower"):
         with pytest.raises(grpc.RpcError) as caught:
             caller.send(good(), timeout_s=0.1)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

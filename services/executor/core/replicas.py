@@ -40,7 +40,7 @@ MOST_CRASHES = 2
 """A replica whose load has killed its worker this often is refused."""
 FIRST_RESTART_NS: Nanoseconds = 100 * MS
 LONGEST_RESTART_NS: Nanoseconds = 10 * SECOND
-STEADY_NS: Nanoseconds = 30 * SECOND
+STEADY_NS: Nanoseconds = 10 * SECOND
 """A worker that ran this long is started again at once when it is lost."""
 
 

@@ -32,6 +32,13 @@ class Invalid(Exception):
         self.field, self.problem, self.unsupported, self.facts = field, problem, unsupported, facts
 
 
+class Limits(NamedTuple):
+    """What an operator allows one request, whatever its model does. element_bytes: the longest element of BYTES."""
+
+    rows: int = 4096
+    element_bytes: Bytes = 16 << 20
+
+
 class InputHead(NamedTuple):
     """One input as the request names it.
 
@@ -57,7 +64,8 @@ class PlannedInput(NamedTuple):
     """An input that fits.
 
     place: its index in the signature. length_bytes: None for BYTES, whose elements have to be walked. elements: how many.
-    field: what to call it in a message. typed: its bytes, where they came as typed contents.
+    field: what to call it in a message. typed: its bytes, where they came as typed contents. most_bytes: of an element of
+    BYTES.
     """
 
     place: int
@@ -66,6 +74,7 @@ class PlannedInput(NamedTuple):
     length_bytes: Bytes | None
     field: str
     typed: bytes | None
+    most_bytes: Bytes = Limits().element_bytes
 
 
 class Plan(NamedTuple):
@@ -85,8 +94,15 @@ class Plan(NamedTuple):
     classes: tuple[int, ...] = ()
 
 
-def plan(inputs: Sequence[InputHead], outputs: Sequence[OutputHead], raw_count: int, signature: Signature) -> Plan:
+def plan(
+    inputs: Sequence[InputHead],
+    outputs: Sequence[OutputHead],
+    raw_count: int,
+    signature: Signature,
+    limits: Limits | None = None,
+) -> Plan:
     """Checks a head against the signature. raw_count: how many raw contents came with it. Raises Invalid."""
+    limits = limits or Limits()
     raw = raw_count > 0
     if raw and raw_count != len(inputs):
         raise Invalid("raw_input_contents", f"{raw_count} given for {len(inputs)} inputs; send one for each")
@@ -95,6 +111,7 @@ def plan(inputs: Sequence[InputHead], outputs: Sequence[OutputHead], raw_count: 
     extents: dict[str, tuple[int, str]] = {}
     rows: tuple[int, str] | None = None
     planned: list[PlannedInput] = []
+    most_rows = min(signature.max_batch_size, limits.rows)
     for position, given in enumerate(inputs):
         field = f"inputs[{position}] {given.name!r}"
         index = places.get(given.name)
@@ -105,8 +122,8 @@ def plan(inputs: Sequence[InputHead], outputs: Sequence[OutputHead], raw_count: 
         seen.add(given.name)
         spec = signature.inputs[index]
         _check_head(field, given, spec, extents)
-        rows = _check_rows(field, given.shape, spec, signature.max_batch_size, rows)
-        planned.append(_planned(field, given, index, raw=raw))
+        rows = _check_rows(field, given.shape, spec, most_rows, rows)
+        planned.append(_planned(field, given, index, limits, raw=raw))
     missing = [spec.name for spec in signature.inputs if spec.name not in seen and not spec.optional]
     if missing:
         raise Invalid("inputs", f"{_quoted(missing)} missing; the model needs {_names(signature.inputs)}")
@@ -144,6 +161,8 @@ def walk_elements(planned: PlannedInput, content: bytes | memoryview, every: int
             raise Invalid(field, f"ends inside the length of element {element} of {planned.elements}")
         length = int.from_bytes(content[at : at + 4], "little")
         at += 4 + length
+        if length > planned.most_bytes:
+            raise too_long(field, element, length, planned.most_bytes)
         if at > end:
             left = end - at + length
             raise Invalid(field, f"element {element} claims {length} bytes where {left} are left")
@@ -199,18 +218,24 @@ def _check_rows(
     return rows or (got, field)
 
 
-def _planned(field: str, given: InputHead, index: int, *, raw: bool) -> PlannedInput:
+def too_long(field: str, element: int, length: Bytes, most_bytes: Bytes) -> Invalid:
+    """The refusal of a string that is longer than the operator allows."""
+    return Invalid(field, f"element {element} has {length} bytes, more than {most_bytes}", limit=most_bytes)
+
+
+def _planned(field: str, given: InputHead, index: int, limits: Limits, *, raw: bool) -> PlannedInput:
     elements = math.prod(given.shape)
     item = ITEM_BYTES.get(given.datatype)
     length = None if item is None else item * elements
     if raw:
         if given.typed:
             raise Invalid(f"{field}.contents", "given beside raw_input_contents; send a request's tensors one way only")
-        return PlannedInput(index, given.shape, elements, length, field, None)
-    return PlannedInput(index, given.shape, elements, length, field, _typed_bytes(field, given, elements))
+        return PlannedInput(index, given.shape, elements, length, field, None, limits.element_bytes)
+    typed = _typed_bytes(field, given, elements, limits)
+    return PlannedInput(index, given.shape, elements, length, field, typed, limits.element_bytes)
 
 
-def _typed_bytes(field: str, given: InputHead, elements: int) -> bytes:
+def _typed_bytes(field: str, given: InputHead, elements: int, limits: Limits) -> bytes:
     kind = TYPED_KINDS.get(given.datatype)
     if kind is None:
         raise Invalid(f"{field}.contents", f"{given.datatype} has no typed contents; send raw_input_contents")
@@ -231,6 +256,10 @@ def _typed_bytes(field: str, given: InputHead, elements: int) -> bytes:
             f"{field}.contents.{kind}",
             f"{elements} elements given; more than {MOST_CONVERTED} go in raw_input_contents",
         )
+    if kind == BYTES_KIND:
+        for element, value in enumerate(values):
+            if len(value) > limits.element_bytes:
+                raise too_long(f"{field}.contents.{kind}", element, len(value), limits.element_bytes)
     try:
         return to_bytes(values, None if kind == BYTES_KIND else np.dtype(NUMPY_NAMES[given.datatype]))
     except OverflowError as error:

@@ -18,7 +18,6 @@ from services.common.errors import Reason, Refusal, invalid
 MICROSECOND_NS = 1_000
 MOST_NS = 7 * 86_400 * 1_000_000_000
 """Longer budgets than a week are read as a week, so that no arithmetic on the wire overflows."""
-LONGEST_NAME_BYTES = 256
 LONGEST_TEXT_BYTES = 64
 ENTRY_FIELDS = 16
 """Fields of one parameter that are read: canonical messages have 2."""
@@ -34,10 +33,13 @@ _Value = tuple[str, int | float | bytes]
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How much one request may hold. fields: of the top level in all; parameters: entries of `parameters`."""
+    """How much one request may hold. fields: of the top level in all; parameters: entries of `parameters`; tensors: inputs
+    and requested outputs together; name_bytes: of a model's name, its version, and the request's id."""
 
     fields: int = 4096
     parameters: int = 128
+    tensors: int = 1024
+    name_bytes: int = 256
 
 
 class Head(msgspec.Struct, gc=False):
@@ -63,7 +65,7 @@ def scan(data: bytes, limits: Limits) -> Head:
     name = version = request_id = b""
     entries: list[bytes] | None = None
     shared = False
-    position, end = 0, len(data)
+    position, end, tensors = 0, len(data), 0
     left = limits.fields
     try:
         while position < end:
@@ -91,6 +93,7 @@ def scan(data: bytes, limits: Limits) -> Head:
                     entries = []
                 entries.append(data[start:position])
             elif tag == 0x2A or tag == 0x32:
+                tensors += 1
                 # Without that parameter a tensor's head is shorter than the parameter alone would be.
                 if size > _SHARED_BYTES and data.find(SHARED_REGION, start, position) >= 0:
                     shared = True
@@ -100,7 +103,12 @@ def scan(data: bytes, limits: Limits) -> Head:
                 request_id = data[start:position]
     except IndexError:
         raise _malformed(end) from None
-    head = Head(_text("model_name", name), _text("model_version", version) if version else "", request_id)
+    if tensors > limits.tensors:
+        raise invalid("inputs", f"has {tensors} tensors with outputs, more than {limits.tensors}", limit=limits.tensors)
+    most = limits.name_bytes
+    if len(request_id) > most:
+        raise invalid("id", f"has {len(request_id)} bytes, more than {most}", limit=most)
+    head = Head(_text("model_name", name, most), _text("model_version", version, most) if version else "", request_id)
     head.shared = shared
     if entries is not None:
         if len(entries) > limits.parameters:
@@ -113,9 +121,9 @@ def _malformed(position: int) -> Refusal:
     return invalid("request", f"is no ModelInferRequest: its bytes break off or go wrong near byte {position}")
 
 
-def _text(field: str, raw: bytes) -> str:
-    if len(raw) > LONGEST_NAME_BYTES:
-        raise invalid(field, f"has {len(raw)} bytes, more than {LONGEST_NAME_BYTES}", limit=LONGEST_NAME_BYTES)
+def _text(field: str, raw: bytes, most: int) -> str:
+    if len(raw) > most:
+        raise invalid(field, f"has {len(raw)} bytes, more than {most}", limit=most)
     try:
         return raw.decode()
     except UnicodeDecodeError:

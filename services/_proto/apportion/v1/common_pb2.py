@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61pportion/v1/common.proto\x12\x0c\x61pportion.v1\x1a google/protobuf/descriptor.proto\"(\n\x08ModelKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"7\n\tDimension\x12\x11\n\x04size\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06symbol\x18\x02 \x01(\tB\x07\n\x05_size\"\x9e\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12&\n\x05shape\x18\x03 \x03(\x0b\x32\x17.apportion.v1.Dimension\x12\x17\n\nbatch_axis\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08optional\x18\x05 \x01(\x08\x12\x0e\n\x06labels\x18\x06 \x03(\tB\r\n\x0b_batch_axis\"x\n\tSignature\x12(\n\x06inputs\x18\x01 \x03(\x0b\x32\x18.apportion.v1.TensorSpec\x12)\n\x07outputs\x18\x02 \x03(\x0b\x32\x18.apportion.v1.TensorSpec\x12\x16\n\x0emax_batch_size\x18\x03 \x01(\r\"V\n\x03Slo\x12\x19\n\x0cobjective_us\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\tratio_ppm\x18\x02 \x01(\r\x12\x10\n\x08window_s\x18\x03 \x01(\x04\x42\x0f\n\r_objective_us\"\x1d\n\x05Share\x12\x14\n\x0cmillidevices\x18\x01 \x01(\r\"\x91\x01\n\x0cProfilePoint\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x14\n\x0cshape_bucket\x18\x02 \x01(\t\x12\x15\n\rcompute_units\x18\x03 \x01(\r\x12\x0e\n\x06p50_ns\x18\x04 \x01(\x04\x12\x0e\n\x06p99_ns\x18\x05 \x01(\x04\x12\x0c\n\x04runs\x18\x06 \x01(\r\x12\x18\n\x10\x61\x63tivation_bytes\x18\x07 \x01(\x04\"\x99\x01\n\x07Profile\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65vice_kind\x18\x02 \x01(\t\x12\x14\n\x0cweight_bytes\x18\x03 \x01(\x04\x12*\n\x06points\x18\x04 \x03(\x0b\x32\x1a.apportion.v1.ProfilePoint\x12\'\n\x08segments\x18\x05 \x03(\x0b\x32\x15.apportion.v1.Segment\"\'\n\x07Segment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06p50_ns\x18\x02 \x01(\x04*\xc3\x01\n\nPermission\x12\x1a\n\x16PERMISSION_UNSPECIFIED\x10\x00\x12\x15\n\x11PERMISSION_PUBLIC\x10\x01\x12\x1a\n\x16PERMISSION_TENANT_READ\x10\x02\x12\x1b\n\x17PERMISSION_TENANT_WRITE\x10\x03\x12\x1b\n\x17PERMISSION_TENANT_INFER\x10\x04\x12\x17\n\x13PERMISSION_OPERATOR\x10\x05\x12\x13\n\x0fPERMISSION_MESH\x10\x06*e\n\x0cTrafficClass\x12\x1d\n\x19TRAFFIC_CLASS_UNSPECIFIED\x10\x00\x12\x1d\n\x19TRAFFIC_CLASS_INTERACTIVE\x10\x01\x12\x17\n\x13TRAFFIC_CLASS_BATCH\x10\x02:N\n\npermission\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x0e\x32\x18.apportion.v1.Permissionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61pportion/v1/common.proto\x12\x0c\x61pportion.v1\x1a google/protobuf/descriptor.proto\"(\n\x08ModelKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"7\n\tDimension\x12\x11\n\x04size\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06symbol\x18\x02 \x01(\tB\x07\n\x05_size\"\x9e\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12&\n\x05shape\x18\x03 \x03(\x0b\x32\x17.apportion.v1.Dimension\x12\x17\n\nbatch_axis\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08optional\x18\x05 \x01(\x08\x12\x0e\n\x06labels\x18\x06 \x03(\tB\r\n\x0b_batch_axis\"x\n\tSignature\x12(\n\x06inputs\x18\x01 \x03(\x0b\x32\x18.apportion.v1.TensorSpec\x12)\n\x07outputs\x18\x02 \x03(\x0b\x32\x18.apportion.v1.TensorSpec\x12\x16\n\x0emax_batch_size\x18\x03 \x01(\r\"V\n\x03Slo\x12\x19\n\x0cobjective_us\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\tratio_ppm\x18\x02 \x01(\r\x12\x10\n\x08window_s\x18\x03 \x01(\x04\x42\x0f\n\r_objective_us\"\x1d\n\x05Share\x12\x14\n\x0cmillidevices\x18\x01 \x01(\r\"\xa6\x01\n\x0cProfilePoint\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x14\n\x0cshape_bucket\x18\x02 \x01(\t\x12\x15\n\rcompute_units\x18\x03 \x01(\r\x12\x0e\n\x06p50_ns\x18\x04 \x01(\x04\x12\x0e\n\x06p99_ns\x18\x05 \x01(\x04\x12\x0c\n\x04runs\x18\x06 \x01(\r\x12\x18\n\x10\x61\x63tivation_bytes\x18\x07 \x01(\x04\x12\x13\n\x0bsegments_ns\x18\x08 \x03(\x04\"\x99\x01\n\x07Profile\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65vice_kind\x18\x02 \x01(\t\x12\x14\n\x0cweight_bytes\x18\x03 \x01(\x04\x12*\n\x06points\x18\x04 \x03(\x0b\x32\x1a.apportion.v1.ProfilePoint\x12\'\n\x08segments\x18\x05 \x03(\x0b\x32\x15.apportion.v1.Segment\"\'\n\x07Segment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06p50_ns\x18\x02 \x01(\x04*\xc3\x01\n\nPermission\x12\x1a\n\x16PERMISSION_UNSPECIFIED\x10\x00\x12\x15\n\x11PERMISSION_PUBLIC\x10\x01\x12\x1a\n\x16PERMISSION_TENANT_READ\x10\x02\x12\x1b\n\x17PERMISSION_TENANT_WRITE\x10\x03\x12\x1b\n\x17PERMISSION_TENANT_INFER\x10\x04\x12\x17\n\x13PERMISSION_OPERATOR\x10\x05\x12\x13\n\x0fPERMISSION_MESH\x10\x06*e\n\x0cTrafficClass\x12\x1d\n\x19TRAFFIC_CLASS_UNSPECIFIED\x10\x00\x12\x1d\n\x19TRAFFIC_CLASS_INTERACTIVE\x10\x01\x12\x17\n\x13TRAFFIC_CLASS_BATCH\x10\x02:N\n\npermission\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x0e\x32\x18.apportion.v1.Permissionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'apportion.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PERMISSION']._serialized_start=924
-  _globals['_PERMISSION']._serialized_end=1119
-  _globals['_TRAFFICCLASS']._serialized_start=1121
-  _globals['_TRAFFICCLASS']._serialized_end=1222
+  _globals['_PERMISSION']._serialized_start=945
+  _globals['_PERMISSION']._serialized_end=1140
+  _globals['_TRAFFICCLASS']._serialized_start=1142
+  _globals['_TRAFFICCLASS']._serialized_end=1243
   _globals['_MODELKEY']._serialized_start=77
   _globals['_MODELKEY']._serialized_end=117
   _globals['_DIMENSION']._serialized_start=119
@@ -49,9 +49,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHARE']._serialized_start=547
   _globals['_SHARE']._serialized_end=576
   _globals['_PROFILEPOINT']._serialized_start=579
-  _globals['_PROFILEPOINT']._serialized_end=724
-  _globals['_PROFILE']._serialized_start=727
-  _globals['_PROFILE']._serialized_end=880
-  _globals['_SEGMENT']._serialized_start=882
-  _globals['_SEGMENT']._serialized_end=921
+  _globals['_PROFILEPOINT']._serialized_end=745
+  _globals['_PROFILE']._serialized_start=748
+  _globals['_PROFILE']._serialized_end=901
+  _globals['_SEGMENT']._serialized_start=903
+  _globals['_SEGMENT']._serialized_end=942
 # @@protoc_insertion_point(module_scope)

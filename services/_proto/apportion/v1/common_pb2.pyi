@@ -95,7 +95,7 @@ class Share(_message.Message):
     def __init__(self, millidevices: _Optional[int] = ...) -> None: ...
 
 class ProfilePoint(_message.Message):
-    __slots__ = ("rows", "shape_bucket", "compute_units", "p50_ns", "p99_ns", "runs", "activation_bytes")
+    __slots__ = ("rows", "shape_bucket", "compute_units", "p50_ns", "p99_ns", "runs", "activation_bytes", "segments_ns")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     SHAPE_BUCKET_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_UNITS_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,7 @@ class ProfilePoint(_message.Message):
     P99_NS_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_NS_FIELD_NUMBER: _ClassVar[int]
     rows: int
     shape_bucket: str
     compute_units: int
@@ -110,7 +111,8 @@ class ProfilePoint(_message.Message):
     p99_ns: int
     runs: int
     activation_bytes: int
-    def __init__(self, rows: _Optional[int] = ..., shape_bucket: _Optional[str] = ..., compute_units: _Optional[int] = ..., p50_ns: _Optional[int] = ..., p99_ns: _Optional[int] = ..., runs: _Optional[int] = ..., activation_bytes: _Optional[int] = ...) -> None: ...
+    segments_ns: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, rows: _Optional[int] = ..., shape_bucket: _Optional[str] = ..., compute_units: _Optional[int] = ..., p50_ns: _Optional[int] = ..., p99_ns: _Optional[int] = ..., runs: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., segments_ns: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Profile(_message.Message):
     __slots__ = ("digest", "device_kind", "weight_bytes", "points", "segments")

@@ -118,7 +118,7 @@ class Cancel(_message.Message):
     def __init__(self, call: _Optional[int] = ...) -> None: ...
 
 class Stages(_message.Message):
-    __slots__ = ("decode_ns", "queue_ns", "batch_ns", "compute_ns", "preempted_ns", "encode_ns", "batch_rows", "lane")
+    __slots__ = ("decode_ns", "queue_ns", "batch_ns", "compute_ns", "preempted_ns", "encode_ns", "batch_rows", "lane", "rows", "batch_requests")
     DECODE_NS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_NS_FIELD_NUMBER: _ClassVar[int]
     BATCH_NS_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +127,8 @@ class Stages(_message.Message):
     ENCODE_NS_FIELD_NUMBER: _ClassVar[int]
     BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     decode_ns: int
     queue_ns: int
     batch_ns: int
@@ -135,7 +137,9 @@ class Stages(_message.Message):
     encode_ns: int
     batch_rows: int
     lane: int
-    def __init__(self, decode_ns: _Optional[int] = ..., queue_ns: _Optional[int] = ..., batch_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., preempted_ns: _Optional[int] = ..., encode_ns: _Optional[int] = ..., batch_rows: _Optional[int] = ..., lane: _Optional[int] = ...) -> None: ...
+    rows: int
+    batch_requests: int
+    def __init__(self, decode_ns: _Optional[int] = ..., queue_ns: _Optional[int] = ..., batch_ns: _Optional[int] = ..., compute_ns: _Optional[int] = ..., preempted_ns: _Optional[int] = ..., encode_ns: _Optional[int] = ..., batch_rows: _Optional[int] = ..., lane: _Optional[int] = ..., rows: _Optional[int] = ..., batch_requests: _Optional[int] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("call", "payload", "bulk_bytes", "status", "stages")
