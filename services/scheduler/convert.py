@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gpu_sharing.partitioning.knee import smallest_batches
 from services._proto.apportion.v1 import common_pb2, registry_pb2
 from services._proto.apportion.v1 import scheduler_pb2 as pb
 from services.common.errors import Reason, Refusal, invalid
@@ -43,7 +44,8 @@ def traffic_class(value: int) -> cat.TrafficClass:
 def profile(message: common_pb2.Profile) -> cat.Profile:
     """A profile. Its memory: the weights and the largest activations of any point."""
     activations = max((point.activation_bytes for point in message.points), default=0)
-    return cat.Profile(message.device_kind, message.weight_bytes + activations, _blob(message))
+    measured = smallest_batches((point.rows, point.compute_units, point.p50_ns) for point in message.points)
+    return cat.Profile(message.device_kind, message.weight_bytes + activations, _blob(message), measured)
 
 
 def signature(message: common_pb2.Signature) -> bytes:
@@ -120,12 +122,16 @@ def hello(message: pb.ExecutorHello) -> rep.Hello:
     numbers = [each.lane for each in message.device.lanes]
     if len(set(numbers)) != len(numbers):
         raise invalid("hello.device.lanes", f"must differ, and are {numbers}")
+    for layout in message.device.layouts:
+        missing = sorted(set(layout.lanes) - set(numbers))
+        if missing or not layout.lanes:
+            raise invalid("hello.device.layouts", f"{layout.name!r} names lanes {missing or 'none'} of {numbers}")
     held = report(message.report, message.incarnation)
     return rep.Hello(message.executor_id, message.incarnation, message.address, _device(message.device), held)
 
 
 def _device(message: pb.DeviceInfo) -> rep.Device:
-    lanes = tuple(rep.Lane(each.lane, each.worker, each.compute_units) for each in message.lanes)
+    lanes = tuple(rep.Lane(each.lane, each.worker, each.compute_units, each.memory_bytes) for each in message.lanes)
     return rep.Device(
         message.device_kind,
         message.compute_units,
@@ -133,6 +139,7 @@ def _device(message: pb.DeviceInfo) -> rep.Device:
         lanes,
         message.backend,
         message.backend_reason,
+        tuple(rep.Layout(each.name, tuple(each.lanes)) for each in message.layouts),
     )
 
 
@@ -144,6 +151,8 @@ def report(message: pb.ExecutorReport, incarnation: str) -> rep.Report:
         tuple(_usage(each, incarnation) for each in message.usage),
         message.memory_used_bytes,
         message.draining,
+        message.layout,
+        message.layout_pinned,
     )
 
 

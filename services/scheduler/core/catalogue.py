@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
+
+from gpu_sharing.partitioning.knee import Measured
 
 MILLION = 1_000_000
 
@@ -65,11 +67,21 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a version needs on one kind of device. memory_bytes: weights and the largest activations; blob: as it was sent."""
+    """What a version needs on one kind of device. memory_bytes: weights and the largest activations; blob: as it was sent.
+
+    measured: how long its smallest batch takes, ascending by compute units.
+    """
 
     device_kind: str
     memory_bytes: int
     blob: bytes = b""
+    measured: tuple[Measured, ...] = ()
+
+    def with_measured(self, other: Profile | None) -> Profile:
+        """With what the other one knows of numbers of compute units that this one says nothing of."""
+        both = {**dict(other.measured if other else ()), **dict(self.measured)}
+        measured = tuple(Measured(units, took) for units, took in sorted(both.items()))
+        return replace(self, measured=measured)
 
 
 @dataclass(frozen=True, slots=True)

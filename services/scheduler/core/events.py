@@ -57,7 +57,17 @@ class Tick:
     """Time has passed."""
 
 
-Event: TypeAlias = CatalogueReplaced | CatalogueChanged | ExecutorAttached | ExecutorReported | ExecutorDetached | Tick
+@dataclass(frozen=True, slots=True)
+class LayoutPinned:
+    """An operator wants this layout in force; None: the one that serves demand best."""
+
+    executor_id: str
+    layout: int | None
+
+
+Event: TypeAlias = (
+    CatalogueReplaced | CatalogueChanged | ExecutorAttached | ExecutorReported | ExecutorDetached | LayoutPinned | Tick
+)
 
 # Actions. Each says why it was decided.
 
@@ -109,6 +119,16 @@ class SendUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class SendLayout:
+    """This layout is in force. Workers of lanes that are not in it may go once they hold nothing."""
+
+    executor_id: str
+    layout: int
+    pinned: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Passed:
     """An artefact was loaded and ran."""
 
@@ -139,5 +159,5 @@ class Noted:
     why: str
 
 
-Command: TypeAlias = SendLoad | SendUnload | SendUpdate
+Command: TypeAlias = SendLoad | SendUnload | SendUpdate | SendLayout
 Action: TypeAlias = Command | RoutesChanged | RecordInspection | Noted

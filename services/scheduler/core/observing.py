@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from services.scheduler.core import layouts
 from services.scheduler.core.catalogue import Ref
 from services.scheduler.core.events import Noted
 from services.scheduler.core.fleet import Executor
@@ -19,6 +20,7 @@ def attach(state: State, hello: Hello, now: float) -> Iterator[Noted]:
     executor = Executor(hello, hello.report)
     if known is not None:
         executor.replicas, executor.grants = known.replicas, known.grants
+    layouts.attach(executor, known)
     state.fleet.executors[hello.executor_id] = executor
     state.usage.hello(hello.executor_id, hello.incarnation, hello.report.usage)
     held = {each.replica_id for each in hello.report.replicas}
@@ -44,6 +46,7 @@ def take_report(state: State, executor: Executor, report: Report, now: float) ->
     if report.draining and not executor.report.draining:
         yield Noted(f"executor {executor.executor_id} drains", "it is about to stop: what it holds is placed elsewhere")
     executor.report = report
+    executor.division.rates.take(report.usage, now)
     state.usage.report(executor.executor_id, report.usage)
     told = {each.replica_id: each for each in report.replicas}
     for replica in list(executor.replicas.values()):
@@ -109,7 +112,8 @@ def _learn(state: State, replica: Replica, told: ReplicaReport) -> None:
         return
     learnt = state.learnt.setdefault(replica.ref, Learnt(told.signature))
     if told.profile is not None:
-        learnt.profiles[told.profile.device_kind] = told.profile
+        kind = told.profile.device_kind
+        learnt.profiles[kind] = told.profile.with_measured(learnt.profiles.get(kind))
 
 
 def _fail(state: State, replica: Replica, message: str, served_s: float, now: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from services.scheduler.core import observing, reconcile, reservations
+from services.scheduler.core import layouts, observing, reconcile, reservations
 from services.scheduler.core.catalogue import Key, Ref
 from services.scheduler.core.events import (
     Action,
@@ -15,6 +15,7 @@ from services.scheduler.core.events import (
     ExecutorAttached,
     ExecutorDetached,
     ExecutorReported,
+    LayoutPinned,
     Noted,
     Tick,
 )
@@ -99,6 +100,10 @@ class Scheduler:
         """Whether a tenant could be promised so much, in place of what it has."""
         return reservations.check(self._state, tenant, millidevices)
 
+    def pin_layout(self, executor_id: str, name: str) -> LayoutPinned:
+        """The event for an operator's wish. name: of the layout; "": none. LayoutRefused where it cannot be followed."""
+        return layouts.wish(self._state, executor_id, name)
+
     def fleet(self) -> FleetView:
         """What there is, for the CLI and metrics."""
         state = self._state
@@ -133,6 +138,8 @@ class Scheduler:
         if isinstance(event, Tick):
             expired = list(observing.expire(state, now))
             return bool(expired) or state.due(self._decided_at, now), expired
+        if isinstance(event, LayoutPinned):
+            return True, list(layouts.pin(state, event.executor_id, event.layout, now))
         if isinstance(event, CatalogueReplaced | CatalogueChanged):
             self._take_catalogue(event)
             return True, []
@@ -176,8 +183,10 @@ class Scheduler:
         state = self._state
         self._decided_at = now
         state.fleet.regrant(state.demand)
-        reconcile.retire(state)
+        reconcile.retire(state, now)
         if state.settled(now):
+            yield from layouts.review(state, now)
+            layouts.drain_first(state)
             yield from reconcile.place_missing(state, now, self._ids)
         yield from reconcile.shortages(state)
         # Routes first: nobody should be sent to a replica that has been told to go.
@@ -204,4 +213,4 @@ def _essence(report: Report) -> tuple[object, ...]:
         (each.replica_id, each.state, each.lane, each.memory_bytes, each.message, each.signature, each.profile)
         for each in report.replicas
     )
-    return replicas, report.draining
+    return replicas, report.draining, report.layout, report.layout_pinned

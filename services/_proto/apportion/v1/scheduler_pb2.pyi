@@ -54,30 +54,42 @@ VERSION_STATE_REFUSED: VersionState
 VERSION_STATE_UNPLACED: VersionState
 
 class LaneInfo(_message.Message):
-    __slots__ = ("lane", "worker", "compute_units")
+    __slots__ = ("lane", "worker", "compute_units", "memory_bytes")
     LANE_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_UNITS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     lane: int
     worker: int
     compute_units: int
-    def __init__(self, lane: _Optional[int] = ..., worker: _Optional[int] = ..., compute_units: _Optional[int] = ...) -> None: ...
+    memory_bytes: int
+    def __init__(self, lane: _Optional[int] = ..., worker: _Optional[int] = ..., compute_units: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class LayoutInfo(_message.Message):
+    __slots__ = ("name", "lanes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LANES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    lanes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., lanes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("backend", "device_kind", "compute_units", "memory_bytes", "lanes", "backend_reason")
+    __slots__ = ("backend", "device_kind", "compute_units", "memory_bytes", "lanes", "backend_reason", "layouts")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_UNITS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     BACKEND_REASON_FIELD_NUMBER: _ClassVar[int]
+    LAYOUTS_FIELD_NUMBER: _ClassVar[int]
     backend: Backend
     device_kind: str
     compute_units: int
     memory_bytes: int
     lanes: _containers.RepeatedCompositeFieldContainer[LaneInfo]
     backend_reason: str
-    def __init__(self, backend: _Optional[_Union[Backend, str]] = ..., device_kind: _Optional[str] = ..., compute_units: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., lanes: _Optional[_Iterable[_Union[LaneInfo, _Mapping]]] = ..., backend_reason: _Optional[str] = ...) -> None: ...
+    layouts: _containers.RepeatedCompositeFieldContainer[LayoutInfo]
+    def __init__(self, backend: _Optional[_Union[Backend, str]] = ..., device_kind: _Optional[str] = ..., compute_units: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., lanes: _Optional[_Iterable[_Union[LaneInfo, _Mapping]]] = ..., backend_reason: _Optional[str] = ..., layouts: _Optional[_Iterable[_Union[LayoutInfo, _Mapping]]] = ...) -> None: ...
 
 class AttachRequest(_message.Message):
     __slots__ = ("hello", "report")
@@ -160,30 +172,36 @@ class LaneReport(_message.Message):
     def __init__(self, lane: _Optional[int] = ..., busy_ppm: _Optional[int] = ..., waiting_requests: _Optional[int] = ...) -> None: ...
 
 class ExecutorReport(_message.Message):
-    __slots__ = ("replicas", "lanes", "usage", "memory_used_bytes", "draining")
+    __slots__ = ("replicas", "lanes", "usage", "memory_used_bytes", "draining", "layout", "layout_pinned")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_PINNED_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaReport]
     lanes: _containers.RepeatedCompositeFieldContainer[LaneReport]
     usage: _containers.RepeatedCompositeFieldContainer[Usage]
     memory_used_bytes: int
     draining: bool
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[LaneReport, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., draining: bool = ...) -> None: ...
+    layout: int
+    layout_pinned: bool
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[LaneReport, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., draining: bool = ..., layout: _Optional[int] = ..., layout_pinned: bool = ...) -> None: ...
 
 class AttachResponse(_message.Message):
-    __slots__ = ("welcome", "load", "unload", "update")
+    __slots__ = ("welcome", "load", "unload", "update", "layout")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     UNLOAD_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
     welcome: AttachWelcome
     load: LoadReplica
     unload: UnloadReplica
     update: UpdateReplica
-    def __init__(self, welcome: _Optional[_Union[AttachWelcome, _Mapping]] = ..., load: _Optional[_Union[LoadReplica, _Mapping]] = ..., unload: _Optional[_Union[UnloadReplica, _Mapping]] = ..., update: _Optional[_Union[UpdateReplica, _Mapping]] = ...) -> None: ...
+    layout: SetLayout
+    def __init__(self, welcome: _Optional[_Union[AttachWelcome, _Mapping]] = ..., load: _Optional[_Union[LoadReplica, _Mapping]] = ..., unload: _Optional[_Union[UnloadReplica, _Mapping]] = ..., update: _Optional[_Union[UpdateReplica, _Mapping]] = ..., layout: _Optional[_Union[SetLayout, _Mapping]] = ...) -> None: ...
 
 class AttachWelcome(_message.Message):
     __slots__ = ("epoch", "report_interval_ms")
@@ -230,6 +248,14 @@ class UnloadReplica(_message.Message):
     replica_id: int
     drain_us: int
     def __init__(self, replica_id: _Optional[int] = ..., drain_us: _Optional[int] = ...) -> None: ...
+
+class SetLayout(_message.Message):
+    __slots__ = ("layout", "pinned")
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    layout: int
+    pinned: bool
+    def __init__(self, layout: _Optional[int] = ..., pinned: bool = ...) -> None: ...
 
 class UpdateReplica(_message.Message):
     __slots__ = ("replica_id", "bandwidth", "weight", "objective_us", "traffic_class")
@@ -404,3 +430,15 @@ class CheckReservationResponse(_message.Message):
     free_after: _common_pb2.Share
     capacity: _common_pb2.Share
     def __init__(self, free_after: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., capacity: _Optional[_Union[_common_pb2.Share, _Mapping]] = ...) -> None: ...
+
+class SetExecutorLayoutRequest(_message.Message):
+    __slots__ = ("executor_id", "layout")
+    EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    executor_id: str
+    layout: str
+    def __init__(self, executor_id: _Optional[str] = ..., layout: _Optional[str] = ...) -> None: ...
+
+class SetExecutorLayoutResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
