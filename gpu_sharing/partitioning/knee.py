@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 from gpu_sharing.units import ComputeUnits, Nanoseconds
 
-UNKNOWN_SPEEDUP = 0.5
-"""Beyond what was measured, k times the units hasten a batch k ** this times: half-way between not at all and in proportion.
+MIDDLING = 0.5
+"""k times the units, beyond those that were measured, hasten a batch k ** this times: half-way between not at all and in proportion."""
+IN_PROPORTION = 1.0
+"""... and this much where it is asked whether units suffice: fewer only where it is certain, more wherever it may be.
 
-It is wrong for most models, and once: whoever is moved there is measured there.
+Either is wrong for most models, and once: whoever is moved to a lane is measured there.
 """
 
 
@@ -38,10 +40,10 @@ def smallest_batches(points: Iterable[tuple[int, ComputeUnits, Nanoseconds]]) ->
     return tuple(Measured(units, took) for units, (_, took) in sorted(found.items()))
 
 
-def expected_ns(measured: Sequence[Measured], units: ComputeUnits) -> float | None:
+def expected_ns(measured: Sequence[Measured], units: ComputeUnits, beyond: float = MIDDLING) -> float | None:
     """How long the smallest batch should take on so many units; None where nothing was measured.
 
-    measured: ascending by units. Between two that were measured a power of the units, as the two tell it.
+    measured: ascending by units. Between two that were measured a power of the units, as the two tell it; beyond them, `beyond`.
     """
     if not measured:
         return None
@@ -51,13 +53,13 @@ def expected_ns(measured: Sequence[Measured], units: ComputeUnits) -> float | No
         (few, slow), (many, fast) = below[-1], above[0]
         return float(slow * (units / few) ** (log(fast / slow) / log(many / few)))
     nearest = below[-1] if below else above[0]
-    return float(nearest.took_ns * (nearest.compute_units / units) ** UNKNOWN_SPEEDUP)
+    return float(nearest.took_ns * (nearest.compute_units / units) ** beyond)
 
 
 def knee_size(measured: Sequence[Measured], objective_ns: Nanoseconds, most_units: ComputeUnits) -> ComputeUnits | None:
     """The least units, up to `most_units`, at which half the objective is met; None where none suffice or nothing was measured."""
     for units in range(1, most_units + 1):
-        expected = expected_ns(measured, units)
+        expected = expected_ns(measured, units, IN_PROPORTION)
         if expected is not None and 2 * expected <= objective_ns:
             return units
     return None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gpu_sharing.devices.simulated import SimulatedDevice
 from gpu_sharing.partitioning.choice import Part, Want, choose, fit, is_better
-from gpu_sharing.partitioning.knee import Measured, expected_ns, knee_size, smallest_batches
+from gpu_sharing.partitioning.knee import IN_PROPORTION, Measured, expected_ns, knee_size, smallest_batches
 from gpu_sharing.partitioning.layout import LayoutInvalid
 from gpu_sharing.partitioning.partitions import MOST_LAYOUTS, parse_layouts
 from gpu_sharing.partitioning.patience import Patience
@@ -72,6 +72,14 @@ def test_the_knee_size_is_the_least_units_at_which_half_the_objective_is_met() -
     assert knee_size((), 10 * MS, 4) is None
 
 
+def test_a_model_is_thought_to_fit_fewer_units_than_were_measured_only_where_it_must() -> None:
+    assert [knee_size((Measured(4, 10 * MS),), objective * MS, 4) for objective in (80, 79, 40, 19)] == [1, 2, 2, None]
+
+
+def test_more_units_than_were_measured_are_worth_a_try() -> None:
+    assert knee_size((Measured(2, 20 * MS),), 24 * MS, 4) == 4
+
+
 def test_what_was_not_measured_is_expected_between_no_speedup_and_a_linear_one() -> None:
     assert expected_ns((Measured(1, 80),), 4) == 40
     assert expected_ns((Measured(4, 40),), 1) == 80
@@ -83,7 +91,9 @@ def test_a_knee_size_meets_half_the_objective_and_one_unit_less_does_not(
     measured: tuple[Measured, ...], most: int, objective: int
 ) -> None:
     knee = knee_size(measured, objective, most)
-    meets = [units for units in range(1, most + 1) if 2 * (expected_ns(measured, units) or 0) <= objective]
+    meets = [
+        units for units in range(1, most + 1) if 2 * (expected_ns(measured, units, IN_PROPORTION) or 0) <= objective
+    ]
     assert knee == min(meets, default=None)
 
 
