@@ -40,6 +40,19 @@ class Profile(msgspec.Struct, frozen=True):
     points: tuple[ProfilePoint, ...] = ()
     segments: tuple[SegmentCost, ...] = ()
 
+    def on(self, compute_units: ComputeUnits) -> Profile:
+        """What was measured on so many compute units."""
+        return msgspec.structs.replace(
+            self, points=tuple(point for point in self.points if point.compute_units == compute_units)
+        )
+
+    def beside(self, earlier: Profile | None) -> Profile:
+        """With the points of an earlier profile that were measured on other numbers of compute units."""
+        mine = {point.compute_units for point in self.points}
+        others = [point for point in earlier.points if point.compute_units not in mine] if earlier is not None else []
+        points = sorted([*others, *self.points], key=lambda point: point.compute_units)
+        return msgspec.structs.replace(self, points=tuple(points))
+
 
 class Batch(msgspec.Struct, array_like=True, frozen=True):
     """The batch a call rode in, by moments of the monotonic clock.

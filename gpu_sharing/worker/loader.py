@@ -147,7 +147,7 @@ class Loader:
         # Batches of a replica may be suspended while another of it runs: each keeps its activations.
         memory_bytes = shelved.charged_bytes + IN_FLIGHT_PER_REPLICA * activation_bytes
         self._ledger.reserve(load.replica, memory_bytes)
-        return Hosted(load, self._models[load.replica], profile), memory_bytes
+        return Hosted(load, self._models[load.replica], profile, self._compute_units), memory_bytes
 
     def _read(self, load: Load, runtime: Runtime, path: Path, config: LoadConfig) -> Shelved:
         """Loads the artefact, for this replica and for whoever brings the same one."""
@@ -195,7 +195,9 @@ class Loader:
 
     def _profile(self, load: Load, shelved: Shelved, config: LoadConfig) -> tuple[Profile, Bytes]:
         known, model = self._known(load), self._models[load.replica]
-        if known is not None and config.segments in (None, model.segments):
+        # On other compute units it was as fast as it was there; on these it is still to be seen.
+        seen_here = known is not None and (not known.points or known.on(self._compute_units).points)
+        if known is not None and seen_here and config.segments in (None, model.segments):
             return known, max((point.activation_bytes for point in known.points), default=0)
         measured = shelved.measured.get(variant(config))
         if measured is None:
@@ -204,7 +206,7 @@ class Loader:
             for stage, took in measured.stages:
                 self._tell(load, stage)
                 self._pretend(took)
-        return measured.profile, measured.activation_bytes
+        return measured.profile.beside(known), measured.activation_bytes
 
     def _measure(self, load: Load, model: LoadedModel, config: LoadConfig) -> Measured:
         from gpu_sharing.runtimes.profile import measure

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
-from scheduler_world import World, divided, model, tenant
+from scheduler_world import KIND, World, divided, model, tenant
 
-from services.scheduler.core.catalogue import Key
+from services.scheduler.core.catalogue import Key, Model, Profile
 from services.scheduler.core.events import SendLayout, SendLoad, SendUnload
 from services.scheduler.core.layouts import LayoutRefused
 from services.scheduler.core.rates import Rates
@@ -25,6 +26,13 @@ def world(*models: object, memory_bytes: int = 10_000, reserve: int = 0) -> Worl
     made.replace_catalogue([tenant("acme", reserve), tenant("bolt")], list(models))  # type: ignore[arg-type]
     made.add("one", divided((4,), (2, 2), memory_bytes=memory_bytes))
     return made
+
+
+def measured(key: str, memory_bytes: int) -> Model:
+    """A model that is known to take so much."""
+    made = model(key)
+    version = replace(made.versions[0], profiles=(Profile(KIND, memory_bytes),))
+    return replace(made, versions=(version,))
 
 
 def passes(made: World, seconds: float, step_s: float = 0.5) -> None:
@@ -117,7 +125,7 @@ def test_a_model_that_needs_the_whole_device_for_its_objective_gets_it() -> None
 
 def test_a_model_that_is_too_large_for_the_partitions_gets_a_layout_that_holds_it() -> None:
     made = World(POLICY)
-    made.replace_catalogue([tenant("acme")], [model("acme/large", size_bytes=3_000)])
+    made.replace_catalogue([tenant("acme")], [measured("acme/large", 6_000)])
     made.add("one", divided((2, 2), (4,), memory_bytes=10_000))
     made.round(0.5)
     found = made.version("acme/large", 1)
@@ -130,7 +138,7 @@ def test_a_model_that_is_too_large_for_the_partitions_gets_a_layout_that_holds_i
 
 
 def test_a_model_that_is_too_large_for_every_partition_is_told_the_figures() -> None:
-    made = world(model("acme/large", size_bytes=6_000))
+    made = world(measured("acme/large", 12_000))
     passes(made, 100)
     found = made.version("acme/large", 1)
     assert found is not None

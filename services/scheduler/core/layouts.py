@@ -12,7 +12,7 @@ from gpu_sharing.partitioning.choice import Fit, Part, Want, choose, fit
 from services.scheduler.core.catalogue import Model, Ref, Version
 from services.scheduler.core.events import LayoutPinned, Noted
 from services.scheduler.core.fleet import Division, Executor
-from services.scheduler.core.placement import has_memory, memory_estimate
+from services.scheduler.core.placement import has_memory, lane_memory, memory_estimate
 from services.scheduler.core.replicas import Phase, Replica
 from services.scheduler.core.state import State
 
@@ -181,7 +181,7 @@ def _want(state: State, executor: Executor, model: Model, version: Version, repl
         name=str(ref),
         tenant=model.key.tenant,
         bandwidth=state.model_demand(model),
-        memory_bytes=replica.memory_bytes if replica is not None else memory_estimate(version, device.kind),
+        memory_bytes=replica.memory_bytes if replica is not None else lane_memory(version, device.kind),
         isolated=model.isolated,
         objective_ns=None if objective_us is None else objective_us * 1_000,
         measured=profile.measured if profile is not None else (),

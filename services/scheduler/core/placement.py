@@ -68,6 +68,7 @@ class _Candidate:
     executor: Executor
     lane: Lane
     memory_bytes: int
+    lane_bytes: int
     extra: int
     too_few_units: bool
 
@@ -89,6 +90,11 @@ def memory_estimate(version: Version, device_kind: str) -> int:
     return known or version.size_bytes * SIZE_FACTOR
 
 
+def lane_memory(version: Version, device_kind: str) -> int:
+    """Bytes of a lane's own part of the memory that a replica is sure to take: of what nobody has measured, its weights."""
+    return memory_estimate(version, device_kind) if version.profiles else version.size_bytes
+
+
 def place(fleet: Fleet, ask: Ask, isolated: Callable[[Key], bool]) -> Place | NoPlace:
     """The best lane for one more replica, or why there is none. isolated: whether a model wants a worker of its own."""
     executors = [executor for executor in fleet.usable() if executor.attached]
@@ -104,7 +110,7 @@ def place(fleet: Fleet, ask: Ask, isolated: Callable[[Key], bool]) -> Place | No
     ]
     if not walled:
         return _nowhere(f"{ask.ref.key} needs a worker process of its own, and none is without other tenants")
-    if all(0 < each.lane.memory_bytes < each.memory_bytes for each in walled):
+    if all(0 < each.lane.memory_bytes < each.lane_bytes for each in walled):
         return _too_large(walled, ask)
     roomy = [each for each in walled if has_memory(each.executor, each.memory_bytes) and _has_lane_memory(each)]
     if not roomy:
@@ -147,7 +153,8 @@ def _lanes(executors: list[Executor]) -> Iterator[tuple[Executor, Lane]]:
 def _candidate(executor: Executor, lane: Lane, ask: Ask) -> _Candidate:
     memory_bytes = memory_estimate(ask.version, executor.hello.device.kind)
     extra = max(0, ask.demand - executor.grant(lane.number, ask.ref.key.tenant))
-    return _Candidate(executor, lane, memory_bytes, extra, _too_few_units(executor, lane, ask))
+    lane_bytes = lane_memory(ask.version, executor.hello.device.kind)
+    return _Candidate(executor, lane, memory_bytes, lane_bytes, extra, _too_few_units(executor, lane, ask))
 
 
 def _too_few_units(executor: Executor, lane: Lane, ask: Ask) -> bool:
@@ -164,7 +171,7 @@ def _has_lane_memory(each: _Candidate) -> bool:
     if not each.lane.memory_bytes:
         return True
     taken = sum(replica.memory_bytes for replica in each.executor.on_lane(each.lane.number))
-    return taken + each.memory_bytes <= each.lane.memory_bytes
+    return taken + each.lane_bytes <= each.lane.memory_bytes
 
 
 def _rank(each: _Candidate, ask: Ask) -> tuple[bool, bool, int, int, int, str, int]:
@@ -212,12 +219,12 @@ def _all_taken(executors: list[Executor], ref: Ref) -> NoPlace:
 
 def _too_large(walled: list[_Candidate], ask: Ask) -> NoPlace:
     """It fits no partition in force, however empty; whether it would fit one of another layout is told too."""
-    largest = max(walled, key=lambda each: each.lane.memory_bytes - each.memory_bytes)
+    largest = max(walled, key=lambda each: each.lane.memory_bytes - each.lane_bytes)
     ever = max(
         (lane.memory_bytes for each in walled for lane in each.executor.hello.device.lanes),
         default=0,
     )
-    message = f"{ask.ref.key} needs {largest.memory_bytes} bytes of memory, the largest partition has {largest.lane.memory_bytes}"
+    message = f"{ask.ref.key} needs {largest.lane_bytes} bytes of memory, the largest partition has {largest.lane.memory_bytes}"
     if ever > largest.lane.memory_bytes:
         message += f"; another layout has one of {ever}"
     return NoPlace(message, f"{message} (on {largest.executor.executor_id})")
@@ -225,12 +232,13 @@ def _too_large(walled: list[_Candidate], ask: Ask) -> NoPlace:
 
 def _no_memory(best: _Candidate, ask: Ask) -> NoPlace:
     whole, free = best.executor.hello.device.memory_bytes, _memory_free(best.executor)
-    held = list(best.executor.replicas.values())
+    held, needed = list(best.executor.replicas.values()), best.memory_bytes
     if has_memory(best.executor, best.memory_bytes):
         # It is the lane's own part that is full.
-        held, whole = list(best.executor.on_lane(best.lane.number)), best.lane.memory_bytes
+        held, needed = list(best.executor.on_lane(best.lane.number)), best.lane_bytes
+        whole = best.lane.memory_bytes
         free = max(0, whole - sum(replica.memory_bytes for replica in held))
-    message = f"{ask.ref.key} needs {best.memory_bytes} bytes of memory, {free} free of {whole}"
+    message = f"{ask.ref.key} needs {needed} bytes of memory, {free} free of {whole}"
     taken: dict[str, int] = {}
     for replica in held:
         taken[str(replica.ref.key)] = taken.get(str(replica.ref.key), 0) + replica.memory_bytes

@@ -186,7 +186,7 @@ class State:
         """Whether anything has become due after `since`: settling, a retry, a command that had no effect."""
         if self.settled(now) != self.settled(since):
             return True
-        if any(executor.hello.device.layouts for executor in self.fleet.executors.values()):
+        if any(len(executor.hello.device.layouts) > 1 for executor in self.fleet.executors.values()):
             return True
         if any(since < failures.retry_at <= now for failures in self.failures.values()):
             return True
