@@ -27,7 +27,7 @@ up: $(VENV)/.demo ## the whole mesh in the foreground until Ctrl-C
 	@$(BIN)/apportion up
 
 test: $(VENV)/.dev ## every test that needs no GPU and takes no more than seconds
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.dev ## the tests that take longer
 	@$(BIN)/pytest -m 'slow and not gpu' --timeout 900
