@@ -273,6 +273,7 @@ class Arbiter:
         wanted = [call for call in batch.calls if not call.is_doomed]
         if wanted:
             for call in wanted:
+                self._lane.see_end(call, now, now)
                 call.take(Step.ANSWER)
                 del self._lane.calls[call.request.call]
             record = batch.record(self._lane.lane)
