@@ -79,6 +79,8 @@ def model(message: registry_pb2.Model) -> cat.Model:
         message.replicas or 1,
         tuple(_version(each) for each in message.versions),
         tuple(cat.Split(each.version, each.ppm) for each in message.traffic),
+        message.unloaded,
+        message.revision,
     )
 
 

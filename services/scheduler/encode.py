@@ -20,6 +20,7 @@ VERSION_STATES: Mapping[VersionState, pb.VersionState] = {
     VersionState.READY: pb.VERSION_STATE_READY,
     VersionState.REFUSED: pb.VERSION_STATE_REFUSED,
     VersionState.UNPLACED: pb.VERSION_STATE_UNPLACED,
+    VersionState.UNLOADED: pb.VERSION_STATE_UNLOADED,
 }
 CLASSES: Mapping[cat.TrafficClass, common_pb2.TrafficClass] = {
     cat.TrafficClass.INTERACTIVE: common_pb2.TRAFFIC_CLASS_INTERACTIVE,
@@ -120,6 +121,7 @@ def _route(value: Route) -> pb.ModelRoute:
         traffic_class=CLASSES[value.traffic_class],
         versions=[_version(each) for each in value.versions],
         splits=[pb.RouteSplit(version=each.version, ppm=each.ppm) for each in value.splits],
+        model_revision=value.revision,
     )
 
 

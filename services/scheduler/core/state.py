@@ -104,7 +104,11 @@ class State:
         return self.refused.get(model.ref(version))
 
     def wanted(self, model: Model) -> tuple[Split, ...]:
-        """The versions that are to be loaded, with the parts they are to get; empty where none can be.
+        """The versions that are to be loaded, with the parts they are to get; empty where none is, or none can be."""
+        return () if model.unloaded else self.chosen(model)
+
+    def chosen(self, model: Model) -> tuple[Split, ...]:
+        """The versions that are to be loaded while the model is not unloaded by request.
 
         Those that the traffic names and that are not refused, also those it names with no part, for callers that ask for
         them; where that leaves none with a part, the highest that is not refused.
@@ -180,10 +184,13 @@ class State:
         return any(each.overdue(now, self.policy.resend_s) for each in waiting)
 
     def forget_removed(self) -> None:
-        """Drops what was remembered of versions that the catalogue no longer has."""
+        """Drops what was remembered of versions that the catalogue no longer has, and failures of what is unloaded."""
         self.walled = {key for key, model in self.models.items() if model.isolated}
         known = {ref for _, _, ref in self.refs()}
         for memory in (self.refused, self.failures, self.learnt, self.unplaced):
             for ref in memory.keys() - known:
                 del memory[ref]
+        # Whoever loads it again wants it tried at once.
+        for ref in [ref for ref in self.failures if self.models[ref.key].unloaded]:
+            del self.failures[ref]
         self.recorded = {entry for entry in self.recorded if entry[0] in known}

@@ -34,6 +34,7 @@ class VersionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERSION_STATE_READY: _ClassVar[VersionState]
     VERSION_STATE_REFUSED: _ClassVar[VersionState]
     VERSION_STATE_UNPLACED: _ClassVar[VersionState]
+    VERSION_STATE_UNLOADED: _ClassVar[VersionState]
 BACKEND_UNSPECIFIED: Backend
 BACKEND_CPU: Backend
 BACKEND_CUDA_GREEN: Backend
@@ -52,6 +53,7 @@ VERSION_STATE_LOADING: VersionState
 VERSION_STATE_READY: VersionState
 VERSION_STATE_REFUSED: VersionState
 VERSION_STATE_UNPLACED: VersionState
+VERSION_STATE_UNLOADED: VersionState
 
 class LaneInfo(_message.Message):
     __slots__ = ("lane", "worker", "compute_units")
@@ -290,18 +292,20 @@ class RouteBookmark(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelRoute(_message.Message):
-    __slots__ = ("key", "slo", "traffic_class", "versions", "splits")
+    __slots__ = ("key", "slo", "traffic_class", "versions", "splits", "model_revision")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SLO_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     SPLITS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
     key: _common_pb2.ModelKey
     slo: _common_pb2.Slo
     traffic_class: _common_pb2.TrafficClass
     versions: _containers.RepeatedCompositeFieldContainer[VersionRoute]
     splits: _containers.RepeatedCompositeFieldContainer[RouteSplit]
-    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., versions: _Optional[_Iterable[_Union[VersionRoute, _Mapping]]] = ..., splits: _Optional[_Iterable[_Union[RouteSplit, _Mapping]]] = ...) -> None: ...
+    model_revision: int
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., versions: _Optional[_Iterable[_Union[VersionRoute, _Mapping]]] = ..., splits: _Optional[_Iterable[_Union[RouteSplit, _Mapping]]] = ..., model_revision: _Optional[int] = ...) -> None: ...
 
 class RouteSplit(_message.Message):
     __slots__ = ("version", "ppm")
