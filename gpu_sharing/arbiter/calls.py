@@ -77,11 +77,12 @@ class Call:
     place: among its tenant's calls of one tier, least first. batch: the number of the one it rides in.
     cost: the device time that it would take alone, as the estimate's p99 or a guess has it; what a reservation pays for it.
     alone: the same on average; 0 where nothing is known. packed: its part of a full batch, on average.
+    expected: of what was admitted from surplus, when it should be done by what was known then; None: nothing was expected.
     """
 
     __slots__ = (
-        "alone", "batch", "cost", "due", "is_fill", "kind", "number", "packed", "place", "replica", "request", "rows",
-        "shape_bucket", "state", "story", "tier", "urgency",
+        "alone", "batch", "cost", "due", "expected", "is_fill", "kind", "number", "packed", "place", "replica", "request",
+        "rows", "shape_bucket", "state", "story", "tier", "urgency",
     )  # fmt: skip
 
     def __init__(self, request: Request, shape_bucket: str, replica: Replica, place: Any) -> None:
@@ -102,6 +103,7 @@ class Call:
         self.cost: Nanoseconds = 0
         self.alone: Nanoseconds = 0
         self.packed: Nanoseconds = 0
+        self.expected: Nanoseconds | None = None
 
     @property
     def is_doomed(self) -> bool:

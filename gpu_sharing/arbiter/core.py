@@ -271,12 +271,12 @@ class Arbiter:
         batch.home.estimates.record(batch.rows, batch.shape_bucket, batch.device_ns, batch.longest)
         wanted = [call for call in batch.calls if call.state is not State.DOOMED]
         if wanted:
-            calls, step = self._lane.calls, Step.ANSWER
             for call in wanted:
-                call.take(step)
-                del calls[call.number]
-            numbers = tuple([call.number for call in wanted])
-            self._actions.append(Complete(batch.record(self._lane.lane), numbers))
+                if call.expected is not None:
+                    self._lane.see_end(call, now, now)
+                call.take(Step.ANSWER)
+                del self._lane.calls[call.number]
+            self._actions.append(Complete(batch.record(self._lane.lane), tuple([call.number for call in wanted])))
         self._dismiss(batch, now)
 
     def _fail(self, event: BatchFailed, now: Nanoseconds) -> None:

@@ -22,7 +22,7 @@ from services.frontend.health import ModelHealth
 from services.frontend.inference import Inference
 from services.frontend.memory import MemoryService
 from services.frontend.regions import Regions
-from services.frontend.repository import Repository
+from services.frontend.repository import Repository, Wishes
 from services.frontend.servicer import SERVICE, Describer, handlers
 from services.frontend.settings import FrontendSettings
 from services.frontend.shared import SharedMemory
@@ -117,7 +117,13 @@ class Frontend:
         servicers = (
             Describer(self.keys, self.table, lambda: self._catalogue.platforms, lambda: self.ready),
             Statistics(self.keys, self.table, self.links),
-            Repository(self.keys, self.table),
+            Repository(
+                self.keys,
+                self.table,
+                Wishes(self._channels[0]),
+                allowed=settings.model_control,
+                default_s=settings.load_wait_s,
+            ),
             self.memory,
         )
         self.server.grpc.add_generic_rpc_handlers((handlers(self.inference, streams, *servicers),))
