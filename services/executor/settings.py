@@ -37,7 +37,7 @@ class ExecutorSettings(ServiceSettings):
     cache: Path = Path("~/.cache/apportion/artefacts")
     """Folder for artefacts that were fetched. Executors of one host may share it."""
     books: Path | None = None
-    """Folder for what this machine's executors count of device time, so that it outlives them; none: `books` beside the cache."""
+    """Folder for the books of device time, which outlive executors; none: `books` beside the cache."""
     cache_bytes: int = Field(default=20 * _GIB, ge=0)
     """What the cache may hold of artefacts that no replica uses any more."""
     input_arena_bytes: int = Field(default=_GIB, ge=_MIB, multiple_of=4096)

@@ -189,7 +189,8 @@ def frontend_report(message: pb.ReportRequestsRequest) -> FrontendReported:
     """A frontend's counts. Refuses one without a name."""
     if not message.frontend_id:
         raise invalid("frontend_id", "must not be empty")
-    return FrontendReported(message.frontend_id, tuple((key(each.key), _counts(each)) for each in message.counts))
+    counts = tuple((key(each.key), _counts(each)) for each in message.counts)
+    return FrontendReported(message.frontend_id, counts, message.whole)
 
 
 def _counts(message: pb.RequestCounts) -> req.Counts:

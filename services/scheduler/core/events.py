@@ -55,10 +55,11 @@ class ExecutorDetached:
 
 @dataclass(frozen=True, slots=True)
 class FrontendReported:
-    """A frontend told of requests that are over."""
+    """A frontend told of requests that are over. whole: of all its models, also of old requests."""
 
     frontend_id: str
     counts: tuple[tuple[Key, Counts], ...]
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,15 +110,17 @@ class _History:
 @dataclass(slots=True)
 class RequestHistory:
     """Histories by frontend and model. began: when the scheduler did; what a frontend counted before that it first heard
-    of it is in no window. A frontend that this scheduler has heard before starts a model's counts at nothing."""
+    of it is in no window. A model that is new to a frontend that was heard of starts at nothing."""
 
     began: float = 0.0
     _frontends: dict[str, dict[Key, _History]] = field(default_factory=dict)
     _heard: dict[str, float] = field(default_factory=dict)
 
-    def report(self, frontend_id: str, counts: Iterable[tuple[Key, Counts]], now: float) -> None:
-        """A frontend's counts; of models that it leaves out nothing has changed."""
-        known = frontend_id in self._heard
+    def report(
+        self, frontend_id: str, counts: Iterable[tuple[Key, Counts]], now: float, *, whole: bool = False
+    ) -> None:
+        """A frontend's counts; of models that it leaves out nothing has changed. whole: those not heard of may be old."""
+        known = frontend_id in self._heard and not whole
         histories = self._frontends.setdefault(frontend_id, {})
         for key, each in counts:
             history = histories.get(key)

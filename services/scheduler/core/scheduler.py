@@ -178,7 +178,7 @@ class Scheduler:
             self._take_catalogue(event)
             return True, []
         if isinstance(event, FrontendReported):
-            state.requests.report(event.frontend_id, event.counts, now)
+            state.requests.report(event.frontend_id, event.counts, now, whole=event.whole)
             return False, []
         if isinstance(event, ExecutorAttached):
             notes = list(observing.attach(state, event.hello, now))

@@ -438,12 +438,14 @@ class RecentRequests(_message.Message):
     def __init__(self, window_ms: _Optional[int] = ..., requests: _Optional[int] = ..., within: _Optional[int] = ..., missed: _Optional[int] = ..., p99_us: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., in_flight: _Optional[int] = ...) -> None: ...
 
 class ReportRequestsRequest(_message.Message):
-    __slots__ = ("frontend_id", "counts")
+    __slots__ = ("frontend_id", "counts", "whole")
     FRONTEND_ID_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     frontend_id: str
     counts: _containers.RepeatedCompositeFieldContainer[RequestCounts]
-    def __init__(self, frontend_id: _Optional[str] = ..., counts: _Optional[_Iterable[_Union[RequestCounts, _Mapping]]] = ...) -> None: ...
+    whole: bool
+    def __init__(self, frontend_id: _Optional[str] = ..., counts: _Optional[_Iterable[_Union[RequestCounts, _Mapping]]] = ..., whole: bool = ...) -> None: ...
 
 class ReportRequestsResponse(_message.Message):
     __slots__ = ("epoch",)
