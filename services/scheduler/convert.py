@@ -10,7 +10,8 @@ from services.common.errors import Reason, Refusal, invalid
 from services.common.objectives import WAY_NS, Ask, Point
 from services.scheduler.core import catalogue as cat
 from services.scheduler.core import reports as rep
-from services.scheduler.core.events import CatalogueChanged, Passed, RecordInspection
+from services.scheduler.core import requests as req
+from services.scheduler.core.events import CatalogueChanged, FrontendReported, Passed, RecordInspection
 from services.scheduler.core.objectives import Question
 
 SEEN: Mapping[pb.ReplicaState, rep.Seen] = {
@@ -186,6 +187,7 @@ def report(message: pb.ExecutorReport, incarnation: str) -> rep.Report:
         tuple(_usage(each, incarnation) for each in message.usage),
         message.memory_used_bytes,
         message.draining,
+        message.measured_us,
     )
 
 
@@ -220,6 +222,22 @@ def _usage(message: pb.Usage, incarnation: str) -> rep.UsageReport:
         message.requests,
         message.batches,
     )
+
+
+# From frontends.
+
+
+def frontend_report(message: pb.ReportRequestsRequest) -> FrontendReported:
+    """A frontend's counts. Refuses one without a name."""
+    if not message.frontend_id:
+        raise invalid("frontend_id", "must not be empty")
+    counts = tuple((key(each.key), _counts(each)) for each in message.counts)
+    return FrontendReported(message.frontend_id, counts, message.whole)
+
+
+def _counts(message: pb.RequestCounts) -> req.Counts:
+    latencies = tuple((each.bucket, each.count) for each in message.latencies)
+    return req.Counts(message.requests, message.within, message.missed, message.in_flight, latencies)
 
 
 def _key(value: cat.Key) -> common_pb2.ModelKey:
