@@ -26,6 +26,9 @@ surplus waiting. Surplus is admitted where it is expected to be in time behind w
 guaranteed requests leave it no time any more. Class `batch`, and what can no longer be in time, run in gaps: nobody else
 wants the lane, and they yield at every boundary.
 
+**What breaks a batch** is looked for inside its tenant: the batch's requests run again, each alone and once, on the terms that
+they would get if they came now (`again.py`), so that nobody else pays for finding it.
+
 **What an estimate gets wrong** its own tenant pays: an overrun postpones what the tenant has bought later; time that was not
 needed is taken back (`budget.py`).
 """

@@ -10,8 +10,8 @@ from gpu_sharing.arbiter.replicas import Replica
 from gpu_sharing.arbiter.request import Request, due
 from gpu_sharing.units import Nanoseconds
 
-Kind: TypeAlias = tuple[int, bytes]
-"""Replica and shape key: calls of one kind may share a batch."""
+Kind: TypeAlias = tuple[int, bytes] | tuple[int, bytes, int]
+"""Replica and shape key: calls of one kind may share a batch. With the call's number: it shares with none."""
 
 
 class Tier(IntEnum):
@@ -43,6 +43,7 @@ class Step(Enum):
     REFUSE = "refuse"
     DEMOTE = "demote"
     JOIN = "join a batch"
+    AGAIN = "wait to run again"
     DROP = "drop"
     REVOKE = "revoke"
     CANCEL = "cancel"
@@ -57,6 +58,7 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.WAITING, Step.DROP): State.ANSWERED,
     (State.WAITING, Step.REVOKE): State.ANSWERED,
     (State.WAITING, Step.CANCEL): State.ANSWERED,
+    (State.RUNNING, Step.AGAIN): State.WAITING,
     (State.RUNNING, Step.CANCEL): State.DOOMED,
     (State.RUNNING, Step.ANSWER): State.ANSWERED,
     (State.DOOMED, Step.CANCEL): State.DOOMED,
@@ -73,12 +75,13 @@ class Call:
     """One request and where it is.
 
     place: among its tenant's calls of one tier, least first. batch: the number of the one it rides in.
+    is_again: its first batch broke, and it runs alone now.
     cost: the device time that it would take alone, as the estimate's p99 or a guess has it; what a reservation pays for it.
     alone: the same on average; 0 where nothing is known. packed: its part of a full batch, on average.
     """
 
     __slots__ = (
-        "alone", "batch", "cost", "due", "kind", "packed", "place", "replica", "request", "shape_bucket", "state", "story",
+        "alone", "batch", "cost", "due", "is_again", "kind", "packed", "place", "replica", "request", "shape_bucket", "state", "story",
         "tier", "urgency",
     )  # fmt: skip
 
@@ -89,6 +92,7 @@ class Call:
         self.tier = Tier.SURPLUS
         self.batch: int | None = None
         self.story: tuple[Step, ...] = ()
+        self.is_again = False
         self.kind: Kind = (request.replica, request.shape_key)
         self.due = due(request)
         self.urgency: Urgency = urgency(request)
@@ -97,6 +101,12 @@ class Call:
         self.cost: Nanoseconds = 0
         self.alone: Nanoseconds = 0
         self.packed: Nanoseconds = 0
+
+    def run_again(self) -> None:
+        """Its batch broke: it waits once more, for one of its own."""
+        self.take(Step.AGAIN)
+        self.is_again, self.batch = True, None
+        self.kind = (self.request.replica, self.request.shape_key, self.request.call)
 
     @property
     def is_doomed(self) -> bool:
