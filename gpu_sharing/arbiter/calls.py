@@ -78,11 +78,12 @@ class Call:
     is_again: its first batch broke, and it runs alone now.
     cost: the device time that it would take alone, as the estimate's p99 or a guess has it; what a reservation pays for it.
     alone: the same on average; 0 where nothing is known. packed: its part of a full batch, on average.
+    expected: of what was admitted from surplus, when it should be done by what was known then; None: nothing was expected.
     """
 
     __slots__ = (
-        "alone", "batch", "cost", "due", "is_again", "kind", "packed", "place", "replica", "request", "shape_bucket", "state", "story",
-        "tier", "urgency",
+        "alone", "batch", "cost", "due", "expected", "is_again", "kind", "packed", "place", "replica", "request", "shape_bucket",
+        "state", "story", "tier", "urgency",
     )  # fmt: skip
 
     def __init__(self, request: Request, shape_bucket: str, replica: Replica, place: Any) -> None:
@@ -101,11 +102,12 @@ class Call:
         self.cost: Nanoseconds = 0
         self.alone: Nanoseconds = 0
         self.packed: Nanoseconds = 0
+        self.expected: Nanoseconds | None = None
 
     def run_again(self) -> None:
         """Its batch broke: it waits once more, for one of its own."""
         self.take(Step.AGAIN)
-        self.is_again, self.batch = True, None
+        self.is_again, self.batch, self.expected = True, None, None
         self.kind = (self.request.replica, self.request.shape_key, self.request.call)
 
     @property

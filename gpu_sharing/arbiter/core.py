@@ -279,6 +279,7 @@ class Arbiter:
         if wanted:
             earn(batch.home, len(wanted))
             for call in wanted:
+                self._lane.see_end(call, now, now)
                 call.take(Step.ANSWER)
                 del self._lane.calls[call.request.call]
             record = batch.record(self._lane.lane)

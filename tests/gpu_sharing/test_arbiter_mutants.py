@@ -58,6 +58,7 @@ CAUGHT_BY = {
     "a_broken_batch_takes_all_its_requests_along": "a broken batch",
     "a_broken_batch_runs_again_together": "a broken batch",
     "what_runs_again_is_paid_by_nobody": "test_what_runs_again_is_guaranteed_only_where_its_reservation_pays_for_it",
+    "nothing_is_learnt_from_surplus_that_was_late": "test_after_surplus_was_late_less_of_it_is_admitted_and_none_is_kept_from_an_empty_lane",
     "riders_are_paid_by_the_reservation": "test_surplus_does_not_ride_at_the_expense_of_the_reservation",
 }
 """Of each mutant, one check that must catch it."""

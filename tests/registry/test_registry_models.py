@@ -213,6 +213,30 @@ async def test_an_inspection_is_kept_once_for_each_kind_of_device(world: World) 
     assert model.revision == 4
 
 
+async def test_profiles_from_lanes_of_several_sizes_and_shapes_are_kept_together(world: World) -> None:
+    await world.push()
+
+    def measured(units: int, bucket: str, p50_ns: int, *segments: str) -> pb.RecordInspectionRequest:
+        request = inspection("cpu:x", p50_ns)
+        for segment in segments:
+            request.passed.profile.segments.add(name=segment, p50_ns=1)
+        point = request.passed.profile.points[0]
+        point.compute_units, point.shape_bucket, point.activation_bytes = units, bucket, 7
+        return request
+
+    for request in (measured(2, "4", 1), measured(1, "4", 2), measured(1, "8", 3), measured(2, "4", 4)):
+        await world.call.RecordInspection(request)
+
+    async def kept() -> list[tuple[int, str, int, int]]:
+        model = (await world.call.GetModel(pb.GetModelRequest(key=key()))).model
+        (profile,) = model.versions[0].profiles
+        return [(each.compute_units, each.shape_bucket, each.p50_ns, each.activation_bytes) for each in profile.points]
+
+    assert await kept() == [(1, "4", 2, 7), (1, "8", 3, 7), (2, "4", 4, 7)]
+    await world.call.RecordInspection(measured(1, "4", 9, "cut", "anew"))
+    assert await kept() == [(1, "4", 9, 7)]
+
+
 async def test_a_refusal_says_why_and_does_not_undo_a_pass(world: World) -> None:
     await world.push()
     refused = pb.RecordInspectionRequest(key=key(), version=1, refused=pb.InspectionRefused(message="no\0pe"))

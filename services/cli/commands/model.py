@@ -67,7 +67,8 @@ def push(
         list[str] | None,
         typer.Option(
             metavar="NAME=SHAPE:VALUE:TYPE",
-            help="An input to warm up with: ids=1x16:1, sr=scalar:16000; VALUE and TYPE may be left out.",
+            help="An input to warm up with: ids=1x16:1, sr=scalar:16000; VALUE and TYPE may be left out. Named again with "
+            "another shape, both are measured.",
         ),
     ] = None,
     replicas: Annotated[

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from services.common.objectives import Point
+
 MILLION = 1_000_000
 
 
@@ -65,11 +67,22 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a version needs on one kind of device. memory_bytes: weights and the largest activations; blob: as it was sent."""
+    """What a version needs on one kind of device. memory_bytes: weights and the largest activations; blob: as it was sent;
+    points: of the blob, what answers about objectives need."""
 
     device_kind: str
     memory_bytes: int
     blob: bytes = b""
+    points: tuple[Point, ...] = ()
+
+    @property
+    def units(self) -> frozenset[int]:
+        """The sizes of lanes, in compute units, that it was measured on."""
+        return frozenset(point.compute_units for point in self.points)
+
+    def covers(self, other: Profile) -> bool:
+        """Whether it says of every size of lane something that the other says something of."""
+        return self.device_kind == other.device_kind and self.units >= other.units
 
 
 @dataclass(frozen=True, slots=True)

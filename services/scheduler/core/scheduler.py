@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from services.scheduler.core import observing, reconcile, reservations
+from services.scheduler.core import objectives, observing, reconcile, reservations
 from services.scheduler.core.catalogue import Key, Ref
 from services.scheduler.core.events import (
     Action,
@@ -18,6 +18,7 @@ from services.scheduler.core.events import (
     Noted,
     Tick,
 )
+from services.scheduler.core.objectives import Found, Question, Unpromised
 from services.scheduler.core.reports import Hello, Report
 from services.scheduler.core.reservations import Promise
 from services.scheduler.core.routes import RouteLog
@@ -61,6 +62,7 @@ class FleetView:
     executors: tuple[ExecutorView, ...]
     tenants: tuple[TenantView, ...]
     unplaced: tuple[UnplacedView, ...]
+    unpromised: tuple[Unpromised, ...] = ()
 
 
 class Scheduler:
@@ -99,6 +101,10 @@ class Scheduler:
         """Whether a tenant could be promised so much, in place of what it has."""
         return reservations.check(self._state, tenant, millidevices)
 
+    def objective(self, question: Question) -> tuple[int, list[Found]]:
+        """What a model can be promised: its version's number, and an answer for each kind of lane. Refusal for nonsense."""
+        return objectives.find(self._state, question)
+
     def fleet(self) -> FleetView:
         """What there is, for the CLI and metrics."""
         state = self._state
@@ -108,6 +114,7 @@ class Scheduler:
             tuple(ExecutorView(each.hello, each.report, each.attached) for each in executors),
             tuple(TenantView(each.name, each.reservation, each.weight, state.usage.of(each.name)) for each in tenants),
             tuple(UnplacedView(ref.key, ref.version, why) for ref, why in sorted(self._lacking().items())),
+            tuple(objectives.unpromised(state)),
         )
 
     def _lacking(self) -> dict[Ref, str]:

@@ -52,10 +52,16 @@ class Failures:
 
 @dataclass(slots=True)
 class Learnt:
-    """What workers found of a version: its signature, and profiles by the kind of device they were measured on."""
+    """What workers found of a version: its signature, and profiles, none of which says what another one says already."""
 
     signature: bytes
-    profiles: dict[str, Profile] = field(default_factory=dict)
+    profiles: tuple[Profile, ...] = ()
+
+    def take(self, profile: Profile) -> None:
+        """Another one, in place of those that it covers; nothing where one of those covers it and more."""
+        if any(held.covers(profile) and not profile.covers(held) for held in self.profiles):
+            return
+        self.profiles = (*(held for held in self.profiles if not profile.covers(held)), profile)
 
 
 @dataclass(slots=True)
@@ -162,7 +168,7 @@ class State:
         learnt = self.learnt.get(ref)
         if learnt is None:
             return version
-        kinds = {profile.device_kind: profile for profile in version.profiles} | learnt.profiles
+        kept = (held for held in version.profiles if not any(new.covers(held) for new in learnt.profiles))
         return Version(
             version.number,
             version.digest,
@@ -171,7 +177,7 @@ class State:
             version.inspection,
             version.inspection_message,
             version.signature or learnt.signature,
-            tuple(kinds.values()),
+            (*kept, *learnt.profiles),
         )
 
     def due(self, since: float, now: float) -> bool:
