@@ -115,8 +115,7 @@ class Arbiter:
         batch.interrupted = not first and self._lane.last != batch.number
         batch.begin_slice(now)
         self._running, self._account = batch, chosen.tier
-        calls = tuple(call.request.call for call in batch.calls)
-        return Slice(batch.number, batch.replica, calls, first, batch.predicted)
+        return Slice(batch.number, batch.home.replica, batch.numbers, first, batch.predicted)
 
     def wake_at(self) -> Nanoseconds | None:
         """When something becomes late, if nothing else happens before: `handle` a TimePassed then. None: never."""
@@ -275,23 +274,23 @@ class Arbiter:
             self._abandon_if_unwanted(batch, now)
             return
         batch.home.estimates.record(batch.rows, batch.shape_bucket, batch.device_ns, batch.longest)
-        wanted = [call for call in batch.calls if not call.is_doomed]
+        wanted = [call for call in batch.calls if call.state is not State.DOOMED]
         if wanted:
             earn(batch.home, len(wanted))
             for call in wanted:
-                self._lane.see_end(call, now, now)
+                if call.expected is not None:
+                    self._lane.see_end(call, now, now)
                 call.take(Step.ANSWER)
-                del self._lane.calls[call.request.call]
-            record = batch.record(self._lane.lane)
-            self._actions.append(Complete(record, tuple(call.request.call for call in wanted)))
+                del self._lane.calls[call.number]
+            self._actions.append(Complete(batch.record(self._lane.lane), tuple([call.number for call in wanted])))
         self._dismiss(batch, now)
 
     def _fail(self, event: BatchFailed, now: Nanoseconds) -> None:
         batch = self._slice_ended(event.batch, event.took, now)
         again = [] if event.final else survivors(batch, now)
-        spared = {call.request.call for call in again}
+        spared = {call.number for call in again}
         for call in batch.calls:
-            if not call.is_doomed and call.request.call not in spared:
+            if not call.is_doomed and call.number not in spared:
                 self._drop(call, Step.ANSWER, "MODEL_FAILED", left_out(event.message, batch))
         self._dismiss(batch, now, again)
 
@@ -303,9 +302,8 @@ class Arbiter:
 
     def _dismiss(self, batch: BatchInFlight, now: Nanoseconds, again: Sequence[Call] = ()) -> None:
         """The batch is over: answers those of its calls that are doomed. again: those that wait once more."""
-        for call in batch.calls:
-            if call.is_doomed:
-                self._drop(call, Step.ANSWER, *batch.discarded_because)
+        for call in [call for call in batch.calls if call.state is State.DOOMED]:
+            self._drop(call, Step.ANSWER, *batch.discarded_because)
         self._lane.dismiss(batch, now)
         for call in again:
             call.run_again()

@@ -167,20 +167,22 @@ class LaneState:
         own: list[Call] = []
         riders: list[Call] = []
         funded, packed, brought = 0, 0, 0
+        tier, number, due, urgency, step = batch.tier, batch.number, batch.due, batch.urgency, Step.JOIN
         for call in batch.calls:
-            if call.tier is batch.tier:
+            if call.tier is tier:
                 own.append(call)
                 packed += call.packed
                 funded += call.cost
             else:
                 riders.append(call)
                 brought += call.packed
-            call.take(Step.JOIN)
-            call.batch = batch.number
-            if call.urgency < batch.urgency:
-                batch.urgency = call.urgency
-            if call.due < batch.due:
-                batch.due = call.due
+            call.take(step)
+            call.batch = number
+            if call.urgency < urgency:
+                urgency = call.urgency
+            if call.due < due:
+                due = call.due
+        batch.due, batch.urgency = due, urgency
         server.waiting[batch.tier].take(own)
         self._expect(server, batch.tier, batch.expected - packed)
         if batch.tier is Tier.GUARANTEED:

@@ -13,6 +13,7 @@ from services.common.heap import keep_large_blocks
 from services.common.server import Server, write_ready
 from services.common.telemetry import Tracer
 from services.frontend.accounting import Accounts
+from services.frontend.core.held import Held
 from services.frontend.core.keys import Keys
 from services.frontend.core.retries import Retries
 from services.frontend.core.routing import RoutingTable
@@ -88,6 +89,8 @@ class Frontend:
         settings = self.settings
         limits = Limits(settings.max_fields, settings.max_parameters, settings.max_tensors, settings.max_name_bytes)
         self.regions = Regions(settings.shared_memory_folder)
+        self.waiting, self.unread = Held(settings.tenant_request_bytes), Held(settings.tenant_unread_bytes)
+        self.accounts.held = lambda: {"waiting": self.waiting.all(), "unread": self.unread.all()}
         self.inference = Inference(
             self.keys,
             self.table,
@@ -98,6 +101,8 @@ class Frontend:
             most_bytes=settings.max_message_bytes,
             default_deadline_s=settings.default_deadline_s,
             retries=Retries(settings.retry_ratio, settings.retry_burst),
+            waiting=self.waiting,
+            unread=self.unread,
         )
         # gRPC refuses without a word of ours: what is not far beyond the limit is read, so that it is told why.
         received = min(settings.max_message_bytes * READ_TIMES, MOST_READ_BYTES)
@@ -132,6 +137,7 @@ class Frontend:
 
     def _changed(self) -> None:
         self.links.follow(self.table.addresses())
+        self.accounts.keep(self.table.has)
         if self.keys.known:
             self.regions.keep_tenants(self.keys.tenants)
         if self.ready and not self._announced:
