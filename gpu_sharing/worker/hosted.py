@@ -12,13 +12,13 @@ _BUCKETS_KEPT = 4096
 
 
 class Hosted:
-    """One replica. label: how messages to callers name it. points: of its profile, those that hold on this worker's units."""
+    """One replica. label: how messages to callers name it. points: of its profile, those from lanes as large as this one."""
 
     def __init__(self, load: Load, model: LoadedModel, profile: Profile, compute_units: ComputeUnits) -> None:
         self.load = load
         self.model = model
         self.profile = profile
-        self.points = profile.on(compute_units).points
+        self.points = profile.on(compute_units)
         self.label = f"model {load.model!r} version {load.version}"
         self._buckets: dict[bytes, str] = {}
 

@@ -195,9 +195,8 @@ class Loader:
 
     def _profile(self, load: Load, shelved: Shelved, config: LoadConfig) -> tuple[Profile, Bytes]:
         known, model = self._known(load), self._models[load.replica]
-        # On other compute units it was as fast as it was there; on these it is still to be seen.
-        seen_here = known is not None and (not known.points or known.on(self._compute_units).points)
-        if known is not None and seen_here and config.segments in (None, model.segments):
+        same_cut = known is not None and config.segments in (None, model.segments)
+        if known is not None and same_cut and (known.on(self._compute_units) or not known.points):
             return known, max((point.activation_bytes for point in known.points), default=0)
         measured = shelved.measured.get(variant(config))
         if measured is None:
@@ -206,7 +205,9 @@ class Loader:
             for stage, took in measured.stages:
                 self._tell(load, stage)
                 self._pretend(took)
-        return measured.profile.beside(known), measured.activation_bytes
+        # What was measured on lanes of another size is kept beside it.
+        profile = known.joined(measured.profile) if known is not None and same_cut else measured.profile
+        return profile, measured.activation_bytes
 
     def _measure(self, load: Load, model: LoadedModel, config: LoadConfig) -> Measured:
         from gpu_sharing.runtimes.profile import measure

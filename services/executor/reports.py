@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from gpu_sharing.devices.base import Device
 from gpu_sharing.partitioning.partitions import Partitions
 from gpu_sharing.units import Bytes
 from services._proto.apportion.v1 import common_pb2, scheduler_pb2
 from services.executor.convert import BACKENDS, report_of
+from services.executor.core.usage import Model, Total
 from services.executor.executor import Executor
 
 
@@ -24,7 +25,12 @@ class Reports:
         executor_id: str,
         incarnation: str,
         memory_bytes: Mapping[int, Bytes] | None = None,
+        *,
+        quantum_ns: int = 0,
+        arrival_order: bool = False,
     ) -> None:
+        """quantum_ns: what a slice may take; 0: any time. arrival_order: nobody is promised anything."""
+        self._quantum_ns, self._arrival_order = quantum_ns, arrival_order
         self._executor, self._device, self._partitions = executor, device, partitions
         self._memory_bytes = memory_bytes or {}
         self._executor_id, self._incarnation = executor_id, incarnation
@@ -52,6 +58,8 @@ class Reports:
             lanes=lanes,
             backend_reason=self._device.reason,
             layouts=layouts if len(self._partitions.layouts) > 1 else (),
+            quantum_ns=self._quantum_ns,
+            arrival_order=self._arrival_order,
         )
         return scheduler_pb2.AttachRequest(
             hello=scheduler_pb2.ExecutorHello(
@@ -69,31 +77,27 @@ class Reports:
 
     def _report(self) -> scheduler_pb2.ExecutorReport:
         executor = self._executor
+        executor.read_meters()
         serving = executor.calls.serving
         replicas = (
             report_of(each, serving[each.wanted.replica].outstanding if each.wanted.replica in serving else 0)
             for each in executor.replicas.all()
         )
-        usage = (
-            scheduler_pb2.Usage(
-                key=common_pb2.ModelKey(tenant=tenant, name=model),
-                device_ns=total.device_ns,
-                compute_unit_ns=total.compute_unit_ns,
-                requests=total.requests,
-                batches=total.batches,
-                incarnation=self._incarnation,
-            )
-            for (tenant, model), total in executor.usage.totals.items()
-        )
         return scheduler_pb2.ExecutorReport(
             replicas=replicas,
             lanes=self._lanes(),
-            usage=usage,
+            usage=self._usage(),
             memory_used_bytes=sum(use.memory_used_bytes for use in executor.usage.lanes.values()),
             draining=self.draining,
             layout=executor.layout,
             layout_pinned=executor.layout_pinned,
+            measured_us=time.monotonic_ns() // 1_000,
         )
+
+    def _usage(self) -> Iterator[scheduler_pb2.Usage]:
+        books = self._executor.books
+        for name, totals in [*books.earlier, (books.name or self._incarnation, self._executor.usage.totals)]:
+            yield from usage_of(name, totals)
 
     def _lanes(self) -> list[scheduler_pb2.LaneReport]:
         now = time.monotonic_ns()
@@ -109,3 +113,16 @@ class Reports:
                 )
             )
         return reports
+
+
+def usage_of(book: str, totals: Mapping[Model, Total]) -> Iterator[scheduler_pb2.Usage]:
+    """What was counted under one name."""
+    for (tenant, model), total in totals.items():
+        yield scheduler_pb2.Usage(
+            key=common_pb2.ModelKey(tenant=tenant, name=model),
+            device_ns=total.device_ns,
+            compute_unit_ns=total.compute_unit_ns,
+            requests=total.requests,
+            batches=total.batches,
+            incarnation=book,
+        )

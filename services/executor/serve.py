@@ -24,6 +24,7 @@ from services.common.heap import keep_large_blocks
 from services.common.server import Server, StartupError, write_ready
 from services.common.telemetry import Tracer
 from services.executor.attach import Attachment
+from services.executor.books import Books
 from services.executor.cache import ArtefactCache
 from services.executor.calls import Calls
 from services.executor.core.requests import Limits
@@ -72,6 +73,8 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
             settings.executor_id,
             incarnation,
             _memory(settings, device, partitions),
+            quantum_ns=int((settings.quantum_ms or 0) * 1e6),
+            arrival_order=settings.policy == "arrival_order",
         )
         scheduler = connect(settings.scheduler, mesh_token=settings.mesh_token, options=SOON)
         stack.push_async_callback(scheduler.close)
@@ -114,6 +117,9 @@ def _build(
         cache.open()
     except OSError as error:
         raise StartupError(f"executor: cache {settings.cache}: {error.strerror or error}") from None
+    books = Books(settings.books_folder, settings.executor_id, incarnation)
+    books.open()
+    stack.callback(books.close)
     channel = connect(settings.registry, mesh_token=settings.mesh_token)
     stack.push_async_callback(channel.close)
     registry = RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -130,6 +136,7 @@ def _build(
         patience=Patience(int(settings.watchdog_s * 1e9), int(settings.load_patience_s * 1e9)),
         limits=Limits(settings.max_rows, settings.max_string_bytes),
         layouts=partitions.layouts,
+        books=books,
     )
     spans = Spans(
         tracer,

@@ -10,7 +10,6 @@ import numpy as np
 
 from gpu_sharing.arbiter import Arbiter
 from gpu_sharing.memory.ledger import LedgerFull
-from gpu_sharing.partitioning.knee import smallest_batches
 from gpu_sharing.partitioning.partitions import Partitions
 from gpu_sharing.simulation.calls import Answer, Hosting, SimulatedRequest
 from gpu_sharing.simulation.contention import overlapping
@@ -19,6 +18,7 @@ from gpu_sharing.simulation.kernel import Kernel, Trace
 from gpu_sharing.simulation.lane import SimulatedLane
 from gpu_sharing.simulation.models import SimulatedModel
 from gpu_sharing.units import MS, Bytes, GiB, Nanoseconds
+from services.common.objectives import Point
 from services.scheduler.core.catalogue import Key, Profile, Ref
 from services.scheduler.core.events import Command, SendLayout, SendLoad, SendUnload, SendUpdate
 from services.scheduler.core.reports import Device, Hello, Lane, Layout, ReplicaReport, Report, Seen, UsageReport
@@ -187,5 +187,5 @@ class SimulatedExecutor:
 
     def _profile(self, held: _Held) -> Profile:
         points = self._models[held.load.ref.key].on(len(self._partitions.lanes[held.load.lane])).points()
-        measured = smallest_batches((point.rows, point.compute_units, point.p50_ns) for point in points)
-        return Profile("simulated:device", held.memory_bytes, measured=measured)
+        told = (Point(each.rows, each.shape_bucket, each.compute_units, each.p50_ns, each.p99_ns) for each in points)
+        return Profile("simulated:device", held.memory_bytes, points=tuple(told))

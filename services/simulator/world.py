@@ -48,7 +48,10 @@ TICK_NS: Nanoseconds = 500 * MS
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One tenant's model and its requests. arrivals: moments, ascending. objective_ns: None: class `batch`. pushed: when."""
+    """One tenant's model and its requests. arrivals: moments, ascending. objective_ns: None: class `batch`.
+
+    pushed: when it comes. unloaded, loaded: moments at which somebody asks for that.
+    """
 
     tenant: Tenant
     name: str
@@ -57,6 +60,8 @@ class Load:
     objective_ns: Nanoseconds | None = None
     replicas: int = 1
     pushed: Nanoseconds = 0
+    unloaded: tuple[Nanoseconds, ...] = ()
+    loaded: tuple[Nanoseconds, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -136,6 +141,10 @@ class World:
         for key, load in self.loads.items():
             for moment in load.arrivals:
                 self.kernel.at(moment, partial(self._arrive, key))
+            for moments, unloaded in ((load.unloaded, True), (load.loaded, False)):
+                changed = CatalogueChanged(models=(_model(load, unloaded=unloaded),))
+                for moment in moments:
+                    self.kernel.at(moment, partial(self._tell, changed))
         self.kernel.run()
         self.check_invariants()
         return self.fared
@@ -229,11 +238,11 @@ class World:
         fared.took_ns.append(answer.moment - answer.request.arrived)
 
 
-def _model(load: Load) -> Model:
+def _model(load: Load, *, unloaded: bool = False) -> Model:
     objective_us = None if load.objective_ns is None else load.objective_ns // US
     traffic = TrafficClass.BATCH if load.objective_ns is None else TrafficClass.INTERACTIVE
     version = Version(1, f"{load.key}", size_bytes=load.model.weight_bytes)
-    return Model(load.key, Slo(objective_us), traffic, replicas=load.replicas, versions=(version,))
+    return Model(load.key, Slo(objective_us), traffic, replicas=load.replicas, versions=(version,), unloaded=unloaded)
 
 
 def _route(route: Route) -> told.Route:

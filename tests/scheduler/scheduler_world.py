@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gpu_sharing.partitioning.knee import Measured
+from services.common.objectives import Point
 from services.scheduler.core.catalogue import Key, Model, Profile, Ref, Slo, Split, Tenant, Version
 from services.scheduler.core.events import (
     Action,
@@ -21,7 +21,7 @@ from services.scheduler.core.events import (
     Tick,
 )
 from services.scheduler.core.reports import Device, Hello, Lane, Layout, ReplicaReport, Report, Seen, UsageReport
-from services.scheduler.core.routes import Route, RoutesChanged, VersionRoute
+from services.scheduler.core.routes import Route, RoutesChanged, VersionRoute, VersionState
 from services.scheduler.core.scheduler import Scheduler
 from services.scheduler.core.state import Policy
 
@@ -41,6 +41,7 @@ def model(
     traffic: dict[int, int] | None = None,
     objective_us: int | None = None,
     isolated: bool = False,
+    unloaded: bool = False,
 ) -> Model:
     """A model "tenant/name" with versions of these numbers (1 where none is given)."""
     owner, _, name = key.partition("/")
@@ -53,6 +54,7 @@ def model(
         versions=versions,
         traffic=splits,
         isolated=isolated,
+        unloaded=unloaded,
     )
 
 
@@ -156,7 +158,7 @@ class SimExecutor:
         ready = each.state is Seen.READY
         lane = self.device.lane(each.lane)
         took = self.measured.get(each.ref, {}).get(lane.compute_units if lane else 0)
-        measured = (Measured(lane.compute_units, took),) if lane and took else ()
+        points = (Point(1, "", lane.compute_units, took, took),) if lane and took else ()
         return ReplicaReport(
             number,
             each.ref,
@@ -164,7 +166,7 @@ class SimExecutor:
             each.state,
             each.message,
             signature=b"signature" if ready else None,
-            profile=Profile(self.device.kind, each.memory_bytes, measured=measured) if ready else None,
+            profile=Profile(self.device.kind, each.memory_bytes, points=points) if ready else None,
             memory_bytes=each.memory_bytes if ready else 0,
             bandwidth=each.bandwidth,
         )
@@ -305,9 +307,15 @@ class World:
         assert {route.key: route for route in routes} == self.routes, "changes do not add up to the snapshot"
         assert self.routes.keys() == self.scheduler.state.models.keys()
         for route in routes:
-            known = self.scheduler.state.models[route.key].versions
+            model = self.scheduler.state.models[route.key]
+            known = model.versions
+            told = {each.state for each in route.versions}
+            if model.unloaded:
+                assert told <= {VersionState.UNLOADED, VersionState.REFUSED}
+            else:
+                assert VersionState.UNLOADED not in told
             assert sum(split.ppm for split in route.splits) == (1_000_000 if known else 0)
             for version in route.versions:
                 for replica in version.replicas:
-                    told = self.scheduler.state.fleet.executors[replica.executor_id].report.replicas
-                    assert any(each.replica_id == replica.replica_id and each.state is Seen.READY for each in told)
+                    held = self.scheduler.state.fleet.executors[replica.executor_id].report.replicas
+                    assert any(each.replica_id == replica.replica_id and each.state is Seen.READY for each in held)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from gpu_sharing.partitioning.knee import Measured
+from gpu_sharing.partitioning.knee import Measured, smallest_batches
+from services.common.objectives import Point
 
 MILLION = 1_000_000
 
@@ -67,21 +68,22 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a version needs on one kind of device. memory_bytes: weights and the largest activations; blob: as it was sent.
-
-    measured: how long its smallest batch takes, ascending by compute units.
-    """
+    """What a version needs on one kind of device. memory_bytes: weights and the largest activations; blob: as it was sent;
+    points: of the blob, what answers about objectives need."""
 
     device_kind: str
     memory_bytes: int
     blob: bytes = b""
-    measured: tuple[Measured, ...] = ()
+    points: tuple[Point, ...] = ()
 
-    def with_measured(self, other: Profile | None) -> Profile:
-        """With what the other one knows of numbers of compute units that this one says nothing of."""
-        both = {**dict(other.measured if other else ()), **dict(self.measured)}
-        measured = tuple(Measured(units, took) for units, took in sorted(both.items()))
-        return replace(self, measured=measured)
+    @property
+    def units(self) -> frozenset[int]:
+        """The sizes of lanes, in compute units, that it was measured on."""
+        return frozenset(point.compute_units for point in self.points)
+
+    def covers(self, other: Profile) -> bool:
+        """Whether it says of every size of lane something that the other says something of."""
+        return self.device_kind == other.device_kind and self.units >= other.units
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,11 @@ class Version:
     signature: bytes | None = None
     profiles: tuple[Profile, ...] = ()
 
+    def measured(self, device_kind: str) -> tuple[Measured, ...]:
+        """How long its smallest batch takes on such a device, ascending by compute units."""
+        points = (point for profile in self.profiles if profile.device_kind == device_kind for point in profile.points)
+        return smallest_batches((point.rows, point.compute_units, point.p50_ns) for point in points)
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -108,7 +115,11 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model and how it is to be served. isolated: in a worker process that holds no other tenant's models."""
+    """A model and how it is to be served.
+
+    isolated: in a worker process that holds no other tenant's models. unloaded: nobody is to hold it, by request.
+    revision: the catalogue's, of the model's last change; 0: not told.
+    """
 
     key: Key
     slo: Slo = Slo()
@@ -117,6 +128,8 @@ class Model:
     replicas: int = 1
     versions: tuple[Version, ...] = ()
     traffic: tuple[Split, ...] = ()
+    unloaded: bool = False
+    revision: int = 0
 
     def version(self, number: int) -> Version | None:
         """The version of that number, if there is one."""

@@ -174,7 +174,6 @@ def _wants(state: State, executor: Executor) -> Iterator[Want]:
 def _want(state: State, executor: Executor, model: Model, version: Version, replica: Replica | None) -> Want:
     device = executor.hello.device
     ref: Ref = model.ref(version)
-    profile = next((each for each in version.profiles if each.device_kind == device.kind), None)
     lane = device.lane(replica.lane) if replica is not None else None
     objective_us = model.slo.objective_us
     return Want(
@@ -184,7 +183,7 @@ def _want(state: State, executor: Executor, model: Model, version: Version, repl
         memory_bytes=replica.memory_bytes if replica is not None else lane_memory(version, device.kind),
         isolated=model.isolated,
         objective_ns=None if objective_us is None else objective_us * 1_000,
-        measured=profile.measured if profile is not None else (),
+        measured=version.measured(device.kind),
         busy=executor.division.rates.busy(model.key) if replica is not None else 0.0,
         busy_units=lane.compute_units if lane is not None else 1,
     )

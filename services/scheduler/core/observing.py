@@ -22,7 +22,6 @@ def attach(state: State, hello: Hello, now: float) -> Iterator[Noted]:
         executor.replicas, executor.grants = known.replicas, known.grants
     layouts.attach(executor, known)
     state.fleet.executors[hello.executor_id] = executor
-    state.usage.hello(hello.executor_id, hello.incarnation, hello.report.usage)
     held = {each.replica_id for each in hello.report.replicas}
     for replica in executor.replicas.values():
         if replica.replica_id not in held:
@@ -48,6 +47,7 @@ def take_report(state: State, executor: Executor, report: Report, now: float) ->
     executor.report = report
     executor.division.rates.take(report.usage, now)
     state.usage.report(executor.executor_id, report.usage)
+    state.rates.report(executor.executor_id, executor.hello.incarnation, report.measured_us, report.usage, now)
     told = {each.replica_id: each for each in report.replicas}
     for replica in list(executor.replicas.values()):
         yield from _step(state, replica, told.get(replica.replica_id), now)
@@ -73,7 +73,7 @@ def expire(state: State, now: float) -> Iterator[Noted]:
             )
         if gone_s >= state.policy.forget_s:
             del state.fleet.executors[executor_id]
-            state.usage.forget(executor_id)
+            state.rates.forget(executor_id)
 
 
 def _adopt(state: State, executor: Executor, told: ReplicaReport, now: float) -> Iterator[Noted]:
@@ -112,8 +112,7 @@ def _learn(state: State, replica: Replica, told: ReplicaReport) -> None:
         return
     learnt = state.learnt.setdefault(replica.ref, Learnt(told.signature))
     if told.profile is not None:
-        kind = told.profile.device_kind
-        learnt.profiles[kind] = told.profile.with_measured(learnt.profiles.get(kind))
+        learnt.take(told.profile)
 
 
 def _fail(state: State, replica: Replica, message: str, served_s: float, now: float) -> None:

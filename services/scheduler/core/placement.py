@@ -159,10 +159,10 @@ def _candidate(executor: Executor, lane: Lane, ask: Ask) -> _Candidate:
 
 def _too_few_units(executor: Executor, lane: Lane, ask: Ask) -> bool:
     """Whether the model is known to need more compute units for its objective than the lane has, and that there are such."""
-    profile = next((each for each in ask.version.profiles if each.device_kind == executor.hello.device.kind), None)
-    if ask.objective_us is None or profile is None:
+    if ask.objective_us is None:
         return False
-    knee = knee_size(profile.measured, ask.objective_us * 1_000, executor.hello.device.compute_units)
+    device = executor.hello.device
+    knee = knee_size(ask.version.measured(device.kind), ask.objective_us * 1_000, device.compute_units)
     return knee is not None and lane.compute_units < knee
 
 

@@ -42,6 +42,7 @@ class Device:
     """What an executor has. memory_bytes 0: not told, and not checked. backend: a number that the core only passes on.
 
     lanes: of all layouts. layouts: one of them is in force at a time; none told: all lanes are one layout.
+    quantum_ns: what a slice may take; 0: any time. arrival_order: nobody is promised anything there.
     """
 
     kind: str
@@ -50,6 +51,8 @@ class Device:
     lanes: tuple[Lane, ...]
     backend: int = 0
     backend_reason: str = ""
+    quantum_ns: int = 0
+    arrival_order: bool = False
     layouts: tuple[Layout, ...] = ()
 
     def in_layout(self, layout: int) -> tuple[Lane, ...]:
@@ -103,7 +106,7 @@ class LaneReport:
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Device time of one model, counted since `incarnation` began."""
+    """Device time of one model, counted since `incarnation` began: what it counts is told whole, every time."""
 
     key: Key
     incarnation: str
@@ -115,7 +118,7 @@ class UsageReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything an executor holds, whole: what it does not list, it does not have.
+    """Everything an executor holds, whole: what it does not list, it does not have. measured_us: when, by its own clock.
 
     layout: the one in force. layout_pinned: an operator wants it so.
     """
@@ -127,6 +130,7 @@ class Report:
     draining: bool = False
     layout: int = 0
     layout_pinned: bool = False
+    measured_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
