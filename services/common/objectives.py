@@ -119,6 +119,11 @@ class Answer:
     least_whole_ns: int = 0
 
 
+def lane_worth(units: int, of_device: int) -> int:
+    """Millidevices of a lane of so many of a device's compute units."""
+    return 1000 * units // max(of_device, 1)
+
+
 def checked(ask: Ask) -> Ask:
     """The same. Raises Refusal (FIELD_INVALID), naming the field and its limit, where it makes no sense."""
     if ask.rate is not None:
