@@ -47,9 +47,15 @@ def millis(flag: str, value: float) -> int:
 
 
 async def ask_scheduler(mesh: Mesh, request: Any) -> Any:
-    """The scheduler's GetObjectiveResponse."""
-    async with remote.scheduler(mesh) as stub:
-        return await stub.GetObjective(request, timeout=remote.CALL_S)
+    """The scheduler's GetObjectiveResponse. CommandError, naming the flag, where it refuses."""
+    try:
+        async with remote.scheduler(mesh) as stub:
+            return await stub.GetObjective(request, timeout=remote.CALL_S)
+    except remote.Refused as refused:
+        field, _, problem = refused.message.partition(": ")
+        if field in FLAGS:
+            raise usage(f"{FLAGS[field]}: {problem}") from None
+        raise
 
 
 async def of_version(mesh: Mesh, key: Any, version: int) -> Any | None:
@@ -67,9 +73,11 @@ def worst(answers: Iterable[Any]) -> Any | None:
     return max(answers, key=lambda each: (ORDER.index(each.verdict), each.least_objective_us), default=None)
 
 
-def say(found: Any) -> None:
-    """Tells whoever pushed a model with an objective whether it is promised."""
+def say(found: Any, *, quiet: bool = False) -> None:
+    """Tells whoever pushed a model with an objective whether it is promised. quiet: only where it is not."""
     if found.verdict == pb.OBJECTIVE_VERDICT_PROMISED:
+        if quiet:
+            return
         show.out.print(f"the objective is promised: {found.message}", markup=False)
         return
     word = "note" if found.verdict in HARMLESS else "warning"
@@ -100,13 +108,14 @@ def here(measured: Measured, fleet: Any | None, ask: Ask) -> tuple[list[Any], st
     fleet: the mesh's, for its lanes that are like the measured one; None: no mesh was reached.
     """
     kind, units = measured.profile.device_kind, measured.profile.points[0].compute_units
+    counted = f"{units} compute unit{'' if units == 1 else 's'}"
     lanes = _lanes(fleet, kind, units) if fleet is not None else []
     if lanes:
-        holds = f"measured here; holds for the mesh's lanes of {units} compute units of {kind}"
+        holds = f"measured here; holds for the mesh's lanes of {counted} of {kind}"
     else:
         lanes = [Lane(kind, units, 1000, QUANTUM_NS)]
         why = "no mesh was reached" if fleet is None else "no lane of the mesh is like it: push the model to ask there"
-        holds = f"measured here; holds for a device of {units} compute units of {kind} with one lane; {why}"
+        holds = f"measured here; holds for a device of {counted} of {kind} with one lane; {why}"
     _check_fits(ask, lanes)
     points = points_from(measured.profile)
     return [answer_to(answer(points, lane, ask)) for lane in lanes], holds

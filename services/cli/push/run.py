@@ -52,7 +52,7 @@ async def push(
         print_signature(found.signature)
         if found.profile is not None:
             print_profile(found.profile)
-            say_objective(found.profile, made.model, told)
+    say_objective(found.profile, made.model, told, quiet=as_json)
     if strict:
         check_promised(what, made.model, told)
 
@@ -64,11 +64,11 @@ async def objective_of(mesh: Mesh, model: Any, version: int) -> Any | None:
     return await objective.of_version(mesh, model.key, version)
 
 
-def say_objective(profile: Any, model: Any, told: Any | None) -> None:
-    """Whether the objective is promised; where nobody could say, at least whether it can be met at all."""
+def say_objective(profile: Any | None, model: Any, told: Any | None, *, quiet: bool) -> None:
+    """Whether the objective is promised; where nobody could say, at least whether it can be met at all. quiet: no good news."""
     if told is not None:
-        objective.say(told)
-    else:
+        objective.say(told, quiet=quiet)
+    elif profile is not None:
         warn_below_cost(profile, model.slo)
 
 
@@ -79,7 +79,7 @@ def check_promised(what: str, model: Any, told: Any | None) -> None:
     if told is None:
         raise CommandError(f"--strict: {what} serves, but nobody can say whether its objective is promised")
     if told.verdict != scheduler_pb2.OBJECTIVE_VERDICT_PROMISED:
-        raise CommandError(f"--strict: {what} serves, but its objective is not promised: {told.message}")
+        raise CommandError(f"--strict: {what} serves, but its objective is not promised")
 
 
 async def store(stub: Any, request: Any, artefact: Artefact, *, quiet: bool) -> Any:

@@ -49,19 +49,21 @@ async def push(
         served = {str(number): each.signature for number, each in found.items()}
         show.print_json({"model": model, "signatures": served, **as_json(plan), "differs": differs, "objective": told})
     else:
-        _print_standing(highest, model, differs, told)
+        _print_standing(highest, differs)
+    if highest is not None:
+        say_objective(highest.profile, model, told, quiet=json)
     if strict and highest is not None:
         check_promised(f"{request.key.tenant}/{request.key.name}", model, told)
 
 
-def _print_standing(highest: Serving | None, model: Any, differs: list[str], told: Any | None) -> None:
+def _print_standing(highest: Serving | None, differs: list[str]) -> None:
+    """How the highest version turned out."""
     for each in differs:
         show.out.print(f"note: {plain(each)}")
     if highest is not None:
         print_signature(highest.signature)
         if highest.profile is not None:
             print_profile(highest.profile)
-            say_objective(highest.profile, model, told)
 
 
 async def _made(mesh: Mesh, request: Any, plan: Plan, json: bool) -> Any:
