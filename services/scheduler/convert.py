@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from services._proto.apportion.v1 import common_pb2, registry_pb2
 from services._proto.apportion.v1 import scheduler_pb2 as pb
 from services.common.errors import Reason, Refusal, invalid
-from services.common.objectives import WAY_NS, Ask, Point
+from services.common.objective_messages import points_from
+from services.common.objectives import WAY_NS, Ask
 from services.scheduler.core import catalogue as cat
 from services.scheduler.core import reports as rep
-from services.scheduler.core.events import CatalogueChanged, Passed, RecordInspection
+from services.scheduler.core import requests as req
+from services.scheduler.core.events import CatalogueChanged, FrontendReported, Passed, RecordInspection
 from services.scheduler.core.objectives import Question
 
 SEEN: Mapping[pb.ReplicaState, rep.Seen] = {
@@ -45,18 +47,7 @@ def traffic_class(value: int) -> cat.TrafficClass:
 def profile(message: common_pb2.Profile) -> cat.Profile:
     """A profile. Its memory: the weights and the largest activations of any point."""
     activations = max((point.activation_bytes for point in message.points), default=0)
-    points = tuple(
-        Point(
-            each.rows,
-            each.shape_bucket,
-            each.compute_units,
-            each.p50_ns,
-            each.p99_ns,
-            max(each.segments_ns, default=0),
-        )
-        for each in message.points
-    )
-    return cat.Profile(message.device_kind, message.weight_bytes + activations, _blob(message), points)
+    return cat.Profile(message.device_kind, message.weight_bytes + activations, _blob(message), points_from(message))
 
 
 def signature(message: common_pb2.Signature) -> bytes:
@@ -186,6 +177,7 @@ def report(message: pb.ExecutorReport, incarnation: str) -> rep.Report:
         tuple(_usage(each, incarnation) for each in message.usage),
         message.memory_used_bytes,
         message.draining,
+        message.measured_us,
     )
 
 
@@ -220,6 +212,22 @@ def _usage(message: pb.Usage, incarnation: str) -> rep.UsageReport:
         message.requests,
         message.batches,
     )
+
+
+# From frontends.
+
+
+def frontend_report(message: pb.ReportRequestsRequest) -> FrontendReported:
+    """A frontend's counts. Refuses one without a name."""
+    if not message.frontend_id:
+        raise invalid("frontend_id", "must not be empty")
+    counts = tuple((key(each.key), _counts(each)) for each in message.counts)
+    return FrontendReported(message.frontend_id, counts, message.whole)
+
+
+def _counts(message: pb.RequestCounts) -> req.Counts:
+    latencies = tuple((each.bucket, each.count) for each in message.latencies)
+    return req.Counts(message.requests, message.within, message.missed, message.in_flight, latencies)
 
 
 def _key(value: cat.Key) -> common_pb2.ModelKey:

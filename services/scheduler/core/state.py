@@ -10,8 +10,9 @@ from services.scheduler.core.events import Terms
 from services.scheduler.core.fleet import Fleet, LaneId
 from services.scheduler.core.placement import NoPlace, allows, demand
 from services.scheduler.core.replicas import Phase, Replica
+from services.scheduler.core.requests import RequestHistory
 from services.scheduler.core.routes import scaled
-from services.scheduler.core.usage import UsageLedger
+from services.scheduler.core.usage import UsageLedger, UsageRates
 
 LONE = 5
 """A scheduler that no executor has come back to waits this many times as long for the first one."""
@@ -76,6 +77,8 @@ class State:
     walled: set[Key] = field(default_factory=set)
     fleet: Fleet = field(default_factory=Fleet)
     usage: UsageLedger = field(default_factory=UsageLedger)
+    rates: UsageRates = field(default_factory=UsageRates)
+    requests: RequestHistory = field(default_factory=RequestHistory)
     refused: dict[Ref, str] = field(default_factory=dict)
     failures: dict[Ref, Failures] = field(default_factory=dict)
     learnt: dict[Ref, Learnt] = field(default_factory=dict)
