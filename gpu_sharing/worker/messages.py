@@ -34,6 +34,7 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     format: the runtime's name, "onnx" or "torch_export".
     batch_axes: by tensor name where the artefact does not tell; -1: none.
     profile: known from before; then nothing is measured again.
+    queue_limit: requests that may wait for it, where the worker's limit is higher; 0: not said.
     """
 
     replica: int
@@ -51,6 +52,7 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     objective_ns: Nanoseconds | None = None
     signature: Signature | None = None
     profile: Profile | None = None
+    queue_limit: int = 0
 
 
 class Update(msgspec.Struct, tag=True, array_like=True, frozen=True):

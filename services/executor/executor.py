@@ -250,6 +250,7 @@ class Executor:
             Decoder(signature, self._limits._replace(utf8=replica.format in TEXT_FORMATS)),
             Encoder(signature, wanted.version, wanted.labels),
             self.calls.statistics.of(wanted.tenant, wanted.model, wanted.version),
+            wanted.queueing,
         )
         log.info("replica ready", replica=number, tenant=wanted.tenant, model=wanted.model, version=wanted.version)
 
