@@ -17,6 +17,7 @@ from services.common.channel import backoff
 from services.common.status import from_rpc_error
 from services.executor.cache import ArtefactCache, FetchFailed, format_of
 from services.executor.calls import Calls
+from services.executor.core.accounts import Accounts
 from services.executor.core.load import expected_wait_ns
 from services.executor.core.replica_events import (
     Fetch,
@@ -80,6 +81,7 @@ class Executor:
         self.lanes = {number: Lane(number) for number in workers}
         self.replicas = Replicas(workers)
         self._watching = Watching(self.lanes, self.replicas, patience or Patience())
+        self.accounts = Accounts()
         self.usage = UsageLedger({number: len(config.cores) for number, config in workers.items()})
         self.changed = asyncio.Event()
         self.tenants: dict[int, str] = {}
@@ -183,6 +185,7 @@ class Executor:
         lane.client = None
         self.calls.lost(lane, reason)
         self.usage.worker_lost(number)
+        self.accounts.ended(number)
         self.handle(WorkerDown(number, reason))
         await client.stop(0.0)
 
@@ -198,6 +201,8 @@ class Executor:
                         self.calls.failed(lane, event)
                     case Statistics():
                         self.usage.take(lane.number, event, self._models)
+                        tenants = {each.wanted.tenant for each in self.replicas.all()}
+                        self.accounts.take(lane.number, event.accounts, tenants)
                     case Stage() | Loaded() | LoadFailed() | Unloaded():
                         self.handle(event, lane.number)
             except Exception as error:
