@@ -191,6 +191,21 @@ class Used(msgspec.Struct, array_like=True, frozen=True):
     waiting: int
 
 
+class Account(msgspec.Struct, array_like=True, frozen=True):
+    """What one tenant has used of the lane since the worker started: within its reservation, from the surplus by its weight, in
+    gaps; requests admitted on these terms, and those that were refused or revoked."""
+
+    tenant: str
+    guaranteed_ns: Nanoseconds = 0
+    surplus_ns: Nanoseconds = 0
+    gap_ns: Nanoseconds = 0
+    guaranteed: int = 0
+    surplus: int = 0
+    gap: int = 0
+    refused: int = 0
+    revoked: int = 0
+
+
 class Statistics(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Sent at least every second while anything changes. busy_ns: of the lane, since the worker started."""
 
@@ -198,6 +213,7 @@ class Statistics(msgspec.Struct, tag=True, array_like=True, frozen=True):
     waiting: int
     used: tuple[Used, ...]
     memory_used_bytes: Bytes
+    accounts: tuple[Account, ...] = ()
 
 
 Event: TypeAlias = Ready | Stage | Loaded | LoadFailed | Unloaded | Done | Failed | Statistics

@@ -18,6 +18,7 @@ from services.common.status import from_rpc_error
 from services.executor.books import Books, MeterPage
 from services.executor.cache import ArtefactCache, FetchFailed, format_of
 from services.executor.calls import Calls
+from services.executor.core.accounts import Accounts
 from services.executor.core.load import expected_wait_ns
 from services.executor.core.replica_events import (
     Fetch,
@@ -90,6 +91,7 @@ class Executor:
         self.usage = UsageLedger(units, self.books.settled, self.books.owners)
         self.books.settled = self.usage.settled
         self._pages: dict[int, MeterPage] = {}
+        self.accounts = Accounts()
         self.changed = asyncio.Event()
         self.tenants: dict[int, str] = {}
         self.sessions: Callable[[], Sequence[Session]] = lambda: ()
@@ -195,6 +197,7 @@ class Executor:
         lane.client = None
         self.calls.lost(lane, reason)
         self._close_page(number)
+        self.accounts.ended(number)
         self.handle(WorkerDown(number, reason))
         await client.stop(0.0)
 
@@ -230,6 +233,8 @@ class Executor:
                         self.calls.failed(lane, event)
                     case Statistics():
                         self.usage.take(lane.number, event, time.monotonic_ns())
+                        tenants = {each.wanted.tenant for each in self.replicas.all()}
+                        self.accounts.take(lane.number, event.accounts, tenants)
                     case Stage() | Loaded() | LoadFailed() | Unloaded():
                         self.handle(event, lane.number)
             except Exception as error:
