@@ -36,6 +36,7 @@ from services.executor.core.replica_events import (
 )
 from services.executor.core.replicas import Phase, Replicas
 from services.executor.core.requests import Limits
+from services.executor.core.statistics import MOST_VERSIONS
 from services.executor.core.usage import UsageLedger
 from services.executor.core.watchdog import Patience
 from services.executor.decode import Decoder
@@ -50,6 +51,8 @@ Download = Callable[[str, str], AsyncIterator[bytes]]
 """The bytes of an artefact, by tenant and digest."""
 StartsWorker = Callable[..., Awaitable[WorkerClient]]
 _NS_PER_S = 1_000_000_000
+MOST_REPLICAS = 16_384
+"""Replicas whose tenant is remembered, those that are gone too: what was asked of them may still be on its way."""
 
 
 class Expected(NamedTuple):
@@ -219,10 +222,16 @@ class Executor:
             Encoder(signature, wanted.version, wanted.labels),
             self.calls.statistics.of(wanted.tenant, wanted.model, wanted.version),
         )
+        if len(self.calls.statistics.counts) > MOST_VERSIONS:
+            self.calls.statistics.trim(
+                {(each.tenant, each.model, each.version) for each in self.calls.serving.values()}
+            )
         log.info("replica ready", replica=number, tenant=wanted.tenant, model=wanted.model, version=wanted.version)
 
     def _fetch(self, wanted: Wanted) -> None:
         number = wanted.replica
+        if len(self.tenants) > MOST_REPLICAS:
+            del self.tenants[next(gone for gone in self.tenants if self.replicas.get(gone) is None)]
         self.tenants[number], self._models[number] = wanted.tenant, (wanted.tenant, wanted.model)
         task = asyncio.create_task(self._fetch_until_had(wanted))
         self._fetches[number] = task
