@@ -92,7 +92,7 @@ class StatisticsLedger:
 
     def of(self, tenant: str, model: str, version: int) -> Counts:
         """The version's counts."""
-        counts = self.counts[tenant, model, version] = self.counts.pop((tenant, model, version), None) or Counts()
+        counts = self.counts[tenant, model, version] = self.counts.pop((tenant, model, version), Counts())
         return counts
 
     def trim(self, loaded: Collection[tuple[str, str, int]]) -> None:
