@@ -38,6 +38,7 @@ from services.executor.core.replica_events import (
 )
 from services.executor.core.replicas import Phase, Replicas
 from services.executor.core.requests import Limits
+from services.executor.core.statistics import MOST_VERSIONS
 from services.executor.core.usage import UsageLedger
 from services.executor.core.watchdog import Patience
 from services.executor.decode import Decoder
@@ -54,6 +55,8 @@ StartsWorker = Callable[..., Awaitable[WorkerClient]]
 _NS_PER_S = 1_000_000_000
 TEXT_FORMATS = frozenset({"onnx"})
 """Formats whose runtime takes elements of BYTES as text."""
+MOST_REPLICAS = 16_384
+"""Replicas whose tenant is remembered, those that are gone too: what was asked of them may still be on its way."""
 
 
 class Expected(NamedTuple):
@@ -257,10 +260,16 @@ class Executor:
             self.calls.statistics.of(wanted.tenant, wanted.model, wanted.version),
             wanted.queueing,
         )
+        if len(self.calls.statistics.counts) > MOST_VERSIONS:
+            self.calls.statistics.trim(
+                {(each.tenant, each.model, each.version) for each in self.calls.serving.values()}
+            )
         log.info("replica ready", replica=number, tenant=wanted.tenant, model=wanted.model, version=wanted.version)
 
     def _fetch(self, wanted: Wanted) -> None:
         number = wanted.replica
+        if len(self.tenants) > MOST_REPLICAS:
+            del self.tenants[next(gone for gone in self.tenants if self.replicas.get(gone) is None)]
         self.tenants[number] = wanted.tenant
         if self.usage.models.get(number) != (wanted.tenant, wanted.model):
             self.usage.models[number] = (wanted.tenant, wanted.model)
