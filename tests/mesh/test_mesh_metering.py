@@ -1,0 +1,137 @@
+"""Device time in a whole mesh: what the books say is what ran, whoever is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+
+from tests.mesh.calling import Caller, request
+from tests.mesh.running import RunningMesh, running, wait_until
+from tests.mesh.tiny import slow
+
+pytestmark = pytest.mark.slow
+
+TENANTS = ("acme", "umbrella")
+TURNS = 300
+"""Some tens of milliseconds, in one slice."""
+LONGEST = 3
+"""A slice may take so many times what they take on average."""
+AROUND_A_SLICE_S = 0.0005
+"""What may lie between the lane's clock around a slice and the times that its batch is told with."""
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> Iterator[RunningMesh]:
+    with running(tmp_path / "data") as mesh:
+        path = slow(tmp_path / "slow.onnx")
+        for tenant in TENANTS:
+            mesh.create_tenant(tenant, reserve=0.2)
+            mesh.push("slow", path, tenant=tenant)
+        yield mesh
+
+
+@contextmanager
+def load(mesh: RunningMesh) -> Iterator[list[float]]:
+    """Each tenant always has one request in hand; how long each answer took, over all of them."""
+    stop, took = threading.Event(), list[float]()
+
+    def ask(tenant: str) -> None:
+        asked = request("slow", {"turns": np.array([TURNS], np.int64)})
+        with Caller(mesh, tenant) as caller:
+            while not stop.is_set():
+                started = time.monotonic()
+                try:
+                    caller.send(asked, timeout_s=30)
+                except grpc.RpcError:
+                    stop.wait(0.05)
+                else:
+                    took.append(time.monotonic() - started)
+
+    threads = [threading.Thread(target=ask, args=(tenant,)) for tenant in TENANTS]
+    for thread in threads:
+        thread.start()
+    try:
+        yield took
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def answered(mesh: RunningMesh, tenant: str) -> tuple[float, int]:
+    """The device time of the batches behind a tenant's answers as its callers were told, in seconds, and how many."""
+    us = mesh.total("nv_inference_compute_infer_duration_us", tenant=tenant)
+    return us / 1e6, int(mesh.total("nv_inference_request_success", tenant=tenant))
+
+
+def counted(mesh: RunningMesh) -> dict[str, float]:
+    """The device time that the scheduler knows of, in seconds; nothing while it cannot be asked."""
+    done = mesh.apportion("top", "--json")
+    return {each["tenant"]: each["device_s"] for each in json.loads(done.stdout)["tenants"]} if done.stdout else {}
+
+
+def kill(mesh: RunningMesh, victim: str) -> None:
+    if victim == "worker":
+        mesh.workers()[0].send_signal(signal.SIGKILL)
+        return
+    pid = mesh.pids()[victim]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: mesh.pids().get(victim) not in (None, pid), what=f"the return of the {victim}")
+
+
+def test_whoever_is_killed_under_load_what_was_used_is_counted_to_the_slice(busy: RunningMesh) -> None:
+    victims = ("executor", "worker", "scheduler", "executor")
+    for victim in (*victims, None):
+        with load(busy) as took:
+            wait_until(lambda: len(took) >= 40, timeout_s=60, what="traffic")
+            if victim is not None:
+                kill(busy, victim)
+                done = len(took)
+                wait_until(lambda: len(took) >= done + 10, timeout_s=60, what=f"service after the {victim}'s death")
+    told = {tenant: answered(busy, tenant) for tenant in TENANTS}
+
+    def settled() -> bool:
+        before = counted(busy)
+        time.sleep(1.2)
+        return bool(before) and before == counted(busy)
+
+    wait_until(settled, what="the last report")
+    found, killed = counted(busy), sum(victim != "scheduler" for victim in victims)
+    story = {}
+    for tenant, (seconds, requests) in told.items():
+        around_s = requests * AROUND_A_SLICE_S
+        story[tenant] = {"told_s": seconds, "counted_s": found[tenant], "requests": requests}
+        # Of what was counted and not told there is at most the one slice, for each death, whose answer never came.
+        slice_s = LONGEST * seconds / requests
+        assert seconds - around_s <= found[tenant] <= seconds + around_s + killed * slice_s, story
+    print(json.dumps({"deaths": killed, "tenants": story}))
+    metrics = busy.addresses["executor_metrics"]
+    for tenant in TENANTS:
+        exposed = busy.total("apportion_executor_device_seconds_total", metrics, tenant=tenant, model="slow")
+        assert exposed == pytest.approx(found[tenant], abs=1e-6)
+
+
+def test_an_executor_that_is_told_to_stop_takes_nothing_with_it(busy: RunningMesh) -> None:
+    with load(busy) as took:
+        wait_until(lambda: len(took) >= 20, timeout_s=60, what="traffic")
+    pid = busy.pids()["executor"]
+    psutil.Process(pid).terminate()
+    wait_until(lambda: busy.pids().get("executor") not in (None, pid), what="the return of the executor")
+    for tenant in TENANTS:
+        seconds, requests = answered(busy, tenant)
+        wait_until(
+            lambda tenant=tenant, least=seconds - requests * AROUND_A_SLICE_S: counted(busy).get(tenant, 0.0) >= least,
+            what="what it used",
+        )
+        assert counted(busy)[tenant] <= seconds + requests * AROUND_A_SLICE_S
