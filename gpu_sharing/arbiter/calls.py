@@ -63,8 +63,9 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.DOOMED, Step.ANSWER): State.ANSWERED,
 }
 
-_AFTER: dict[tuple[str, str], State] = {
-    (before.value, step.value): after for (before, step), after in TRANSITIONS.items()
+_AFTER: dict[str, dict[str, State]] = {
+    step.value: {before.value: after for (before, taken), after in TRANSITIONS.items() if taken is step}
+    for step in Step
 }
 # By their values, whose hashes are at hand: calls take steps all the time.
 
@@ -72,23 +73,28 @@ _AFTER: dict[tuple[str, str], State] = {
 class Call:
     """One request and where it is.
 
+    number, rows, is_fill: of its request; is_fill: class `batch`.
     place: among its tenant's calls of one tier, least first. batch: the number of the one it rides in.
     cost: the device time that it would take alone, as the estimate's p99 or a guess has it; what a reservation pays for it.
     alone: the same on average; 0 where nothing is known. packed: its part of a full batch, on average.
+    expected: of what was admitted from surplus, when it should be done by what was known then; None: nothing was expected.
     """
 
     __slots__ = (
-        "alone", "batch", "cost", "due", "kind", "packed", "place", "replica", "request", "shape_bucket", "state", "story",
-        "tier", "urgency",
+        "alone", "batch", "cost", "due", "expected", "is_fill", "kind", "number", "packed", "place", "replica", "request",
+        "rows", "shape_bucket", "state", "story", "tier", "urgency",
     )  # fmt: skip
 
     def __init__(self, request: Request, shape_bucket: str, replica: Replica, place: Any) -> None:
         self.request = request
+        self.number = request.call
+        self.rows = request.rows
+        self.is_fill = request.objective is None
         self.shape_bucket = shape_bucket
         self.state = State.NEW
         self.tier = Tier.SURPLUS
         self.batch: int | None = None
-        self.story: tuple[Step, ...] = ()
+        self.story: list[Step] = []
         self.kind: Kind = (request.replica, request.shape_key)
         self.due = due(request)
         self.urgency: Urgency = urgency(request)
@@ -97,24 +103,20 @@ class Call:
         self.cost: Nanoseconds = 0
         self.alone: Nanoseconds = 0
         self.packed: Nanoseconds = 0
+        self.expected: Nanoseconds | None = None
 
     @property
     def is_doomed(self) -> bool:
         """Nobody waits for it."""
         return self.state is State.DOOMED
 
-    @property
-    def is_fill(self) -> bool:
-        """Class `batch`."""
-        return self.request.objective is None
-
     def take(self, step: Step) -> None:
         """Takes a step of the table. AssertionError, with the call's story, for any other."""
-        state = _AFTER.get((self.state._value_, step._value_))
+        state = _AFTER[step._value_].get(self.state._value_)
         if state is None:
             story = ", ".join(past.value for past in self.story)
             raise AssertionError(
                 f"call {self.request.call} is {self.state.value} and cannot {step.value}; so far: {story}"
             )
         self.state = state
-        self.story = (*self.story, step)
+        self.story.append(step)

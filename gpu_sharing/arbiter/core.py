@@ -113,8 +113,7 @@ class Arbiter:
         batch.interrupted = not first and self._lane.last != batch.number
         batch.begin_slice(now)
         self._running, self._account = batch, chosen.tier
-        calls = tuple(call.request.call for call in batch.calls)
-        return Slice(batch.number, batch.replica, calls, first, batch.predicted)
+        return Slice(batch.number, batch.home.replica, batch.numbers, first, batch.predicted)
 
     def wake_at(self) -> Nanoseconds | None:
         """When something becomes late, if nothing else happens before: `handle` a TimePassed then. None: never."""
@@ -270,13 +269,14 @@ class Arbiter:
             self._abandon_if_unwanted(batch, now)
             return
         batch.home.estimates.record(batch.rows, batch.shape_bucket, batch.device_ns, batch.longest)
-        wanted = [call for call in batch.calls if not call.is_doomed]
+        wanted = [call for call in batch.calls if call.state is not State.DOOMED]
         if wanted:
             for call in wanted:
+                if call.expected is not None:
+                    self._lane.see_end(call, now, now)
                 call.take(Step.ANSWER)
-                del self._lane.calls[call.request.call]
-            record = batch.record(self._lane.lane)
-            self._actions.append(Complete(record, tuple(call.request.call for call in wanted)))
+                del self._lane.calls[call.number]
+            self._actions.append(Complete(batch.record(self._lane.lane), tuple([call.number for call in wanted])))
         self._dismiss(batch, now)
 
     def _fail(self, event: BatchFailed, now: Nanoseconds) -> None:
@@ -294,8 +294,7 @@ class Arbiter:
 
     def _dismiss(self, batch: BatchInFlight, now: Nanoseconds) -> None:
         """The batch is over: answers those of its calls that are doomed."""
-        for call in batch.calls:
-            if call.is_doomed:
-                self._drop(call, Step.ANSWER, *batch.discarded_because)
+        for call in [call for call in batch.calls if call.state is State.DOOMED]:
+            self._drop(call, Step.ANSWER, *batch.discarded_because)
         self._lane.dismiss(batch, now)
         self._let_go_if_drained(batch.home, now)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from gpu_sharing.arbiter.batches import BatchInFlight, Plan
 from gpu_sharing.arbiter.calls import Call, Step, Tier
 from gpu_sharing.arbiter.events import ArbiterStatistics
+from gpu_sharing.arbiter.foresight import Foresight
 from gpu_sharing.arbiter.replicas import Replica
 from gpu_sharing.arbiter.servers import AHEAD, Server
 from gpu_sharing.arbiter.tenancy import Tenancy
@@ -30,6 +31,7 @@ class LaneState:
     unguaranteed: batches in flight that no reservation pays for.
     virtual: the virtual time of what runs from surplus, which is where a server starts that had nothing to do.
     guaranteed_share: of the lane's time lately, what went to guaranteed work.
+    foresight: how far from the truth expected waits of surplus have been lately.
     last: the number of the batch that ran last.
     longest_slice: of anyone, as far as known; 0: nothing is. slice_bound: no slice is likely to be longer.
     """
@@ -47,6 +49,7 @@ class LaneState:
         self.virtual = 0
         self.busy_ns: Nanoseconds = 0
         self.guaranteed_share = 0.0
+        self.foresight = Foresight()
         self._share_at: Nanoseconds | None = None
         self.last: int | None = None
         self.longest_slice: Nanoseconds = 0
@@ -96,11 +99,19 @@ class LaneState:
 
     def demote(self, call: Call, now: Nanoseconds) -> None:
         """A call of SURPLUS waits for a gap from now on."""
+        self.see_end(call, now + call.alone + self.promised_wait(call.alone, now), now)
         call.take(Step.DEMOTE)
         server = self.server(call)
         self._dequeue(call, server)
         self._enqueue(call, Tier.GAP, server)
         self.touch(server, now)
+
+    def see_end(self, call: Call, end: Nanoseconds, now: Nanoseconds) -> None:
+        """A call of the surplus is done at this moment, or would be at the earliest: what was expected of it is judged by that."""
+        if call.expected is not None:
+            arrived = call.request.arrived
+            self.foresight.see(call.expected - arrived, end - arrived, 2 * self.slice_bound, now)
+            call.expected = None
 
     def withdraw(self, call: Call, now: Nanoseconds) -> None:
         """The call waits no longer, and is in no batch."""
@@ -154,20 +165,22 @@ class LaneState:
         own: list[Call] = []
         riders: list[Call] = []
         funded, packed, brought = 0, 0, 0
+        tier, number, due, urgency, step = batch.tier, batch.number, batch.due, batch.urgency, Step.JOIN
         for call in batch.calls:
-            if call.tier is batch.tier:
+            if call.tier is tier:
                 own.append(call)
                 packed += call.packed
                 funded += call.cost
             else:
                 riders.append(call)
                 brought += call.packed
-            call.take(Step.JOIN)
-            call.batch = batch.number
-            if call.urgency < batch.urgency:
-                batch.urgency = call.urgency
-            if call.due < batch.due:
-                batch.due = call.due
+            call.take(step)
+            call.batch = number
+            if call.urgency < urgency:
+                urgency = call.urgency
+            if call.due < due:
+                due = call.due
+        batch.due, batch.urgency = due, urgency
         server.waiting[batch.tier].take(own)
         self._expect(server, batch.tier, batch.expected - packed)
         if batch.tier is Tier.GUARANTEED:

@@ -82,7 +82,7 @@ class Requests:
             max_batch_size=hosted.model.signature.max_batch_size,
             bandwidth=load.bandwidth,
             weight=load.weight,
-            points=hosted.profile.points,
+            points=hosted.points,
             tenant=load.tenant,
         )
         with self._lock:

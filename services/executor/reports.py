@@ -16,8 +16,18 @@ class Reports:
     """Makes hello and reports. layout: the cores of each lane, by number."""
 
     def __init__(
-        self, executor: Executor, device: Device, layout: dict[int, int], executor_id: str, incarnation: str
+        self,
+        executor: Executor,
+        device: Device,
+        layout: dict[int, int],
+        executor_id: str,
+        incarnation: str,
+        *,
+        quantum_ns: int = 0,
+        arrival_order: bool = False,
     ) -> None:
+        """quantum_ns: what a slice may take; 0: any time. arrival_order: nobody is promised anything."""
+        self._quantum_ns, self._arrival_order = quantum_ns, arrival_order
         self._executor, self._device, self._layout = executor, device, layout
         self._executor_id, self._incarnation = executor_id, incarnation
         self._reported_at = time.monotonic_ns()
@@ -36,6 +46,8 @@ class Reports:
             memory_bytes=self._device.memory_bytes,
             lanes=lanes,
             backend_reason=self._device.reason,
+            quantum_ns=self._quantum_ns,
+            arrival_order=self._arrival_order,
         )
         return scheduler_pb2.AttachRequest(
             hello=scheduler_pb2.ExecutorHello(

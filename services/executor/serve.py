@@ -65,7 +65,13 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         stack.push_async_callback(server.stop)
         executor.start()
         reports = Reports(
-            executor, device, {n: len(cores) for n, cores in enumerate(layout)}, settings.executor_id, incarnation
+            executor,
+            device,
+            {n: len(cores) for n, cores in enumerate(layout)},
+            settings.executor_id,
+            incarnation,
+            quantum_ns=int((settings.quantum_ms or 0) * 1e6),
+            arrival_order=settings.policy == "arrival_order",
         )
         scheduler = connect(settings.scheduler, mesh_token=settings.mesh_token, options=SOON)
         stack.push_async_callback(scheduler.close)

@@ -7,10 +7,12 @@ from typing import cast
 
 from services._proto.apportion.v1 import common_pb2
 from services._proto.apportion.v1 import scheduler_pb2 as pb
+from services.common.objectives import Verdict
 from services.scheduler.convert import SEEN
 from services.scheduler.core import catalogue as cat
 from services.scheduler.core import reports as rep
 from services.scheduler.core.events import Command, SendLoad, SendUnload, Terms
+from services.scheduler.core.objectives import Found
 from services.scheduler.core.requests import Recent
 from services.scheduler.core.routes import Route, RoutesChanged, VersionRoute, VersionState
 from services.scheduler.core.scheduler import ExecutorView, FleetView, ModelView, TenantView
@@ -21,10 +23,14 @@ VERSION_STATES: Mapping[VersionState, pb.VersionState] = {
     VersionState.READY: pb.VERSION_STATE_READY,
     VersionState.REFUSED: pb.VERSION_STATE_REFUSED,
     VersionState.UNPLACED: pb.VERSION_STATE_UNPLACED,
+    VersionState.UNLOADED: pb.VERSION_STATE_UNLOADED,
 }
 CLASSES: Mapping[cat.TrafficClass, common_pb2.TrafficClass] = {
     cat.TrafficClass.INTERACTIVE: common_pb2.TRAFFIC_CLASS_INTERACTIVE,
     cat.TrafficClass.BATCH: common_pb2.TRAFFIC_CLASS_BATCH,
+}
+VERDICTS: Mapping[Verdict, pb.ObjectiveVerdict] = {
+    each: cast("pb.ObjectiveVerdict", pb.ObjectiveVerdict.Value(f"OBJECTIVE_VERDICT_{each.name}")) for each in Verdict
 }
 
 
@@ -121,6 +127,7 @@ def _route(value: Route) -> pb.ModelRoute:
         traffic_class=CLASSES[value.traffic_class],
         versions=[_version(each) for each in value.versions],
         splits=[pb.RouteSplit(version=each.version, ppm=each.ppm) for each in value.splits],
+        model_revision=value.revision,
     )
 
 
@@ -152,7 +159,42 @@ def fleet(epoch: int, view: FleetView) -> pb.GetFleetResponse:
         tenants=[_tenant(each) for each in view.tenants],
         epoch=epoch,
         unplaced=unplaced,
+        unpromised=[
+            pb.UnpromisedVersion(
+                key=key(each.key), version=each.version, verdict=VERDICTS[each.verdict], message=each.message
+            )
+            for each in view.unpromised
+        ],
     )
+
+
+def objective(found: Found) -> pb.ObjectiveAnswer:
+    """What can be promised on one kind of lane. Times are rounded up."""
+    made = found.answer
+    message = pb.ObjectiveAnswer(
+        device_kind=made.lane.device_kind,
+        compute_units=made.lane.compute_units,
+        lane=share(made.lane.worth),
+        reservation=share(made.on_lane),
+        verdict=VERDICTS[made.verdict],
+        message=made.message,
+        cost_us=_us(made.cost_ns),
+        burst_us=_us(made.burst_ns),
+        slices_us=_us(made.slices_ns),
+        way_us=_us(made.way_ns),
+        most_rate=made.most_rate,
+        least_whole_us=_us(made.least_whole_ns),
+        serves=found.serves,
+    )
+    if made.least_ns is not None:
+        message.least_objective_us = _us(made.least_ns)
+    if made.needed is not None:
+        message.reservation_needed.CopyFrom(share(made.needed))
+    return message
+
+
+def _us(nanoseconds: int) -> int:
+    return -(-nanoseconds // 1_000)
 
 
 def _tenant(view: TenantView) -> pb.TenantStatus:
@@ -206,6 +248,8 @@ def _executor(view: ExecutorView) -> pb.ExecutorStatus:
         memory_bytes=device.memory_bytes,
         lanes=lanes,
         backend_reason=device.backend_reason,
+        quantum_ns=device.quantum_ns,
+        arrival_order=device.arrival_order,
     )
     return pb.ExecutorStatus(
         executor_id=view.hello.executor_id,

@@ -247,6 +247,9 @@ class FakeMesh(scheduler_pb2_grpc.SchedulerServiceServicer, registry_pb2_grpc.Re
         self.request_reports: list[scheduler_pb2.ReportRequestsRequest] = []
         self.epoch = 1
         self.compacted = False
+        self.wishes: list[tuple[str, str, bool]] = []
+        self.wish_refusal: Refusal | None = None
+        self.revision = 10
         self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(self, self.server)
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(self, self.server)
@@ -256,6 +259,14 @@ class FakeMesh(scheduler_pb2_grpc.SchedulerServiceServicer, registry_pb2_grpc.Re
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
         await self.server.start()
         return self
+
+    async def UpdateModel(self, request: registry_pb2.UpdateModelRequest, context: Any) -> Any:
+        self.wishes.append((request.key.tenant, request.key.name, request.unloaded))
+        refusal = self.wish_refusal
+        if refusal is not None:
+            await abort(context, refusal)
+        self.revision += 1
+        return registry_pb2.UpdateModelResponse(model=registry_pb2.Model(key=request.key, revision=self.revision))
 
     async def WatchRoutes(self, request: scheduler_pb2.WatchRoutesRequest, context: Any) -> AsyncIterator[Any]:
         self.asked.append((request.epoch, request.after_revision))
@@ -303,6 +314,7 @@ def route(
     state: int = scheduler_pb2.VERSION_STATE_READY,
     message: str = "",
     first_replica: int = 1,
+    model_revision: int = 0,
 ) -> scheduler_pb2.ModelRoute:
     """A route of one version, with a replica at each address."""
     tensor = common_pb2.TensorSpec(
@@ -315,6 +327,7 @@ def route(
         key=common_pb2.ModelKey(tenant=tenant, name=name),
         traffic_class=common_pb2.TRAFFIC_CLASS_INTERACTIVE if objective_us else common_pb2.TRAFFIC_CLASS_BATCH,
         splits=[scheduler_pb2.RouteSplit(version=1, ppm=1_000_000)],
+        model_revision=model_revision,
     )
     if objective_us is not None:
         told.slo.objective_us = objective_us

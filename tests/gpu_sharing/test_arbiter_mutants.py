@@ -52,6 +52,7 @@ CAUGHT_BY = {
     "more_is_granted_than_there_is": "test_more_bandwidth_than_the_lane_has_is_refused_with_the_numbers",
     "idle_tenants_collect_a_claim_on_the_surplus": "test_who_was_idle_has_no_claim_on_the_surplus_of_the_past",
     "a_cancelled_request_keeps_its_budget": "what_is_not_needed_is_given_back",
+    "nothing_is_learnt_from_surplus_that_was_late": "test_after_surplus_was_late_less_of_it_is_admitted_and_none_is_kept_from_an_empty_lane",
     "riders_are_paid_by_the_reservation": "test_surplus_does_not_ride_at_the_expense_of_the_reservation",
 }
 """Of each mutant, one check that must catch it."""

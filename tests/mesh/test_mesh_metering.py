@@ -98,7 +98,9 @@ def test_whoever_is_killed_under_load_what_was_used_is_counted_to_the_slice(busy
             if victim is not None:
                 kill(busy, victim)
                 done = len(took)
-                wait_until(lambda: len(took) >= done + 10, timeout_s=60, what=f"service after the {victim}'s death")
+                wait_until(
+                    lambda most=done + 10: len(took) >= most, timeout_s=60, what=f"service after the {victim}'s death"
+                )
     told = {tenant: answered(busy, tenant) for tenant in TENANTS}
 
     def settled() -> bool:

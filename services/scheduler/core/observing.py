@@ -109,7 +109,7 @@ def _learn(state: State, replica: Replica, told: ReplicaReport) -> None:
         return
     learnt = state.learnt.setdefault(replica.ref, Learnt(told.signature))
     if told.profile is not None:
-        learnt.profiles[told.profile.device_kind] = told.profile
+        learnt.take(told.profile)
 
 
 def _fail(state: State, replica: Replica, message: str, served_s: float, now: float) -> None:

@@ -30,7 +30,10 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What an executor has. memory_bytes 0: not told, and not checked. backend: a number that the core only passes on."""
+    """What an executor has. memory_bytes 0: not told, and not checked. backend: a number that the core only passes on.
+
+    quantum_ns: what a slice may take; 0: any time. arrival_order: nobody is promised anything there.
+    """
 
     kind: str
     compute_units: int
@@ -38,6 +41,8 @@ class Device:
     lanes: tuple[Lane, ...]
     backend: int = 0
     backend_reason: str = ""
+    quantum_ns: int = 0
+    arrival_order: bool = False
 
     def capacity(self, number: int) -> int:
         """What a lane is worth in millidevices: its part of the device's compute units; 0 for a lane it has not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from services.scheduler.core import observing, reconcile, reservations
+from services.scheduler.core import objectives, observing, reconcile, reservations
 from services.scheduler.core.catalogue import Key, Ref, Tenant
 from services.scheduler.core.events import (
     Action,
@@ -19,6 +19,7 @@ from services.scheduler.core.events import (
     Noted,
     Tick,
 )
+from services.scheduler.core.objectives import Found, Question, Unpromised
 from services.scheduler.core.reports import Hello, Report
 from services.scheduler.core.requests import Recent
 from services.scheduler.core.reservations import Promise
@@ -76,6 +77,7 @@ class FleetView:
     executors: tuple[ExecutorView, ...]
     tenants: tuple[TenantView, ...]
     unplaced: tuple[UnplacedView, ...]
+    unpromised: tuple[Unpromised, ...] = ()
 
 
 class Scheduler:
@@ -116,6 +118,10 @@ class Scheduler:
         """Whether a tenant could be promised so much, in place of what it has."""
         return reservations.check(self._state, tenant, millidevices)
 
+    def objective(self, question: Question) -> tuple[int, list[Found]]:
+        """What a model can be promised: its version's number, and an answer for each kind of lane. Refusal for nonsense."""
+        return objectives.find(self._state, question)
+
     def fleet(self) -> FleetView:
         """What there is, for the CLI and metrics; what is said of the last minute ends with the latest event."""
         state = self._state
@@ -126,6 +132,7 @@ class Scheduler:
             tuple(ExecutorView(each.hello, each.report, each.attached) for each in executors),
             tuple(self._tenant_view(each, models.get(each.name, [])) for each in tenants),
             tuple(UnplacedView(ref.key, ref.version, why) for ref, why in sorted(self._lacking().items())),
+            tuple(objectives.unpromised(state)),
         )
 
     def _model_views(self) -> dict[str, list[ModelView]]:

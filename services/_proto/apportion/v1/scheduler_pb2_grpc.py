@@ -61,6 +61,11 @@ class SchedulerServiceStub(object):
                 request_serializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationResponse.FromString,
                 _registered_method=True)
+        self.GetObjective = channel.unary_unary(
+                '/apportion.v1.SchedulerService/GetObjective',
+                request_serializer=apportion_dot_v1_dot_scheduler__pb2.GetObjectiveRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_scheduler__pb2.GetObjectiveResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer(object):
@@ -109,6 +114,15 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetObjective(self, request, context):
+        """Which objective a model can be promised, from its profile, its tenant's reservation and how its requests come; and
+        what would do where the one asked for cannot be. Tells nothing of other tenants: what their slices may take is the
+        executor's quantum. FAILED_PRECONDITION (NOT_SERVING) until the catalogue is known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -136,6 +150,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.CheckReservation,
                     request_deserializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationResponse.SerializeToString,
+            ),
+            'GetObjective': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetObjective,
+                    request_deserializer=apportion_dot_v1_dot_scheduler__pb2.GetObjectiveRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_scheduler__pb2.GetObjectiveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -275,6 +294,33 @@ class SchedulerService(object):
             '/apportion.v1.SchedulerService/CheckReservation',
             apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.SerializeToString,
             apportion_dot_v1_dot_scheduler__pb2.CheckReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetObjective(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.SchedulerService/GetObjective',
+            apportion_dot_v1_dot_scheduler__pb2.GetObjectiveRequest.SerializeToString,
+            apportion_dot_v1_dot_scheduler__pb2.GetObjectiveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,7 +10,7 @@ from services.cli.options import Mesh
 from services.cli.push.repository.plan import Plan
 from services.cli.push.repository.report import after_inspection, as_json, plain, print_report
 from services.cli.push.run import default_tenant, followed, print_profile, print_signature, store
-from services.cli.push.standing import Serving
+from services.cli.push.standing import Serving, unloaded_note
 
 WHOLE_PPM = 1_000_000
 
@@ -24,7 +24,9 @@ async def push(mesh: Mesh, request: Any, plan: Plan, *, timeout_s: float | None,
         print_report(plan)
     model = await _made(mesh, request, plan, json)
     found: dict[int, Serving] = {}
-    if timeout_s is not None:
+    if model.unloaded:
+        show.err.print(f"[yellow]note:[/] {unloaded_note(request.key)}")
+    elif timeout_s is not None:
         for number in plan.artefacts:
             what = f"{request.key.tenant}/{request.key.name} version {number}"
             found[number] = await followed(mesh, request.key, number, timeout_s, what)
