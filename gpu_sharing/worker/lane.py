@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gpu_sharing.runtimes.base import Interruptible, Run
+from gpu_sharing.runtimes.base import Interrupted, Interruptible, Run
 from gpu_sharing.units import Nanoseconds
 from gpu_sharing.worker.faults import describe, reason_of
 from gpu_sharing.worker.gather import join
@@ -67,7 +67,8 @@ class Lane:
             took = self._clock() - started
             self._meter.end(took)
             self._let_go(batch)
-            self._requests.fail(batch, took, describe(work.hosted.label, error), reason_of(error))
+            final = isinstance(error, Interrupted)
+            self._requests.fail(batch, took, describe(work.hosted.label, error), reason_of(error), final=final)
             return
         finally:
             self._watch.end("lane")

@@ -51,6 +51,8 @@ Download = Callable[[str, str], AsyncIterator[bytes]]
 """The bytes of an artefact, by tenant and digest."""
 StartsWorker = Callable[..., Awaitable[WorkerClient]]
 _NS_PER_S = 1_000_000_000
+TEXT_FORMATS = frozenset({"onnx"})
+"""Formats whose runtime takes elements of BYTES as text."""
 
 
 class Expected(NamedTuple):
@@ -93,7 +95,7 @@ class Executor:
         self.sessions: Callable[[], Sequence[Session]] = lambda: ()
         self.calls: Calls
         self._workers, self._cache, self._download = workers, cache, download
-        self._start_worker, self._load_interval_s, self._limits = start_worker, load_interval_s, limits
+        self._start_worker, self._load_interval_s, self._limits = start_worker, load_interval_s, limits or Limits()
         self._fetches: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: dict[int, Expected] = {}
@@ -245,7 +247,7 @@ class Executor:
             wanted.version,
             self.lanes[wanted.lane],
             wanted.bandwidth,
-            Decoder(signature, self._limits),
+            Decoder(signature, self._limits._replace(utf8=replica.format in TEXT_FORMATS)),
             Encoder(signature, wanted.version, wanted.labels),
             self.calls.statistics.of(wanted.tenant, wanted.model, wanted.version),
         )

@@ -88,10 +88,6 @@ class Accounts:
             counts = self._counts[tenant, model] = Counts()
         return counts
 
-    def by_model(self) -> dict[tuple[str, str], Counts]:
-        """The counts of every model that exists, as they stand and go on changing."""
-        return {key: counts for key, counts in self._counts.items() if key[1]}
-
     def keep(self, exists: Callable[..., bool]) -> None:
         """Lets go of the counts of models, and of versions, that are gone, each time there are twice as many as before.
 
@@ -104,6 +100,10 @@ class Accounts:
                 del self._counts[tenant, model]
         self.triton.keep(exists)
         self._looked_at = max(FEW, len(self._counts) + len(self.triton))
+
+    def by_model(self) -> dict[tuple[str, str], Counts]:
+        """The counts of every model that exists, as they stand and go on changing."""
+        return {key: counts for key, counts in self._counts.items() if key[1]}
 
     def close(self, request: Request, judgement: Judgement, ended_ns: int) -> bool:
         """Takes a request that is over; whether its trace is kept."""

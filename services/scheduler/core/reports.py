@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from services.common.objectives import lane_worth
 from services.scheduler.core.catalogue import Key, Profile, Ref
 
 
@@ -51,7 +52,7 @@ class Device:
         lanes of one device are never worth more than 1000 together.
         """
         whole = max(self.compute_units, sum(lane.compute_units for lane in self.lanes), 1)
-        return next((1000 * lane.compute_units // whole for lane in self.lanes if lane.number == number), 0)
+        return next((lane_worth(lane.compute_units, whole) for lane in self.lanes if lane.number == number), 0)
 
     def lane(self, number: int) -> Lane | None:
         """The lane of that number, if the device has it."""
