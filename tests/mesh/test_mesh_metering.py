@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -90,38 +91,45 @@ def kill(mesh: RunningMesh, victim: str) -> None:
     wait_until(lambda: mesh.pids().get(victim) not in (None, pid), what=f"the return of the {victim}")
 
 
-def test_whoever_is_killed_under_load_what_was_used_is_counted_to_the_slice(busy: RunningMesh) -> None:
-    victims = ("executor", "worker", "scheduler", "executor")
-    for victim in (*victims, None):
-        with load(busy) as took:
-            wait_until(lambda: len(took) >= 40, timeout_s=60, what="traffic")
-            if victim is not None:
-                kill(busy, victim)
-                done = len(took)
-                wait_until(
-                    lambda most=done + 10: len(took) >= most, timeout_s=60, what=f"service after the {victim}'s death"
-                )
-    told = {tenant: answered(busy, tenant) for tenant in TENANTS}
+def killed_under_load(mesh: RunningMesh, victim: str) -> None:
+    """Traffic, a death in the middle of it, and traffic again."""
+    with load(mesh) as took:
+        wait_until(lambda: len(took) >= 40, timeout_s=60, what="traffic")
+        kill(mesh, victim)
+        most = len(took) + 10
+        wait_until(lambda: len(took) >= most, timeout_s=60, what=f"service after the {victim}'s death")
 
-    def settled() -> bool:
-        before = counted(busy)
-        time.sleep(1.2)
-        return bool(before) and before == counted(busy)
 
-    wait_until(settled, what="the last report")
-    found, killed = counted(busy), sum(victim != "scheduler" for victim in victims)
-    story = {}
-    for tenant, (seconds, requests) in told.items():
-        around_s = requests * AROUND_A_SLICE_S
-        story[tenant] = {"told_s": seconds, "counted_s": found[tenant], "requests": requests}
-        # Of what was counted and not told there is at most the one slice, for each death, whose answer never came.
-        slice_s = LONGEST * seconds / requests
-        assert seconds - around_s <= found[tenant] <= seconds + around_s + killed * slice_s, story
-    print(json.dumps({"deaths": killed, "tenants": story}))
-    metrics = busy.addresses["executor_metrics"]
+def settled(mesh: RunningMesh) -> bool:
+    """Whether nothing more is counted."""
+    before = counted(mesh)
+    time.sleep(1.2)
+    return bool(before) and before == counted(mesh)
+
+
+def compared(mesh: RunningMesh, *, deaths: int) -> dict[str, Any]:
+    """By tenant what its callers were told and what is counted, and whether they agree to the slice that ran at each death."""
+    found, story = counted(mesh), {}
     for tenant in TENANTS:
+        seconds, requests = answered(mesh, tenant)
+        around_s = requests * AROUND_A_SLICE_S
+        # Of what was counted and not told there is at most the one slice, for each death, whose answer never came.
+        most_s = seconds + around_s + deaths * LONGEST * seconds / requests
+        exact = seconds - around_s <= found[tenant] <= most_s
+        story[tenant] = {"told_s": seconds, "counted_s": found[tenant], "requests": requests, "exact": exact}
+    return story
+
+
+def test_whoever_is_killed_under_load_what_was_used_is_counted_to_the_slice(busy: RunningMesh) -> None:
+    for victim in ("executor", "worker", "scheduler", "executor"):
+        killed_under_load(busy, victim)
+    wait_until(lambda: settled(busy), what="the last report")
+    story = compared(busy, deaths=3)
+    assert all(each["exact"] for each in story.values()), story
+    metrics = busy.addresses["executor_metrics"]
+    for tenant, each in story.items():
         exposed = busy.total("apportion_executor_device_seconds_total", metrics, tenant=tenant, model="slow")
-        assert exposed == pytest.approx(found[tenant], abs=1e-6)
+        assert exposed == pytest.approx(each["counted_s"], abs=1e-6)
 
 
 def test_an_executor_that_is_told_to_stop_takes_nothing_with_it(busy: RunningMesh) -> None:
