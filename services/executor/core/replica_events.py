@@ -116,8 +116,15 @@ class WorkerDown(msgspec.Struct, frozen=True):
     reason: str
 
 
+class LayoutSet(msgspec.Struct, frozen=True):
+    """These lanes are in force."""
+
+    lanes: tuple[int, ...]
+
+
 Happened: TypeAlias = (
     Wanted
+    | LayoutSet
     | Unwanted
     | Changed
     | Fetching
@@ -170,8 +177,14 @@ class StartWorker(msgspec.Struct, frozen=True):
     after_ns: Nanoseconds
 
 
+class StopWorker(msgspec.Struct, frozen=True):
+    """The lane's worker holds nothing and is not needed: stop it; answered by WorkerDown."""
+
+    lane: int
+
+
 class Tell(msgspec.Struct, frozen=True):
     """What the scheduler knows is out of date."""
 
 
-Action: TypeAlias = Fetch | LetGo | Send | Serve | Withdraw | StartWorker | Tell
+Action: TypeAlias = Fetch | LetGo | Send | Serve | Withdraw | StartWorker | StopWorker | Tell
