@@ -18,6 +18,7 @@ from services.common.status import from_rpc_error
 from services.executor.books import Books, MeterPage
 from services.executor.cache import ArtefactCache, FetchFailed, format_of
 from services.executor.calls import Calls
+from services.executor.core.accounts import Accounts
 from services.executor.core.load import expected_wait_ns
 from services.executor.core.replica_events import (
     Fetch,
@@ -39,6 +40,7 @@ from services.executor.core.replica_events import (
 )
 from services.executor.core.replicas import Phase, Replicas
 from services.executor.core.requests import Limits
+from services.executor.core.statistics import MOST_VERSIONS
 from services.executor.core.usage import UsageLedger
 from services.executor.core.watchdog import Patience
 from services.executor.decode import Decoder
@@ -57,6 +59,8 @@ LEAVE_POLL_S, LEAVE_LOOKS, LEAVE_GRACE_S = 0.05, 600, 1.0
 """A worker that is needed no more goes once nobody reads its memory: looked at this often, at most so many times; then it has so long."""
 TEXT_FORMATS = frozenset({"onnx"})
 """Formats whose runtime takes elements of BYTES as text."""
+MOST_REPLICAS = 16_384
+"""Replicas whose tenant is remembered, those that are gone too: what was asked of them may still be on its way."""
 
 
 class Expected(NamedTuple):
@@ -97,6 +101,7 @@ class Executor:
         self.usage = UsageLedger(units, self.books.settled, self.books.owners)
         self.books.settled = self.usage.settled
         self._pages: dict[int, MeterPage] = {}
+        self.accounts = Accounts()
         self.changed = asyncio.Event()
         self.tenants: dict[int, str] = {}
         self.sessions: Callable[[], Sequence[Session]] = lambda: ()
@@ -211,6 +216,7 @@ class Executor:
         lane.client = None
         self.calls.lost(lane, reason)
         self._close_page(number)
+        self.accounts.ended(number)
         self.handle(WorkerDown(number, reason))
         await client.stop(0.0)
 
@@ -273,6 +279,8 @@ class Executor:
                         self.calls.failed(lane, event)
                     case Statistics():
                         self.usage.take(lane.number, event, time.monotonic_ns())
+                        tenants = {each.wanted.tenant for each in self.replicas.all()}
+                        self.accounts.take(lane.number, event.accounts, tenants)
                     case Stage() | Loaded() | LoadFailed() | Unloaded():
                         self.handle(event, lane.number)
             except Exception as error:
@@ -293,11 +301,18 @@ class Executor:
             Decoder(signature, self._limits._replace(utf8=replica.format in TEXT_FORMATS)),
             Encoder(signature, wanted.version, wanted.labels),
             self.calls.statistics.of(wanted.tenant, wanted.model, wanted.version),
+            wanted.queueing,
         )
+        if len(self.calls.statistics.counts) > MOST_VERSIONS:
+            self.calls.statistics.trim(
+                {(each.tenant, each.model, each.version) for each in self.calls.serving.values()}
+            )
         log.info("replica ready", replica=number, tenant=wanted.tenant, model=wanted.model, version=wanted.version)
 
     def _fetch(self, wanted: Wanted) -> None:
         number = wanted.replica
+        if len(self.tenants) > MOST_REPLICAS:
+            del self.tenants[next(gone for gone in self.tenants if self.replicas.get(gone) is None)]
         self.tenants[number] = wanted.tenant
         if self.usage.models.get(number) != (wanted.tenant, wanted.model):
             self.usage.models[number] = (wanted.tenant, wanted.model)

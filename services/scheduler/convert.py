@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from services._proto.apportion.v1 import common_pb2, registry_pb2
 from services._proto.apportion.v1 import scheduler_pb2 as pb
 from services.common.errors import Reason, Refusal, invalid
-from services.common.objectives import WAY_NS, Ask, Point
+from services.common.objective_messages import points_from
+from services.common.objectives import WAY_NS, Ask
 from services.scheduler.core import catalogue as cat
 from services.scheduler.core import reports as rep
 from services.scheduler.core import requests as req
@@ -46,18 +47,7 @@ def traffic_class(value: int) -> cat.TrafficClass:
 def profile(message: common_pb2.Profile) -> cat.Profile:
     """A profile. Its memory: the weights and the largest activations of any point."""
     activations = max((point.activation_bytes for point in message.points), default=0)
-    points = tuple(
-        Point(
-            each.rows,
-            each.shape_bucket,
-            each.compute_units,
-            each.p50_ns,
-            each.p99_ns,
-            max(each.segments_ns, default=0),
-        )
-        for each in message.points
-    )
-    return cat.Profile(message.device_kind, message.weight_bytes + activations, _blob(message), points)
+    return cat.Profile(message.device_kind, message.weight_bytes + activations, _blob(message), points_from(message))
 
 
 def signature(message: common_pb2.Signature) -> bytes:

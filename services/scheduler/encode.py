@@ -7,7 +7,7 @@ from typing import cast
 
 from services._proto.apportion.v1 import common_pb2
 from services._proto.apportion.v1 import scheduler_pb2 as pb
-from services.common.objectives import Verdict
+from services.common.objective_messages import VERDICTS, answer_to
 from services.scheduler.convert import SEEN
 from services.scheduler.core import catalogue as cat
 from services.scheduler.core import reports as rep
@@ -28,9 +28,6 @@ VERSION_STATES: Mapping[VersionState, pb.VersionState] = {
 CLASSES: Mapping[cat.TrafficClass, common_pb2.TrafficClass] = {
     cat.TrafficClass.INTERACTIVE: common_pb2.TRAFFIC_CLASS_INTERACTIVE,
     cat.TrafficClass.BATCH: common_pb2.TRAFFIC_CLASS_BATCH,
-}
-VERDICTS: Mapping[Verdict, pb.ObjectiveVerdict] = {
-    each: cast("pb.ObjectiveVerdict", pb.ObjectiveVerdict.Value(f"OBJECTIVE_VERDICT_{each.name}")) for each in Verdict
 }
 
 
@@ -171,32 +168,8 @@ def fleet(epoch: int, view: FleetView) -> pb.GetFleetResponse:
 
 
 def objective(found: Found) -> pb.ObjectiveAnswer:
-    """What can be promised on one kind of lane. Times are rounded up."""
-    made = found.answer
-    message = pb.ObjectiveAnswer(
-        device_kind=made.lane.device_kind,
-        compute_units=made.lane.compute_units,
-        lane=share(made.lane.worth),
-        reservation=share(made.on_lane),
-        verdict=VERDICTS[made.verdict],
-        message=made.message,
-        cost_us=_us(made.cost_ns),
-        burst_us=_us(made.burst_ns),
-        slices_us=_us(made.slices_ns),
-        way_us=_us(made.way_ns),
-        most_rate=made.most_rate,
-        least_whole_us=_us(made.least_whole_ns),
-        serves=found.serves,
-    )
-    if made.least_ns is not None:
-        message.least_objective_us = _us(made.least_ns)
-    if made.needed is not None:
-        message.reservation_needed.CopyFrom(share(made.needed))
-    return message
-
-
-def _us(nanoseconds: int) -> int:
-    return -(-nanoseconds // 1_000)
+    """What can be promised on one kind of lane."""
+    return answer_to(found.answer, serves=found.serves)
 
 
 def _tenant(view: TenantView) -> pb.TenantStatus:

@@ -109,6 +109,7 @@ class Replica:
             objective_ns=wanted.objective_ns,
             signature=self.signature or wanted.signature,
             profile=self.profile or wanted.profile,
+            queue_limit=wanted.queueing.max_waiting,
         )
 
 

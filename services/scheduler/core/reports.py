@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from services.common.objectives import lane_worth
 from services.scheduler.core.catalogue import Key, Profile, Ref
 
 
@@ -70,7 +71,7 @@ class Device:
         layouts = range(len(self.layouts) or 1)
         most = max(sum(lane.compute_units for lane in self.in_layout(layout)) for layout in layouts)
         whole = max(self.compute_units, most, 1)
-        return next((1000 * lane.compute_units // whole for lane in self.lanes if lane.number == number), 0)
+        return next((lane_worth(lane.compute_units, whole) for lane in self.lanes if lane.number == number), 0)
 
     def lane(self, number: int) -> Lane | None:
         """The lane of that number, if the device has it."""

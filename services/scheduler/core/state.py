@@ -214,4 +214,5 @@ class State:
         # Whoever loads it again wants it tried at once.
         for ref in [ref for ref in self.failures if self.models[ref.key].unloaded]:
             del self.failures[ref]
+        self.requests.keep(self.models)
         self.recorded = {entry for entry in self.recorded if entry[0] in known}
