@@ -236,8 +236,10 @@ class Refusals(grpc.aio.ServerInterceptor):
                     async with aclosing(responses):
                         async for response in responses:
                             yield response
+                    return
                 except Exception as error:
-                    await _refuse(context, error, method)
+                    refused = _alone(error)
+                await _refuse(context, refused, method)
 
             make = (
                 grpc.stream_stream_rpc_method_handler
@@ -251,7 +253,10 @@ class Refusals(grpc.aio.ServerInterceptor):
             try:
                 return await inner(request, context)
             except Exception as error:
-                await _refuse(context, error, method)
+                refused = _alone(error)
+            # gRPC keeps what it aborts with as long as the call, in a circle with these frames: without the request.
+            del request
+            await _refuse(context, refused, method)
 
         make = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
@@ -259,8 +264,15 @@ class Refusals(grpc.aio.ServerInterceptor):
         return make(single, handler.request_deserializer, handler.response_serializer)
 
 
+def _alone(error: Exception) -> Exception:
+    """An error that is expected, without the frames that it came through, and what they hold."""
+    expected = isinstance(error, Refusal | grpc.aio.AbortError | grpc.aio.InternalError)
+    return error.with_traceback(None) if expected else error
+
+
 async def _refuse(context: Any, error: Exception, method: str) -> None:
-    if isinstance(error, grpc.aio.AbortError):
+    # gRPC's own error: the call was over while it was to be ended, since its caller has left.
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.InternalError):
         raise error
     if not isinstance(error, Refusal):
         log.error("unexpected error", method=method, exc_info=error)

@@ -47,6 +47,7 @@ def model_message(record: Model) -> registry_pb2.Model:
         versions=[version_message(version) for version in record.versions],
         traffic=[registry_pb2.TrafficSplit(version=number, ppm=ppm) for number, ppm in record.traffic],
         revision=record.revision,
+        unloaded=record.unloaded,
     )
 
 
@@ -115,6 +116,9 @@ def wish_of(request: registry_pb2.CreateVersionRequest | registry_pb2.UpdateMode
         rules.choice("traffic_class", TrafficClass, request.traffic_class),
         rules.choice("isolation", Isolation, request.isolation),
         rules.replicas(request.replicas) if request.HasField("replicas") else None,
+        request.unloaded
+        if isinstance(request, registry_pb2.UpdateModelRequest) and request.HasField("unloaded")
+        else None,
     )
 
 

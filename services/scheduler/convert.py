@@ -11,7 +11,8 @@ from services.common.objective_messages import points_from
 from services.common.objectives import WAY_NS, Ask
 from services.scheduler.core import catalogue as cat
 from services.scheduler.core import reports as rep
-from services.scheduler.core.events import CatalogueChanged, Passed, RecordInspection
+from services.scheduler.core import requests as req
+from services.scheduler.core.events import CatalogueChanged, FrontendReported, Passed, RecordInspection
 from services.scheduler.core.objectives import Question
 
 SEEN: Mapping[pb.ReplicaState, rep.Seen] = {
@@ -82,6 +83,8 @@ def model(message: registry_pb2.Model) -> cat.Model:
         message.replicas or 1,
         tuple(_version(each) for each in message.versions),
         tuple(cat.Split(each.version, each.ppm) for each in message.traffic),
+        message.unloaded,
+        message.revision,
     )
 
 
@@ -174,6 +177,7 @@ def report(message: pb.ExecutorReport, incarnation: str) -> rep.Report:
         tuple(_usage(each, incarnation) for each in message.usage),
         message.memory_used_bytes,
         message.draining,
+        message.measured_us,
     )
 
 
@@ -208,6 +212,22 @@ def _usage(message: pb.Usage, incarnation: str) -> rep.UsageReport:
         message.requests,
         message.batches,
     )
+
+
+# From frontends.
+
+
+def frontend_report(message: pb.ReportRequestsRequest) -> FrontendReported:
+    """A frontend's counts. Refuses one without a name."""
+    if not message.frontend_id:
+        raise invalid("frontend_id", "must not be empty")
+    counts = tuple((key(each.key), _counts(each)) for each in message.counts)
+    return FrontendReported(message.frontend_id, counts, message.whole)
+
+
+def _counts(message: pb.RequestCounts) -> req.Counts:
+    latencies = tuple((each.bucket, each.count) for each in message.latencies)
+    return req.Counts(message.requests, message.within, message.missed, message.in_flight, latencies)
 
 
 def _key(value: cat.Key) -> common_pb2.ModelKey:

@@ -88,6 +88,13 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         """The fleet as it is known."""
         return encode.fleet(self._deciding.scheduler.epoch, self._deciding.scheduler.fleet())
 
+    async def ReportRequests(
+        self, request: pb.ReportRequestsRequest, _context: grpc.aio.ServicerContext
+    ) -> pb.ReportRequestsResponse:
+        """A frontend's counts."""
+        self._deciding.tell(convert.frontend_report(request))
+        return pb.ReportRequestsResponse(epoch=self._deciding.scheduler.epoch)
+
     async def CheckReservation(
         self, request: pb.CheckReservationRequest, _context: grpc.aio.ServicerContext
     ) -> pb.CheckReservationResponse:

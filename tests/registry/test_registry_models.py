@@ -132,6 +132,21 @@ async def test_an_update_changes_what_it_names_and_nothing_else(world: World) ->
     await refusal(conflict, Reason.REVISION_CONFLICT, CODE.FAILED_PRECONDITION)
 
 
+async def test_a_model_stays_unloaded_through_pushes_and_updates_until_it_is_loaded(world: World) -> None:
+    await world.push()
+    first = (await world.call.UpdateModel(pb.UpdateModelRequest(key=key(), unloaded=True))).model
+    assert first.unloaded
+    again = (await world.call.UpdateModel(pb.UpdateModelRequest(key=key(), unloaded=True))).model
+    assert again.revision == first.revision
+    await world.upload(b"other")
+    assert (await world.push(data=b"other")).model.unloaded
+    assert (await world.call.UpdateModel(pb.UpdateModelRequest(key=key(), replicas=2))).model.unloaded
+    assert (await world.snapshot()).models["acme", "m"].unloaded
+    loaded = (await world.call.UpdateModel(pb.UpdateModelRequest(key=key(), unloaded=False))).model
+    assert (loaded.unloaded, loaded.replicas, len(loaded.versions)) == (False, 2, 2)
+    assert not (await world.call.GetModel(pb.GetModelRequest(key=key()))).model.unloaded
+
+
 async def test_traffic_is_split_between_versions_that_exist(world: World) -> None:
     await world.push()
     await world.push(data=b"new")

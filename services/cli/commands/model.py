@@ -15,7 +15,7 @@ from services.cli import remote, show
 from services.cli.errors import usage
 from services.cli.options import Data, Json, Mesh, Registry, Scheduler, find_mesh
 from services.cli.profiles import commands, objective
-from services.cli.push import artefact, parse, run
+from services.cli.push import artefact, loading, parse, run
 
 app = typer.Typer(no_args_is_help=True)
 app.command("profile")(commands.profile_command)
@@ -23,6 +23,9 @@ app.command("objective")(commands.objective_command)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 Tenant = Annotated[str, typer.Option("--tenant", metavar="T", help="Whose model it is.")]
+
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait.")]
 
 
 class Traffic(StrEnum):
@@ -75,8 +78,8 @@ def push(
     replicas: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=64, help="Copies on different executors.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")] = True,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait.")] = 300.0,
+    wait: Wait = True,
+    timeout: Timeout = 300.0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 where it serves but its objective is not promised.")
     ] = False,
@@ -150,7 +153,7 @@ def list_models(
             str(len(one.versions)),
             _objective(one.slo),
             run.class_name(one),
-            str(one.replicas or 1),
+            "unloaded" if one.unloaded else str(one.replicas or 1),
         ]
         for one in models
     ]
@@ -172,7 +175,10 @@ def show_model(
     if as_json:
         show.print_json(model)
         return
-    show.out.print(f"[bold]{tenant}/{name}[/]  objective {_objective(model.slo)}, {run.class_name(model)}")
+    show.out.print(
+        f"[bold]{tenant}/{name}[/]  objective {_objective(model.slo)}, {run.class_name(model)}"
+        f"{', unloaded' if model.unloaded else ''}"
+    )
     rows = [
         [
             str(v.version),
@@ -213,6 +219,39 @@ def remove(
 
     asyncio.run(call(find_mesh(data, registry=registry)))
     show.out.print(f"{tenant}/{name}{'' if version is None else f' version {version}'} removed")
+
+
+@app.command()
+def unload(
+    name: Name,
+    tenant: Tenant = "default",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until nobody holds it.")] = True,
+    timeout: Timeout = 60.0,
+    data: Data = None,
+    registry: Registry = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """Take a model off every device, until it is loaded again. What it has is finished; its versions stay."""
+    mesh = find_mesh(data, registry=registry, scheduler=scheduler)
+    key = common_pb2.ModelKey(tenant=tenant, name=name)
+    asyncio.run(loading.unload(mesh, key, timeout_s=timeout if wait else None))
+    show.out.print(f"{tenant}/{name} unloaded")
+
+
+@app.command()
+def load(
+    name: Name,
+    tenant: Tenant = "default",
+    wait: Wait = True,
+    timeout: Timeout = 300.0,
+    data: Data = None,
+    registry: Registry = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """Have a model served that was unloaded, and wait until it serves."""
+    mesh = find_mesh(data, registry=registry, scheduler=scheduler)
+    key = common_pb2.ModelKey(tenant=tenant, name=name)
+    asyncio.run(loading.load(mesh, key, timeout_s=timeout if wait else None))
 
 
 def _objective(slo: Any) -> str:

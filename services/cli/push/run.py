@@ -14,7 +14,7 @@ from services.cli.options import Mesh
 from services.cli.profiles import objective
 from services.cli.push.artefact import Artefact
 from services.cli.push.follow import until_serving, upload
-from services.cli.push.standing import Serving, at_one_row
+from services.cli.push.standing import Serving, at_one_row, unloaded_note
 
 DEFAULT_TENANT = "default"
 """Whom callers from this machine are, when they say nothing else."""
@@ -30,7 +30,10 @@ async def push(
     async with remote.registry(mesh) as stub:
         await default_tenant(stub, request.key.tenant)
         made = await store(stub, request, artefact, quiet=as_json)
-    if timeout_s is None:
+    if made.model.unloaded:
+        # A push says nothing of that: who unloaded the model has it loaded when its files are as they should be.
+        show.err.print(f"[yellow]note:[/] {unloaded_note(request.key)}")
+    if timeout_s is None or made.model.unloaded:
         if as_json:
             show.print_json({"model": made.model, "version": made.version})
         return

@@ -109,7 +109,11 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model and how it is to be served. isolated: in a worker process that holds no other tenant's models."""
+    """A model and how it is to be served.
+
+    isolated: in a worker process that holds no other tenant's models. unloaded: nobody is to hold it, by request.
+    revision: the catalogue's, of the model's last change; 0: not told.
+    """
 
     key: Key
     slo: Slo = Slo()
@@ -118,6 +122,8 @@ class Model:
     replicas: int = 1
     versions: tuple[Version, ...] = ()
     traffic: tuple[Split, ...] = ()
+    unloaded: bool = False
+    revision: int = 0
 
     def version(self, number: int) -> Version | None:
         """The version of that number, if there is one."""

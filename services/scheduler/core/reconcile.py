@@ -39,11 +39,13 @@ class _Want:
 
 
 def retire(state: State) -> None:
-    """Sends away what is not wanted: removed and replaced versions, and replicas beyond the number asked for."""
+    """Sends away what is not wanted: removed, unloaded and replaced versions, and replicas beyond the number asked for."""
     held = state.fleet.by_ref()
     for replica in state.fleet.replicas():
         if state.version(replica.ref) is None:
             replica.leave("it is no longer in the catalogue", state.policy.drain_s)
+        elif state.models[replica.ref.key].unloaded:
+            replica.leave("its model was unloaded by request", state.policy.drain_s)
     for model in state.models.values():
         numbers = {split.version for split in state.wanted(model)}
         refs = {version.number: model.ref(version) for version in model.versions}

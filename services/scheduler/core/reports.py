@@ -88,7 +88,7 @@ class LaneReport:
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Device time of one model, counted since `incarnation` began."""
+    """Device time of one model, counted since `incarnation` began: what it counts is told whole, every time."""
 
     key: Key
     incarnation: str
@@ -100,13 +100,14 @@ class UsageReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything an executor holds, whole: what it does not list, it does not have."""
+    """Everything an executor holds, whole: what it does not list, it does not have. measured_us: when, by its own clock."""
 
     replicas: tuple[ReplicaReport, ...] = ()
     lanes: tuple[LaneReport, ...] = ()
     usage: tuple[UsageReport, ...] = ()
     memory_used_bytes: int = 0
     draining: bool = False
+    measured_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

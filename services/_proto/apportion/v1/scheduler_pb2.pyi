@@ -34,6 +34,7 @@ class VersionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERSION_STATE_READY: _ClassVar[VersionState]
     VERSION_STATE_REFUSED: _ClassVar[VersionState]
     VERSION_STATE_UNPLACED: _ClassVar[VersionState]
+    VERSION_STATE_UNLOADED: _ClassVar[VersionState]
 
 class ObjectiveVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -63,6 +64,7 @@ VERSION_STATE_LOADING: VersionState
 VERSION_STATE_READY: VersionState
 VERSION_STATE_REFUSED: VersionState
 VERSION_STATE_UNPLACED: VersionState
+VERSION_STATE_UNLOADED: VersionState
 OBJECTIVE_VERDICT_UNSPECIFIED: ObjectiveVerdict
 OBJECTIVE_VERDICT_PROMISED: ObjectiveVerdict
 OBJECTIVE_VERDICT_NOT_MEASURED: ObjectiveVerdict
@@ -183,18 +185,20 @@ class LaneReport(_message.Message):
     def __init__(self, lane: _Optional[int] = ..., busy_ppm: _Optional[int] = ..., waiting_requests: _Optional[int] = ...) -> None: ...
 
 class ExecutorReport(_message.Message):
-    __slots__ = ("replicas", "lanes", "usage", "memory_used_bytes", "draining")
+    __slots__ = ("replicas", "lanes", "usage", "memory_used_bytes", "draining", "measured_us")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_US_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaReport]
     lanes: _containers.RepeatedCompositeFieldContainer[LaneReport]
     usage: _containers.RepeatedCompositeFieldContainer[Usage]
     memory_used_bytes: int
     draining: bool
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[LaneReport, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., draining: bool = ...) -> None: ...
+    measured_us: int
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[LaneReport, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., draining: bool = ..., measured_us: _Optional[int] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
     __slots__ = ("welcome", "load", "unload", "update")
@@ -313,18 +317,20 @@ class RouteBookmark(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelRoute(_message.Message):
-    __slots__ = ("key", "slo", "traffic_class", "versions", "splits")
+    __slots__ = ("key", "slo", "traffic_class", "versions", "splits", "model_revision")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SLO_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     SPLITS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
     key: _common_pb2.ModelKey
     slo: _common_pb2.Slo
     traffic_class: _common_pb2.TrafficClass
     versions: _containers.RepeatedCompositeFieldContainer[VersionRoute]
     splits: _containers.RepeatedCompositeFieldContainer[RouteSplit]
-    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., versions: _Optional[_Iterable[_Union[VersionRoute, _Mapping]]] = ..., splits: _Optional[_Iterable[_Union[RouteSplit, _Mapping]]] = ...) -> None: ...
+    model_revision: int
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., versions: _Optional[_Iterable[_Union[VersionRoute, _Mapping]]] = ..., splits: _Optional[_Iterable[_Union[RouteSplit, _Mapping]]] = ..., model_revision: _Optional[int] = ...) -> None: ...
 
 class RouteSplit(_message.Message):
     __slots__ = ("version", "ppm")
@@ -413,18 +419,104 @@ class ExecutorStatus(_message.Message):
     def __init__(self, executor_id: _Optional[str] = ..., address: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., report: _Optional[_Union[ExecutorReport, _Mapping]] = ..., attached: bool = ...) -> None: ...
 
 class TenantStatus(_message.Message):
-    __slots__ = ("tenant", "reservation", "weight", "device_ns", "requests")
+    __slots__ = ("tenant", "reservation", "weight", "device_ns", "requests", "compute_unit_ns", "batches", "used_ppm", "recent", "models")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_UNIT_NS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    USED_PPM_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     reservation: _common_pb2.Share
     weight: int
     device_ns: int
     requests: int
-    def __init__(self, tenant: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., device_ns: _Optional[int] = ..., requests: _Optional[int] = ...) -> None: ...
+    compute_unit_ns: int
+    batches: int
+    used_ppm: int
+    recent: RecentRequests
+    models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
+    def __init__(self, tenant: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., device_ns: _Optional[int] = ..., requests: _Optional[int] = ..., compute_unit_ns: _Optional[int] = ..., batches: _Optional[int] = ..., used_ppm: _Optional[int] = ..., recent: _Optional[_Union[RecentRequests, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
+
+class ModelStatus(_message.Message):
+    __slots__ = ("key", "device_ns", "requests", "compute_unit_ns", "batches", "used_ppm", "recent")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_UNIT_NS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    USED_PPM_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    device_ns: int
+    requests: int
+    compute_unit_ns: int
+    batches: int
+    used_ppm: int
+    recent: RecentRequests
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., device_ns: _Optional[int] = ..., requests: _Optional[int] = ..., compute_unit_ns: _Optional[int] = ..., batches: _Optional[int] = ..., used_ppm: _Optional[int] = ..., recent: _Optional[_Union[RecentRequests, _Mapping]] = ...) -> None: ...
+
+class RecentRequests(_message.Message):
+    __slots__ = ("window_ms", "requests", "within", "missed", "p99_us", "requests_per_s", "in_flight")
+    WINDOW_MS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    P99_US_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    window_ms: int
+    requests: int
+    within: int
+    missed: int
+    p99_us: int
+    requests_per_s: float
+    in_flight: int
+    def __init__(self, window_ms: _Optional[int] = ..., requests: _Optional[int] = ..., within: _Optional[int] = ..., missed: _Optional[int] = ..., p99_us: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., in_flight: _Optional[int] = ...) -> None: ...
+
+class ReportRequestsRequest(_message.Message):
+    __slots__ = ("frontend_id", "counts", "whole")
+    FRONTEND_ID_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    frontend_id: str
+    counts: _containers.RepeatedCompositeFieldContainer[RequestCounts]
+    whole: bool
+    def __init__(self, frontend_id: _Optional[str] = ..., counts: _Optional[_Iterable[_Union[RequestCounts, _Mapping]]] = ..., whole: bool = ...) -> None: ...
+
+class ReportRequestsResponse(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class RequestCounts(_message.Message):
+    __slots__ = ("key", "requests", "within", "missed", "in_flight", "latencies")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    LATENCIES_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    requests: int
+    within: int
+    missed: int
+    in_flight: int
+    latencies: _containers.RepeatedCompositeFieldContainer[LatencyCount]
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., requests: _Optional[int] = ..., within: _Optional[int] = ..., missed: _Optional[int] = ..., in_flight: _Optional[int] = ..., latencies: _Optional[_Iterable[_Union[LatencyCount, _Mapping]]] = ...) -> None: ...
+
+class LatencyCount(_message.Message):
+    __slots__ = ("bucket", "count")
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    count: int
+    def __init__(self, bucket: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class CheckReservationRequest(_message.Message):
     __slots__ = ("tenant", "reservation")

@@ -51,6 +51,11 @@ class SchedulerServiceStub(object):
                 request_serializer=apportion_dot_v1_dot_scheduler__pb2.GetFleetRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_scheduler__pb2.GetFleetResponse.FromString,
                 _registered_method=True)
+        self.ReportRequests = channel.unary_unary(
+                '/apportion.v1.SchedulerService/ReportRequests',
+                request_serializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsResponse.FromString,
+                _registered_method=True)
         self.CheckReservation = channel.unary_unary(
                 '/apportion.v1.SchedulerService/CheckReservation',
                 request_serializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.SerializeToString,
@@ -93,6 +98,14 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportRequests(self, request, context):
+        """A frontend's counts of requests that are over, about once a second while there are any. They are for people to look
+        at: nothing is decided by them, and a scheduler that does not hear them is none the worse.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckReservation(self, request, context):
         """Says whether a tenant could be promised this reservation now. RESOURCE_EXHAUSTED (OVERSOLD) with the numbers in
         google.rpc.QuotaFailure where not: asked for, free, and what there is in all.
@@ -127,6 +140,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.GetFleet,
                     request_deserializer=apportion_dot_v1_dot_scheduler__pb2.GetFleetRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_scheduler__pb2.GetFleetResponse.SerializeToString,
+            ),
+            'ReportRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportRequests,
+                    request_deserializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsResponse.SerializeToString,
             ),
             'CheckReservation': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckReservation,
@@ -222,6 +240,33 @@ class SchedulerService(object):
             '/apportion.v1.SchedulerService/GetFleet',
             apportion_dot_v1_dot_scheduler__pb2.GetFleetRequest.SerializeToString,
             apportion_dot_v1_dot_scheduler__pb2.GetFleetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.SchedulerService/ReportRequests',
+            apportion_dot_v1_dot_scheduler__pb2.ReportRequestsRequest.SerializeToString,
+            apportion_dot_v1_dot_scheduler__pb2.ReportRequestsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -19,7 +19,7 @@ from services.cli.push.run import (
     say_objective,
     store,
 )
-from services.cli.push.standing import Serving
+from services.cli.push.standing import Serving, unloaded_note
 
 WHOLE_PPM = 1_000_000
 
@@ -36,7 +36,9 @@ async def push(
         print_report(plan)
     model = await _made(mesh, request, plan, json)
     found: dict[int, Serving] = {}
-    if timeout_s is not None:
+    if model.unloaded:
+        show.err.print(f"[yellow]note:[/] {unloaded_note(request.key)}")
+    elif timeout_s is not None:
         for number in plan.artefacts:
             what = f"{request.key.tenant}/{request.key.name} version {number}"
             found[number] = await followed(mesh, request.key, number, timeout_s, what)
