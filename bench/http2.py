@@ -27,11 +27,13 @@ def settings(window_bytes: int | None = None) -> bytes:
 
 
 def call(stream: int, method: str, authority: str, key: str = "") -> bytes:
-    """The headers that begin a gRPC call, without compression (RFC 7541, 6.2.2). key: empty: none is shown."""
+    """The headers that begin a gRPC call, without compression (RFC 7541, 6.2.2).
+
+    method: of the protocol, or a whole path. key: empty: none is shown."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
-        ":path": f"/inference.GRPCInferenceService/{method}",
+        ":path": method if method.startswith("/") else f"/inference.GRPCInferenceService/{method}",
         ":authority": authority,
         "te": "trailers",
         "content-type": "application/grpc",

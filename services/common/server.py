@@ -124,6 +124,13 @@ def _chosen(settings: ServiceSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", int(settings.reuse_port == "on")),
         ("grpc.max_concurrent_streams", settings.max_connection_streams),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.server_handshake_timeout_ms", int(settings.handshake_s * 1000)),
+        ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(settings.keepalive_timeout_s * 1000)),
+        ("grpc.http2.ping_timeout_ms", int(settings.keepalive_timeout_s * 1000)),
+        # As often as there is nothing else to say: who reads no answers gets none.
+        ("grpc.http2.max_pings_without_data", 0),
         # At the limit gRPC would refuse calls by chance that the caller has sent as one that ended made room for them
         # (measured: 66 of 100 beyond a limit of 100, and none without).
         ("grpc.http.overload_protection", 0),

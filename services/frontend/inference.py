@@ -287,7 +287,7 @@ def too_large(what: str, size_bytes: int, most_bytes: int) -> Refusal:
 
 def full(held: Held, tenant: str, what: str, setting: str) -> Refusal:
     """The refusal of what would have this frontend hold more for a tenant than it may."""
-    held_bytes, limit_bytes = held.of(tenant), held.limit_bytes
+    held_bytes, limit_bytes = held.of(tenant), held.limit
     return Refusal(
         Reason.QUOTA_EXCEEDED,
         f"this frontend holds {held_bytes} bytes of tenant {tenant!r} {what}; it may hold {limit_bytes} ({setting})",

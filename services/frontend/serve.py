@@ -114,7 +114,7 @@ class Frontend:
             ("grpc.max_receive_message_length", received),
             ("grpc.max_send_message_length", settings.max_message_bytes),
         ]
-        health = ModelHealth(self.keys, self.table)
+        health = ModelHealth(self.keys, self.table, settings.streams)
         self.server = Server(settings, settings.listen, name="frontend", public=True, options=options, health=health)
         self._serve_methods(limits)
 

@@ -46,7 +46,8 @@ class FrontendSettings(ServiceSettings):
     stream_bytes: int = Field(default=64 << 20, ge=1 << 16)
     """Bytes of requests and answers that one ModelStreamInfer may have in hand before the next request is read."""
     streams: int = Field(default=256, ge=1)
-    """ModelStreamInfer calls that one tenant may have open at one frontend; a further one gets QUOTA_EXCEEDED."""
+    """ModelStreamInfer calls that one tenant may have open at one frontend, and models whose health it may watch; a further one
+    gets QUOTA_EXCEEDED."""
     tenant_request_bytes: int = Field(default=1 << 30, ge=1 << 16)
     """Bytes of a tenant's requests that one frontend holds until they are answered; a further one gets QUOTA_EXCEEDED."""
     tenant_unread_bytes: int = Field(default=64 << 20, ge=1 << 16)

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from frontend_fakes import FakeExecutor, infer_request, route, tenant
 from frontend_world import Start, World
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -198,3 +199,18 @@ def test_what_is_held_is_what_was_taken_and_not_given_and_never_beyond_the_limit
         assert held.of(name) == sum(mine)
         assert sum(mine) <= 200 or sum(1 for each in mine if each) == 1
     assert dict(held.all()) == {name: sum(mine) for name, mine in taken.items() if sum(mine)}
+
+
+async def test_a_tenant_may_watch_the_health_of_so_many_models(start: Start) -> None:
+    world = await start(FakeExecutor(), streams=2)
+    health = health_pb2_grpc.HealthStub(world.channel)
+    watches = [health.Watch(health_pb2.HealthCheckRequest(service="m")) for _ in range(2)]
+    for watch in watches:
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.aio.AioRpcError, match="APPORTION_FRONTEND_STREAMS"):
+        await health.Watch(health_pb2.HealthCheckRequest(service="m")).read()
+    watches[0].cancel()
+    await world.until(lambda: world.frontend.server.health.watched("default") == 1)
+    assert (await health.Watch(health_pb2.HealthCheckRequest(service="m")).read()).status
+    for watch in watches:
+        watch.cancel()
