@@ -196,9 +196,16 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     def __init__(self):
         self.fleets, self.oversold = [scheduler_pb2.GetFleetResponse()], False
+        self.objective = None
 
     def GetFleet(self, request, context):
         return self.fleets.pop(0) if len(self.fleets) > 1 else self.fleets[0]
+
+    def GetObjective(self, request, context):
+        if self.objective is None:
+            # As a scheduler of an older release.
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not implemented!")
+        return self.objective(request, context)
 
     def CheckReservation(self, request, context):
         if self.oversold:

@@ -134,7 +134,10 @@ def _lanes(fleet: Any, kind: str, units: int) -> list[Lane]:
     found = []
     for one in fleet.executors:
         device = one.device
-        whole = max(device.compute_units, sum(lane.compute_units for lane in device.lanes))
+        sizes = {lane.lane: lane.compute_units for lane in device.lanes}
+        # Lanes of different layouts are never there at once.
+        layouts = [each.lanes for each in device.layouts] or [sizes]
+        whole = max(device.compute_units, *(sum(sizes.get(lane, 0) for lane in lanes) for lanes in layouts))
         if one.attached and device.device_kind == kind and any(lane.compute_units == units for lane in device.lanes):
             found.append(Lane(kind, units, lane_worth(units, whole), device.quantum_ns, not device.arrival_order))
     return list(dict.fromkeys(found))
