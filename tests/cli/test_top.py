@@ -90,3 +90,14 @@ def test_a_mesh_in_which_nothing_runs_has_a_frame_too():
     assert frame(figures(scheduler_pb2.GetFleetResponse()), 80, colours=False)[0].startswith(
         "apportion top   0 executors"
     )
+
+
+def test_lanes_of_layouts_that_are_not_in_force_are_shown_only_while_they_hold_something():
+    made = fleet()
+    device = made.executors[0].device
+    device.lanes.add(lane=2, compute_units=4)
+    device.layouts.add(name="whole", lanes=[2])
+    device.layouts.add(name="1+3", lanes=[0, 1])
+    assert [lane["lane"] for lane in figures(made)["executors"][0]["lanes"]] == [1, 2], "lane 1 still has replicas"
+    made.executors[0].report.layout = 1
+    assert [lane["lane"] for lane in figures(made)["executors"][0]["lanes"]] == [0, 1]

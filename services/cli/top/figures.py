@@ -26,6 +26,9 @@ def figures(fleet: Any, tenant: str | None = None) -> Figures:
 def _executor(executor: Any) -> Figures:
     reports = {lane.lane: lane for lane in executor.report.lanes}
     replicas = [replica.lane for replica in executor.report.replicas]
+    layouts = executor.device.layouts
+    # Lanes of layouts that are only prepared have nothing to show.
+    in_force = set(layouts[executor.report.layout].lanes if layouts else [lane.lane for lane in executor.device.lanes])
     return {
         "executor": executor.executor_id,
         "attached": executor.attached,
@@ -42,6 +45,7 @@ def _executor(executor: Any) -> Figures:
                 "replicas": replicas.count(lane.lane),
             }
             for lane in executor.device.lanes
+            if lane.lane in in_force or lane.lane in replicas
         ],
     }
 
