@@ -10,8 +10,8 @@ from gpu_sharing.arbiter.replicas import Replica
 from gpu_sharing.arbiter.request import Request, due
 from gpu_sharing.units import Nanoseconds
 
-Kind: TypeAlias = tuple[int, bytes]
-"""Replica and shape key: calls of one kind may share a batch."""
+Kind: TypeAlias = tuple[int, bytes] | tuple[int, bytes, int]
+"""Replica and shape key: calls of one kind may share a batch. With the call's number: it shares with none."""
 
 
 class Tier(IntEnum):
@@ -43,6 +43,7 @@ class Step(Enum):
     REFUSE = "refuse"
     DEMOTE = "demote"
     JOIN = "join a batch"
+    AGAIN = "wait to run again"
     DROP = "drop"
     REVOKE = "revoke"
     CANCEL = "cancel"
@@ -57,6 +58,7 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.WAITING, Step.DROP): State.ANSWERED,
     (State.WAITING, Step.REVOKE): State.ANSWERED,
     (State.WAITING, Step.CANCEL): State.ANSWERED,
+    (State.RUNNING, Step.AGAIN): State.WAITING,
     (State.RUNNING, Step.CANCEL): State.DOOMED,
     (State.RUNNING, Step.ANSWER): State.ANSWERED,
     (State.DOOMED, Step.CANCEL): State.DOOMED,
@@ -75,14 +77,15 @@ class Call:
 
     number, rows, is_fill: of its request; is_fill: class `batch`.
     place: among its tenant's calls of one tier, least first. batch: the number of the one it rides in.
+    is_again: its first batch broke, and it runs alone now.
     cost: the device time that it would take alone, as the estimate's p99 or a guess has it; what a reservation pays for it.
     alone: the same on average; 0 where nothing is known. packed: its part of a full batch, on average.
     expected: of what was admitted from surplus, when it should be done by what was known then; None: nothing was expected.
     """
 
     __slots__ = (
-        "alone", "batch", "cost", "due", "expected", "is_fill", "kind", "number", "packed", "place", "replica", "request",
-        "rows", "shape_bucket", "state", "story", "tier", "urgency",
+        "alone", "batch", "cost", "due", "expected", "is_again", "is_fill", "kind", "number", "packed", "place", "replica",
+        "request", "rows", "shape_bucket", "state", "story", "tier", "urgency",
     )  # fmt: skip
 
     def __init__(self, request: Request, shape_bucket: str, replica: Replica, place: Any) -> None:
@@ -95,6 +98,7 @@ class Call:
         self.tier = Tier.SURPLUS
         self.batch: int | None = None
         self.story: list[Step] = []
+        self.is_again = False
         self.kind: Kind = (request.replica, request.shape_key)
         self.due = due(request)
         self.urgency: Urgency = urgency(request)
@@ -104,6 +108,12 @@ class Call:
         self.alone: Nanoseconds = 0
         self.packed: Nanoseconds = 0
         self.expected: Nanoseconds | None = None
+
+    def run_again(self) -> None:
+        """Its batch broke: it waits once more, for one of its own."""
+        self.take(Step.AGAIN)
+        self.is_again, self.batch, self.expected = True, None, None
+        self.kind = (self.request.replica, self.request.shape_key, self.request.call)
 
     @property
     def is_doomed(self) -> bool:
