@@ -15,6 +15,7 @@ from gpu_sharing.simulation.calls import Answer, Hosting, SimulatedRequest, Slic
 from gpu_sharing.simulation.device import SimulatedLanes
 from gpu_sharing.simulation.faults import Fault, FaultPlan
 from gpu_sharing.simulation.kernel import Kernel, Timer, Trace
+from gpu_sharing.simulation.models import EXACT, Error
 from gpu_sharing.units import Millidevices, Nanoseconds
 from gpu_sharing.worker.boundary import Ran, next_turn, tell
 
@@ -50,10 +51,11 @@ class SimulatedLane:
         faults: FaultPlan | None = None,
         trace: Trace | None = None,
         boundary_ns: Nanoseconds = 0,
+        boundary_error: Error = EXACT,
         watchdog_ns: Nanoseconds | None = None,
         audit_every: int = 16,
     ) -> None:
-        """on_gone: told of each replica that has left. boundary_ns: between two slices, for deciding and handing over. audit_every: boundaries between two audits.
+        """on_gone: told of each replica that has left. boundary_ns: between two slices, for deciding and handing over, and how far from that it is. audit_every: boundaries between two audits.
 
         watchdog_ns: a slice that runs for longer is given up: its calls fail, the lane goes on with a new arbiter, and the
         other calls arrive there again; None: never.
@@ -69,6 +71,7 @@ class SimulatedLane:
         self._faults = faults or FaultPlan()
         self._trace = trace or Trace()
         self._boundary_ns = boundary_ns
+        self._boundary_error = boundary_error
         self._watchdog_ns = watchdog_ns
         self._audit_every = audit_every
         self._hosted: dict[int, Hosting] = {}
@@ -147,9 +150,8 @@ class SimulatedLane:
             flight = self._flights[chosen.batch] = _Flight(chosen, self._hosted[chosen.replica], rows)
         hosting, model = flight.hosting, flight.hosting.model
         fault = self._faults.next(hosting.replica, self._chance)
-        cost = round(
-            model.segments[flight.segment].cost(flight.rows) * hosting.error.draw(self._chance, self._kernel.now)
-        )
+        estimate = model.segments[flight.segment].cost(flight.rows)
+        cost = round(estimate * hosting.error.draw(self._chance, self._kernel.now, max(1, estimate)))
         self._running = flight
         flight.begun = self._kernel.now
         self._trace.write(self._kernel.now, "begin", chosen.batch, chosen.replica, flight.segment, *chosen.calls)
@@ -172,7 +174,8 @@ class SimulatedLane:
         self._perform(tell(self._arbiter, ran, self._kernel.now))
         self._between = True
         if self._boundary_ns:
-            self._kernel.after(self._boundary_ns, self._turn)
+            error = self._boundary_error.draw(self._chance, self._kernel.now, self._boundary_ns)
+            self._kernel.after(round(self._boundary_ns * error), self._turn)
         else:
             self._turn()
 

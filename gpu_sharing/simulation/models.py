@@ -85,8 +85,8 @@ class SimulatedModel(msgspec.Struct, frozen=True):
 class Error(Protocol):
     """How far real costs are from the estimate."""
 
-    def draw(self, chance: np.random.Generator, now: Nanoseconds) -> float:
-        """Real cost of a segment that begins now over its estimate."""
+    def draw(self, chance: np.random.Generator, now: Nanoseconds, cost: Nanoseconds) -> float:
+        """Real cost of a segment that begins now over its estimate, which is `cost`."""
         ...
 
     @property
@@ -101,7 +101,7 @@ class Bounded(msgspec.Struct, frozen=True, tag=True):
     least: float = 1.0
     most: float = 1.0
 
-    def draw(self, chance: np.random.Generator, now: Nanoseconds) -> float:  # noqa: ARG002
+    def draw(self, chance: np.random.Generator, now: Nanoseconds, cost: Nanoseconds) -> float:  # noqa: ARG002
         """See `Error`."""
         return self.least if self.least == self.most else float(chance.uniform(self.least, self.most))
 
@@ -112,20 +112,30 @@ class Lognormal(msgspec.Struct, frozen=True, tag=True):
     sigma: float
     most: float = 4.0
 
-    def draw(self, chance: np.random.Generator, now: Nanoseconds) -> float:  # noqa: ARG002
+    def draw(self, chance: np.random.Generator, now: Nanoseconds, cost: Nanoseconds) -> float:  # noqa: ARG002
         """See `Error`."""
         return min(self.most, float(chance.lognormal(0.0, self.sigma)))
 
 
 class Recorded(msgspec.Struct, frozen=True, tag=True):
-    """As it was measured: how slow the machine was, by moment. at: ascending, as many as factors, at least one."""
+    """As it was measured: how slow the machine was, from each moment until the next. at: ascending, as many as factors.
+
+    A segment goes through what was measured while it runs: where the machine stood still, it stands still for as long, however
+    short or long it is itself. Before the first moment and after the last, the first and the last factor hold.
+    """
 
     at: tuple[Nanoseconds, ...]
     factors: tuple[float, ...]
 
-    def draw(self, chance: np.random.Generator, now: Nanoseconds) -> float:  # noqa: ARG002
-        """See `Error`. The last one measured by now, or the first."""
-        return self.factors[max(0, bisect.bisect_right(self.at, now) - 1)]
+    def draw(self, chance: np.random.Generator, now: Nanoseconds, cost: Nanoseconds) -> float:  # noqa: ARG002
+        """See `Error`."""
+        place = max(0, bisect.bisect_right(self.at, now) - 1)
+        left, moment = float(cost), now
+        while place + 1 < len(self.at) and (done := (self.at[place + 1] - moment) / self.factors[place]) < left:
+            left -= done
+            place += 1
+            moment = self.at[place]
+        return (moment - now + left * self.factors[place]) / cost
 
     @property
     def most(self) -> float:

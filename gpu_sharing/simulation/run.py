@@ -91,6 +91,7 @@ class Run:
                 faults=faults,
                 trace=self._trace,
                 boundary_ns=scenario.boundary_ns,
+                boundary_error=scenario.boundary_error,
                 watchdog_ns=scenario.watchdog_ns,
                 audit_every=audit_every,
             )

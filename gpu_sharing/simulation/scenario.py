@@ -84,7 +84,11 @@ Happening: TypeAlias = Arrive | Clients | Unload | Update
 
 
 class Scenario(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Everything that a run depends on. memory_shared: lanes slow one another down through the device's memory."""
+    """Everything that a run depends on.
+
+    memory_shared: lanes slow one another down through the device's memory. boundary_ns: between two slices; boundary_error: how
+    far it is from that.
+    """
 
     tenants: tuple[Tenant, ...]
     happenings: tuple[Happening, ...]
@@ -93,6 +97,7 @@ class Scenario(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_bytes: Bytes = 16 * GiB
     memory_shared: bool = False
     boundary_ns: Nanoseconds = 0
+    boundary_error: AnyError = EXACT
     watchdog_ns: Nanoseconds | None = None
 
 
