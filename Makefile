@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+BENCHMARKS ?= wire mixed arbiter
+
 .DEFAULT_GOAL := help
 .PHONY: help demo up test test-slow test-gpu lint format proto verify-proto release-proto bench constraints clean
 
@@ -27,7 +29,7 @@ up: $(VENV)/.demo ## the whole mesh in the foreground until Ctrl-C
 	@$(BIN)/apportion up
 
 test: $(VENV)/.dev ## every test that needs no GPU and takes no more than seconds
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.dev ## the tests that take longer
 	@$(BIN)/pytest -m 'slow and not gpu' --timeout 900
@@ -59,8 +61,8 @@ verify-proto: $(VENV)/.dev ## contracts linted, unbroken since the last release,
 release-proto: $(VENV)/.dev ## take today's contracts as the ones that must not break
 	@$(BIN)/buf build protos -o protos/released.binpb
 
-bench: $(VENV)/.dev ## every benchmark, each against a baseline of the same run
-	@for each in bench/*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
+bench: $(VENV)/.dev ## the short benchmarks, each against a baseline of the same run; `python -m bench` lists all
+	@$(BIN)/python -m bench $(BENCHMARKS)
 
 constraints: $(VENV)/.dev ## write constraints.txt from what is installed
 	@(sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --all --exclude-editable | grep -v "^pip==" | sed 's/+cpu//') > constraints.new && mv constraints.new constraints.txt

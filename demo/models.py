@@ -38,7 +38,7 @@ SEARCH = Served(
     250,
     ("--max-batch", "8", "--warmup", "input_ids=1x16:101:INT64", "--warmup", "attention_mask=1x16:1:INT64"),
 )
-FILES = Served("files", "filetypes", 0.15, None, ("--max-batch", "4"))
+FILES = Served("files", "filetypes", 0.15, 400, ("--max-batch", "4"))
 """A batch of four is one slice: its model cannot be cut, and what a slice lasts is what the others may have to wait."""
 VOICE = Served(
     "voice",

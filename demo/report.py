@@ -83,8 +83,9 @@ def objectives(
 def _verdict(stream: Stream, seen: Seen) -> tuple[str, str]:
     if stream.slo_ms is None:
         return "none", "–"
-    within = seen.within(stream.slo_ms / 1000)
-    return f"{stream.slo_ms:g} ms", f"[{'green' if within >= ENOUGH else 'red'}]{100 * within:.1f} %[/]"
+    objective_s = stream.slo_ms / 1000
+    part, of = (seen.kept(objective_s), "*") if stream.flood else (seen.within(objective_s), "")
+    return f"{stream.slo_ms:g} ms", f"[{'green' if part >= ENOUGH else 'red'}]{100 * part:.1f} %[/]{of}"
 
 
 def _milliseconds(seconds: float | None) -> str:

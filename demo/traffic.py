@@ -47,6 +47,11 @@ class Seen:
         """The part of all requests that were answered within the objective."""
         return sum(took <= objective_s for took in self.latencies_s) / self.sent if self.sent else 1.0
 
+    def kept(self, objective_s: float) -> float:
+        """The part of those answered that were so within the objective: what being admitted was worth."""
+        answered = len(self.latencies_s)
+        return sum(took <= objective_s for took in self.latencies_s) / answered if answered else 1.0
+
     def quantile_s(self, q: float) -> float | None:
         """A quantile of the answered requests' times; None where none was answered."""
         if not self.latencies_s:

@@ -40,6 +40,22 @@ class Profile(msgspec.Struct, frozen=True):
     points: tuple[ProfilePoint, ...] = ()
     segments: tuple[SegmentCost, ...] = ()
 
+    def on(self, compute_units: ComputeUnits) -> tuple[ProfilePoint, ...]:
+        """What was measured on lanes of this size. How long a batch takes on others says nothing of it."""
+        return tuple(point for point in self.points if point.compute_units == compute_units)
+
+    def joined(self, newer: Profile) -> Profile:
+        """Both together, of one artefact and kind of device. What the newer one measured at the same place counts, and where
+        the model is cut differently by now it counts alone."""
+        if [each.name for each in self.segments] != [each.name for each in newer.segments]:
+            return newer
+        points = {_place(point): point for point in (*self.points, *newer.points)}
+        return msgspec.structs.replace(newer, points=tuple(points[place] for place in sorted(points)))
+
+
+def _place(point: ProfilePoint) -> tuple[ComputeUnits, str, int]:
+    return point.compute_units, point.shape_bucket, point.rows
+
 
 class Batch(msgspec.Struct, array_like=True, frozen=True):
     """The batch a call rode in, by moments of the monotonic clock.

@@ -22,9 +22,13 @@ been bought by then, and earliest objective first meets all of them (the argumen
 (start-time fair queueing, Goyal, Vin and Cheng 1996). This is what GRUB does for reservations (Lipari and Baruah, ECRTS 2000),
 with weights of their own: a share of the surplus is not paid for with the reservation. Guaranteed work that is more than
 `servers.AHEAD` ahead of its reservation's pace takes part here, too, so that a tenant in no hurry cannot keep everybody's
-surplus waiting. Surplus is admitted where it is expected to be in time behind what is promised, and revoked at once where
-guaranteed requests leave it no time any more. Class `batch`, and what can no longer be in time, run in gaps: nobody else
+surplus waiting. Surplus is admitted where it is expected to be in time behind what is promised, going by how
+much longer than expected surplus has taken lately (`foresight.py`), and revoked at once where guaranteed requests leave it no
+time any more. Class `batch`, and what can no longer be in time, run in gaps: nobody else
 wants the lane, and they yield at every boundary.
+
+**What breaks a batch** is looked for inside its tenant: the batch's requests run again, each alone and once, on the terms that
+they would get if they came now (`again.py`), so that nobody else pays for finding it.
 
 **What an estimate gets wrong** its own tenant pays: an overrun postpones what the tenant has bought later; time that was not
 needed is taken back (`budget.py`).

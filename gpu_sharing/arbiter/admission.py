@@ -85,8 +85,11 @@ class Reservations(BoundedQueue):
         until = call.due if verdict is Tier.SURPLUS else call.request.deadline
         if until is not None and lane.calls:
             wait = expected_wait(lane, call, verdict, now)
-            if now + wait + call.alone > until:
-                return _behind(call, wait, until, now)
+            likely = _likely(lane, call, wait, now) if verdict is Tier.SURPLUS else wait
+            if now + likely + call.alone > until:
+                return _behind(call, likely, until, now)
+            if verdict is Tier.SURPLUS:
+                call.expected = now + wait + call.alone
         return verdict
 
     def admitted(self, call: Call, lane: LaneState, now: Nanoseconds) -> Iterable[tuple[Call, Refused]]:
@@ -106,6 +109,7 @@ class Reservations(BoundedQueue):
                 wait = lane.promised_wait(other.alone, now)
                 if now + wait <= latest_start:
                     return
+                lane.see_end(other, now + wait + other.alone, now)
                 yield other, _revoked(other, wait, now)
             heapq.heappop(starts)
 
@@ -119,6 +123,13 @@ def expected_wait(lane: LaneState, call: Call, tier: Tier, now: Nanoseconds) -> 
     if tier is Tier.GAP:
         behind = everybody + lane.expected[Tier.GAP]
     return behind + lane.promised_wait(behind + call.alone, now)
+
+
+def _likely(lane: LaneState, call: Call, wait: Nanoseconds, now: Nanoseconds) -> Nanoseconds:
+    """How long it would wait, going by what came of such expectations. The surplus is never kept empty by doubts."""
+    if not lane.expected[Tier.SURPLUS]:
+        return wait
+    return int((wait + call.alone) * lane.foresight.factor(now)) - call.alone
 
 
 def is_late(request: Request, now: Nanoseconds) -> bool:

@@ -70,11 +70,15 @@ class SliceDone(msgspec.Struct, frozen=True):
 
 
 class BatchFailed(msgspec.Struct, frozen=True):
-    """The slice handed out last has run for `took` and broke. message: for the callers."""
+    """The slice handed out last has run for `took` and broke. message: for the callers.
+
+    final: none of its calls is to be tried again, since what broke it cost the lane more than a slice.
+    """
 
     batch: int
     took: Nanoseconds
     message: str
+    final: bool = False
 
 
 class TimePassed(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from gpu_sharing.arbiter.batches import BatchInFlight, Plan
 from gpu_sharing.arbiter.calls import Call, Step, Tier
 from gpu_sharing.arbiter.events import ArbiterStatistics
+from gpu_sharing.arbiter.foresight import Foresight
 from gpu_sharing.arbiter.replicas import Replica
 from gpu_sharing.arbiter.servers import AHEAD, Server
 from gpu_sharing.arbiter.tenancy import Tenancy
@@ -30,6 +31,7 @@ class LaneState:
     unguaranteed: batches in flight that no reservation pays for.
     virtual: the virtual time of what runs from surplus, which is where a server starts that had nothing to do.
     guaranteed_share: of the lane's time lately, what went to guaranteed work.
+    foresight: how far from the truth expected waits of surplus have been lately.
     last: the number of the batch that ran last.
     longest_slice: of anyone, as far as known; 0: nothing is. slice_bound: no slice is likely to be longer.
     """
@@ -47,6 +49,7 @@ class LaneState:
         self.virtual = 0
         self.busy_ns: Nanoseconds = 0
         self.guaranteed_share = 0.0
+        self.foresight = Foresight()
         self._share_at: Nanoseconds | None = None
         self.last: int | None = None
         self.longest_slice: Nanoseconds = 0
@@ -83,11 +86,12 @@ class LaneState:
         call.packed = estimates.packed(rows, bucket, call.replica.max_batch_size) or 0
 
     def admit(self, call: Call, tier: Tier, now: Nanoseconds) -> None:
-        """The call waits on these terms."""
-        call.take(Step.ADMIT)
-        self.calls[call.request.call] = call
+        """The call waits on these terms; once more, where its first batch broke."""
         server = self.server(call)
-        server.meter.admitted[tier] += 1
+        if not call.is_again:
+            call.take(Step.ADMIT)
+            self.calls[call.request.call] = call
+            server.meter.admitted[tier] += 1
         call.replica.waiting += 1
         if tier is Tier.GUARANTEED:
             server.budget.buy(call.cost, now)
@@ -96,11 +100,19 @@ class LaneState:
 
     def demote(self, call: Call, now: Nanoseconds) -> None:
         """A call of SURPLUS waits for a gap from now on."""
+        self.see_end(call, now + call.alone + self.promised_wait(call.alone, now), now)
         call.take(Step.DEMOTE)
         server = self.server(call)
         self._dequeue(call, server)
         self._enqueue(call, Tier.GAP, server)
         self.touch(server, now)
+
+    def see_end(self, call: Call, end: Nanoseconds, now: Nanoseconds) -> None:
+        """A call of the surplus is done at this moment, or would be at the earliest: what was expected of it is judged by that."""
+        if call.expected is not None:
+            arrived = call.request.arrived
+            self.foresight.see(call.expected - arrived, end - arrived, 2 * self.slice_bound, now)
+            call.expected = None
 
     def withdraw(self, call: Call, now: Nanoseconds) -> None:
         """The call waits no longer, and is in no batch."""
@@ -142,7 +154,8 @@ class LaneState:
         self._join(batch, server)
         self._count(batch, server, 1)
         replica.waiting -= len(plan.calls)
-        replica.requests += len(plan.calls)
+        # Who runs again has been counted, and runs alone.
+        replica.requests += 0 if head.is_again else len(plan.calls)
         replica.batches += 1
         # Nobody chooses before its first slice has ended, and then the server is looked at anyway.
         if plan.calls[-1].tier is not head.tier:
@@ -154,20 +167,22 @@ class LaneState:
         own: list[Call] = []
         riders: list[Call] = []
         funded, packed, brought = 0, 0, 0
+        tier, number, due, urgency, step = batch.tier, batch.number, batch.due, batch.urgency, Step.JOIN
         for call in batch.calls:
-            if call.tier is batch.tier:
+            if call.tier is tier:
                 own.append(call)
                 packed += call.packed
                 funded += call.cost
             else:
                 riders.append(call)
                 brought += call.packed
-            call.take(Step.JOIN)
-            call.batch = batch.number
-            if call.urgency < batch.urgency:
-                batch.urgency = call.urgency
-            if call.due < batch.due:
-                batch.due = call.due
+            call.take(step)
+            call.batch = number
+            if call.urgency < urgency:
+                urgency = call.urgency
+            if call.due < due:
+                due = call.due
+        batch.due, batch.urgency = due, urgency
         server.waiting[batch.tier].take(own)
         self._expect(server, batch.tier, batch.expected - packed)
         if batch.tier is Tier.GUARANTEED:

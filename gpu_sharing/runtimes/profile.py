@@ -1,4 +1,4 @@
-"""Warm-up and the first profile of a model: how long a batch of so many rows takes, and each of its segments."""
+"""Warm-up and profile of a model on a lane: how long a batch of so many rows takes at each shape, and each of its segments."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from gpu_sharing.measurements import Profile, ProfilePoint, SegmentCost
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Tensors
 from gpu_sharing.runtimes.stopwatch import Clock, Stopwatch
-from gpu_sharing.runtimes.warmup import bounds, check_warmup, finish, made_up
+from gpu_sharing.runtimes.warmup import bounds, check_warmup, finish, made_up, requests
 from gpu_sharing.tensors import Signature
 from gpu_sharing.units import MS, Bytes, Nanoseconds
 
@@ -30,6 +31,7 @@ MOST_RUNS = 100
 class _Budget:
     clock: Clock
     ends: Nanoseconds
+    point_ns: Nanoseconds
 
     def left(self) -> bool:
         return self.clock() < self.ends
@@ -65,34 +67,44 @@ def measure(
     stopwatch: Stopwatch,
     on_stage: Callable[[str], None],
 ) -> tuple[Profile, Bytes]:
-    """Warms the model up and measures it at 1, 2, 4 … rows. Returns the profile and an estimate of the largest activations.
+    """Warms the model up and measures it at 1, 2, 4 … rows of each warm-up request.
 
-    A model that rejects the made-up warm-up input gets a profile without points, unless the operator gave
-    `config.warmup`: then ArtefactRefused says why. on_stage: told "warming up" and "profiling".
+    Returns the profile and an estimate of the largest activations. A model that rejects the made-up warm-up input gets a
+    profile without points, unless the operator gave `config.warmup`: then ArtefactRefused says why. on_stage: told "warming
+    up" and "profiling".
     """
     check_warmup(model.signature, config.warmup)
     on_stage("warming up")
     empty = Profile(digest=digest, device_kind=device_kind, weight_bytes=model.weight_bytes)
+    each_of = [replace(config, warmup=warmup) for warmup in requests(config.warmup)]
     try:
-        finish(model.run(_inputs(model, config, 1)))
+        for one in each_of:
+            finish(model.run(_inputs(model, one, 1)))
     except Exception as broken:  # whatever the model's kernels raise
         if config.warmup:
             raise ArtefactRefused(f"warmup: the model rejects it: {str(broken).strip()[:300]}") from broken
         return empty, 0
     on_stage("profiling")
     points: list[ProfilePoint] = []
-    budget = _Budget(stopwatch.clock, stopwatch.clock() + BUDGET_NS)
-    for rows in _row_counts(model.signature.max_batch_size):
-        point = _point(model, config, rows, budget, stopwatch)
-        if point is None:
-            break
-        points.append(point)
-        if point.p50_ns > LONG_BATCH_NS or not budget.left():
-            break
+    for one in each_of:
+        ends = stopwatch.clock() + BUDGET_NS // len(each_of)
+        budget = _Budget(stopwatch.clock, ends, POINT_BUDGET_NS // len(each_of))
+        points += _points(model, one, budget, stopwatch)
     costs = zip(model.segments, points[0].segments_ns, strict=True) if points[0].segments_ns else ()
     segments = tuple(SegmentCost(name, cost) for name, cost in costs)
     largest = max(point.activation_bytes for point in points)
     return Profile(digest, device_kind, model.weight_bytes, tuple(points), segments), largest
+
+
+def _points(model: LoadedModel, config: LoadConfig, budget: _Budget, stopwatch: Stopwatch) -> Iterator[ProfilePoint]:
+    """At one shape, up to the largest batch, or one that takes long or is rejected."""
+    for rows in _row_counts(model.signature.max_batch_size):
+        point = _point(model, config, rows, budget, stopwatch)
+        if point is None:
+            return
+        yield point
+        if point.p50_ns > LONG_BATCH_NS or not budget.left():
+            return
 
 
 def _row_counts(most: int) -> Iterator[int]:
@@ -136,7 +148,7 @@ def _point(
 def _runs(model: LoadedModel, inputs: Tensors, budget: _Budget, stopwatch: Stopwatch, *, at_least: int) -> list[_Timed]:
     """As many runs as the budget allows. Runs that something else disturbed are left out while enough calm ones are there."""
     runs: list[_Timed] = []
-    ends = budget.clock() + POINT_BUDGET_NS
+    ends = budget.clock() + budget.point_ns
     while len(runs) < MOST_RUNS and (len(runs) < LEAST_RUNS or budget.clock() < ends):
         if len(runs) >= at_least and not budget.left():
             break

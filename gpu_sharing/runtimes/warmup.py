@@ -41,6 +41,15 @@ def check_warmup(signature: Signature, warmup: Sequence[WarmupTensor]) -> None:
             raise ArtefactRefused(f"warmup: {tensor.name!r}: {len(tensor.data)} bytes where its shape holds {wanted}")
 
 
+def requests(warmup: Sequence[WarmupTensor]) -> list[tuple[WarmupTensor, ...]]:
+    """The warm-up requests: the n-th has the n-th tensor of each name, and the last of those named less often. One at least."""
+    named: dict[str, list[WarmupTensor]] = {}
+    for tensor in warmup:
+        named.setdefault(tensor.name, []).append(tensor)
+    count = max(map(len, named.values()), default=1)
+    return [tuple(each[min(index, len(each) - 1)] for each in named.values()) for index in range(count)]
+
+
 def made_up(
     signature: Signature,
     rows: int,
@@ -55,7 +64,8 @@ def made_up(
     Made-up integers are ones, which are legal as token ids, masks and indices of nearly every model; floats differ
     from row to row, so that a model whose rows influence one another can be told.
     """
-    given = {tensor.name: tensor for tensor in warmup}
+    # Named more than once, a tensor belongs to as many warm-up requests: the first of them counts here.
+    given = {tensor.name: tensor for tensor in reversed(warmup)}
     chance = np.random.default_rng(seed)
     inputs = {}
     for spec in signature.inputs:

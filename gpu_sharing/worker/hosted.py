@@ -5,18 +5,20 @@ from __future__ import annotations
 from gpu_sharing.measurements import Profile
 from gpu_sharing.runtimes.base import LoadedModel
 from gpu_sharing.runtimes.profile import shape_bucket
+from gpu_sharing.units import ComputeUnits
 from gpu_sharing.worker.messages import Load, Submit
 
 _BUCKETS_KEPT = 4096
 
 
 class Hosted:
-    """One replica. label: how messages to callers name it."""
+    """One replica. label: how messages to callers name it. points: of its profile, those from lanes as large as this one."""
 
-    def __init__(self, load: Load, model: LoadedModel, profile: Profile) -> None:
+    def __init__(self, load: Load, model: LoadedModel, profile: Profile, compute_units: ComputeUnits) -> None:
         self.load = load
         self.model = model
         self.profile = profile
+        self.points = profile.on(compute_units)
         self.label = f"model {load.model!r} version {load.version}"
         self._buckets: dict[bytes, str] = {}
 

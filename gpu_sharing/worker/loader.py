@@ -147,7 +147,7 @@ class Loader:
         # Batches of a replica may be suspended while another of it runs: each keeps its activations.
         memory_bytes = shelved.charged_bytes + IN_FLIGHT_PER_REPLICA * activation_bytes
         self._ledger.reserve(load.replica, memory_bytes)
-        return Hosted(load, self._models[load.replica], profile), memory_bytes
+        return Hosted(load, self._models[load.replica], profile, self._compute_units), memory_bytes
 
     def _read(self, load: Load, runtime: Runtime, path: Path, config: LoadConfig) -> Shelved:
         """Loads the artefact, for this replica and for whoever brings the same one."""
@@ -195,7 +195,8 @@ class Loader:
 
     def _profile(self, load: Load, shelved: Shelved, config: LoadConfig) -> tuple[Profile, Bytes]:
         known, model = self._known(load), self._models[load.replica]
-        if known is not None and config.segments in (None, model.segments):
+        same_cut = known is not None and config.segments in (None, model.segments)
+        if known is not None and same_cut and (known.on(self._compute_units) or not known.points):
             return known, max((point.activation_bytes for point in known.points), default=0)
         measured = shelved.measured.get(variant(config))
         if measured is None:
@@ -204,7 +205,9 @@ class Loader:
             for stage, took in measured.stages:
                 self._tell(load, stage)
                 self._pretend(took)
-        return measured.profile, measured.activation_bytes
+        # What was measured on lanes of another size is kept beside it.
+        profile = known.joined(measured.profile) if known is not None and same_cut else measured.profile
+        return profile, measured.activation_bytes
 
     def _measure(self, load: Load, model: LoadedModel, config: LoadConfig) -> Measured:
         from gpu_sharing.runtimes.profile import measure

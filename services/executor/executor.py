@@ -15,6 +15,7 @@ from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.messages import Done, Event, Failed, Load, Loaded, LoadFailed, Stage, Statistics, Unloaded
 from services.common.channel import backoff
 from services.common.status import from_rpc_error
+from services.executor.books import Books, MeterPage
 from services.executor.cache import ArtefactCache, FetchFailed, format_of
 from services.executor.calls import Calls
 from services.executor.core.load import expected_wait_ns
@@ -53,6 +54,8 @@ StartsWorker = Callable[..., Awaitable[WorkerClient]]
 _NS_PER_S = 1_000_000_000
 MOST_REPLICAS = 16_384
 """Replicas whose tenant is remembered, those that are gone too: what was asked of them may still be on its way."""
+TEXT_FORMATS = frozenset({"onnx"})
+"""Formats whose runtime takes elements of BYTES as text."""
 
 
 class Expected(NamedTuple):
@@ -66,7 +69,8 @@ class Executor:
     """Holds replicas on lanes. workers: each lane's configuration, by number.
 
     changed: set whenever what the scheduler knows is out of date. tenants: by replica, of all that were ever here.
-    patience: how long a worker may be silent. limits: of every request, whatever its model allows.
+    patience: how long a worker may be silent. limits: of every request, whatever its model allows. books: where device time is
+    written down; None: nowhere.
     """
 
     def __init__(
@@ -79,18 +83,22 @@ class Executor:
         start_worker: StartsWorker = WorkerClient.start,
         patience: Patience | None = None,
         limits: Limits | None = None,
+        books: Books | None = None,
     ) -> None:
         self.lanes = {number: Lane(number) for number in workers}
         self.replicas = Replicas(workers)
         self._watching = Watching(self.lanes, self.replicas, patience or Patience())
-        self.usage = UsageLedger({number: len(config.cores) for number, config in workers.items()})
+        self.books = Books(None, "", "") if books is None else books
+        units = {number: len(config.cores) for number, config in workers.items()}
+        self.usage = UsageLedger(units, self.books.settled, self.books.owners)
+        self.books.settled = self.usage.settled
+        self._pages: dict[int, MeterPage] = {}
         self.changed = asyncio.Event()
         self.tenants: dict[int, str] = {}
         self.sessions: Callable[[], Sequence[Session]] = lambda: ()
         self.calls: Calls
         self._workers, self._cache, self._download = workers, cache, download
-        self._start_worker, self._load_interval_s, self._limits = start_worker, load_interval_s, limits
-        self._models: dict[int, tuple[str, str]] = {}
+        self._start_worker, self._load_interval_s, self._limits = start_worker, load_interval_s, limits or Limits()
         self._fetches: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: dict[int, Expected] = {}
@@ -112,6 +120,8 @@ class Executor:
         await asyncio.gather(*tasks, return_exceptions=True)
         clients = [lane.client for lane in self.lanes.values() if lane.client is not None]
         await asyncio.gather(*(client.stop(grace_s) for client in clients), return_exceptions=True)
+        for number in list(self._pages):
+            self._close_page(number)
 
     def handle(self, event: Happened, lane: int | None = None) -> None:
         """Takes an event in and performs what follows. lane: whose worker said it."""
@@ -168,11 +178,13 @@ class Executor:
         await asyncio.sleep(after_ns / _NS_PER_S)
         lane = self.lanes[number]
         try:
+            page = self._open_page(number)
             client = await self._start_worker(
-                self._workers[number], on_events=lambda events: self._on_events(lane, events)
+                self._workers[number], on_events=lambda events: self._on_events(lane, events), meter_fd=page.fd
             )
         except Exception as error:
             log.error("worker could not be started", lane=number, error=str(error))
+            self._close_page(number)
             self.handle(WorkerDown(number, str(error)[:500]))
             return
         lane.client = client
@@ -185,9 +197,29 @@ class Executor:
         log.error("worker lost", lane=number, pid=client.pid, reason=reason, calls=len(lane.calls))
         lane.client = None
         self.calls.lost(lane, reason)
-        self.usage.worker_lost(number)
+        self._close_page(number)
         self.handle(WorkerDown(number, reason))
         await client.stop(0.0)
+
+    def _open_page(self, number: int) -> MeterPage:
+        page = self._pages[number] = self.books.page(number, len(self._workers[number].cores))
+        self.usage.started(number, time.monotonic_ns())
+        return page
+
+    def _close_page(self, number: int) -> None:
+        """A worker is gone: its last counts, up to now, are settled."""
+        page = self._pages.pop(number, None)
+        self.usage.ended(number, page.read() if page is not None else None, time.monotonic_ns())
+        if page is not None:
+            self.books.settle(page)
+
+    def read_meters(self) -> None:
+        """Counts every slice that has ended by now."""
+        now = time.monotonic_ns()
+        for number, page in self._pages.items():
+            reading = page.read()
+            if reading is not None:
+                self.usage.read(number, reading, now)
 
     def _on_events(self, lane: Lane, events: Sequence[Event]) -> None:
         """What a worker said. It may be hostile, so nothing it says may raise."""
@@ -200,7 +232,7 @@ class Executor:
                     case Failed():
                         self.calls.failed(lane, event)
                     case Statistics():
-                        self.usage.take(lane.number, event, self._models)
+                        self.usage.take(lane.number, event, time.monotonic_ns())
                     case Stage() | Loaded() | LoadFailed() | Unloaded():
                         self.handle(event, lane.number)
             except Exception as error:
@@ -218,7 +250,7 @@ class Executor:
             wanted.version,
             self.lanes[wanted.lane],
             wanted.bandwidth,
-            Decoder(signature, self._limits),
+            Decoder(signature, self._limits._replace(utf8=replica.format in TEXT_FORMATS)),
             Encoder(signature, wanted.version, wanted.labels),
             self.calls.statistics.of(wanted.tenant, wanted.model, wanted.version),
         )
@@ -232,7 +264,10 @@ class Executor:
         number = wanted.replica
         if len(self.tenants) > MOST_REPLICAS:
             del self.tenants[next(gone for gone in self.tenants if self.replicas.get(gone) is None)]
-        self.tenants[number], self._models[number] = wanted.tenant, (wanted.tenant, wanted.model)
+        self.tenants[number] = wanted.tenant
+        if self.usage.models.get(number) != (wanted.tenant, wanted.model):
+            self.usage.models[number] = (wanted.tenant, wanted.model)
+            self.books.write()
         task = asyncio.create_task(self._fetch_until_had(wanted))
         self._fetches[number] = task
         task.add_done_callback(lambda done: self._fetches.pop(number) if self._fetches.get(number) is done else None)

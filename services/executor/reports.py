@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 
 from gpu_sharing.devices.base import Device
 from services._proto.apportion.v1 import common_pb2, scheduler_pb2
 from services.executor.convert import BACKENDS, report_of
+from services.executor.core.usage import Model, Total
 from services.executor.executor import Executor
 
 
@@ -14,8 +16,18 @@ class Reports:
     """Makes hello and reports. layout: the cores of each lane, by number."""
 
     def __init__(
-        self, executor: Executor, device: Device, layout: dict[int, int], executor_id: str, incarnation: str
+        self,
+        executor: Executor,
+        device: Device,
+        layout: dict[int, int],
+        executor_id: str,
+        incarnation: str,
+        *,
+        quantum_ns: int = 0,
+        arrival_order: bool = False,
     ) -> None:
+        """quantum_ns: what a slice may take; 0: any time. arrival_order: nobody is promised anything."""
+        self._quantum_ns, self._arrival_order = quantum_ns, arrival_order
         self._executor, self._device, self._layout = executor, device, layout
         self._executor_id, self._incarnation = executor_id, incarnation
         self._reported_at = time.monotonic_ns()
@@ -34,6 +46,8 @@ class Reports:
             memory_bytes=self._device.memory_bytes,
             lanes=lanes,
             backend_reason=self._device.reason,
+            quantum_ns=self._quantum_ns,
+            arrival_order=self._arrival_order,
         )
         return scheduler_pb2.AttachRequest(
             hello=scheduler_pb2.ExecutorHello(
@@ -51,29 +65,25 @@ class Reports:
 
     def _report(self) -> scheduler_pb2.ExecutorReport:
         executor = self._executor
+        executor.read_meters()
         serving = executor.calls.serving
         replicas = (
             report_of(each, serving[each.wanted.replica].outstanding if each.wanted.replica in serving else 0)
             for each in executor.replicas.all()
         )
-        usage = (
-            scheduler_pb2.Usage(
-                key=common_pb2.ModelKey(tenant=tenant, name=model),
-                device_ns=total.device_ns,
-                compute_unit_ns=total.compute_unit_ns,
-                requests=total.requests,
-                batches=total.batches,
-                incarnation=self._incarnation,
-            )
-            for (tenant, model), total in executor.usage.totals.items()
-        )
         return scheduler_pb2.ExecutorReport(
             replicas=replicas,
             lanes=self._lanes(),
-            usage=usage,
+            usage=self._usage(),
             memory_used_bytes=sum(use.memory_used_bytes for use in executor.usage.lanes.values()),
             draining=self.draining,
+            measured_us=time.monotonic_ns() // 1_000,
         )
+
+    def _usage(self) -> Iterator[scheduler_pb2.Usage]:
+        books = self._executor.books
+        for name, totals in [*books.earlier, (books.name or self._incarnation, self._executor.usage.totals)]:
+            yield from usage_of(name, totals)
 
     def _lanes(self) -> list[scheduler_pb2.LaneReport]:
         now = time.monotonic_ns()
@@ -89,3 +99,16 @@ class Reports:
                 )
             )
         return reports
+
+
+def usage_of(book: str, totals: Mapping[Model, Total]) -> Iterator[scheduler_pb2.Usage]:
+    """What was counted under one name."""
+    for (tenant, model), total in totals.items():
+        yield scheduler_pb2.Usage(
+            key=common_pb2.ModelKey(tenant=tenant, name=model),
+            device_ns=total.device_ns,
+            compute_unit_ns=total.compute_unit_ns,
+            requests=total.requests,
+            batches=total.batches,
+            incarnation=book,
+        )

@@ -22,6 +22,7 @@ from services.common.heap import keep_large_blocks
 from services.common.server import Server, StartupError, write_ready
 from services.common.telemetry import Tracer
 from services.executor.attach import Attachment
+from services.executor.books import Books
 from services.executor.cache import ArtefactCache
 from services.executor.calls import Calls
 from services.executor.core.requests import Limits
@@ -64,7 +65,13 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         stack.push_async_callback(server.stop)
         executor.start()
         reports = Reports(
-            executor, device, {n: len(cores) for n, cores in enumerate(layout)}, settings.executor_id, incarnation
+            executor,
+            device,
+            {n: len(cores) for n, cores in enumerate(layout)},
+            settings.executor_id,
+            incarnation,
+            quantum_ns=int((settings.quantum_ms or 0) * 1e6),
+            arrival_order=settings.policy == "arrival_order",
         )
         scheduler = connect(settings.scheduler, mesh_token=settings.mesh_token, options=SOON)
         stack.push_async_callback(scheduler.close)
@@ -103,6 +110,9 @@ def _build(
         cache.open()
     except OSError as error:
         raise StartupError(f"executor: cache {settings.cache}: {error.strerror or error}") from None
+    books = Books(settings.books_folder, settings.executor_id, incarnation)
+    books.open()
+    stack.callback(books.close)
     channel = connect(settings.registry, mesh_token=settings.mesh_token)
     stack.push_async_callback(channel.close)
     registry = RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -118,6 +128,7 @@ def _build(
         load_interval_s=settings.load_interval_ms / 1000,
         patience=Patience(int(settings.watchdog_s * 1e9), int(settings.load_patience_s * 1e9)),
         limits=Limits(settings.max_rows, settings.max_string_bytes),
+        books=books,
     )
     spans = Spans(
         tracer,

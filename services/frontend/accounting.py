@@ -43,13 +43,25 @@ _BOUNDS_NS = tuple(int(bound * 1e9) for bound in BOUNDS_S)
 
 
 class Counts:
-    """Of one tenant's model. buckets: answers by latency, the last one beyond all bounds. answer_bytes: the last answer's."""
+    """Of one tenant's model. buckets: answers by latency, the last one beyond all bounds; latencies: the same, finely, by the
+    bucket that `bucket_of` says. answer_bytes: the last answer's."""
 
-    __slots__ = ("answer_bytes", "buckets", "in_flight", "missed", "outcomes", "sum_ns", "violated", "within")
+    __slots__ = (
+        "answer_bytes",
+        "buckets",
+        "in_flight",
+        "latencies",
+        "missed",
+        "outcomes",
+        "sum_ns",
+        "violated",
+        "within",
+    )
 
     def __init__(self) -> None:
         self.outcomes: dict[str, int] = {}
         self.buckets = [0] * (len(BOUNDS_S) + 1)
+        self.latencies: dict[int, int] = {}
         self.answer_bytes = self.sum_ns = self.in_flight = self.within = self.missed = self.violated = 0
 
 
@@ -89,6 +101,10 @@ class Accounts:
         self.triton.keep(exists)
         self._looked_at = max(FEW, len(self._counts) + len(self.triton))
 
+    def by_model(self) -> dict[tuple[str, str], Counts]:
+        """The counts of every model that exists, as they stand and go on changing."""
+        return {key: counts for key, counts in self._counts.items() if key[1]}
+
     def close(self, request: Request, judgement: Judgement, ended_ns: int) -> bool:
         """Takes a request that is over; whether its trace is kept."""
         counts = self.counts(request.tenant, request.model)
@@ -96,6 +112,8 @@ class Accounts:
         counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + 1
         counts.buckets[bisect_left(_BOUNDS_NS, elapsed_ns)] += 1
         counts.sum_ns += elapsed_ns
+        bucket = bucket_of(elapsed_ns)
+        counts.latencies[bucket] = counts.latencies.get(bucket, 0) + 1
         if request.objective_ns is not None:
             if outcome == OK:
                 counts.within += 1
@@ -153,6 +171,13 @@ class Accounts:
             in_flight.add_metric([tenant, model], counts.in_flight)
         yield from (requests, latency, objective, violations, in_flight, held)
         yield from self.triton.collect()
+
+
+def bucket_of(elapsed_ns: int) -> int:
+    """The bucket of a time, eight of which make an octave: see LatencyCount in apportion.v1."""
+    eighths = max(8, elapsed_ns // 125)
+    exponent = eighths.bit_length() - 4
+    return 8 * exponent + (eighths >> exponent) - 8
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:

@@ -23,7 +23,8 @@ from services.frontend.health import ModelHealth
 from services.frontend.inference import Inference
 from services.frontend.memory import MemoryService
 from services.frontend.regions import Regions
-from services.frontend.repository import Repository
+from services.frontend.reporting import RequestReports
+from services.frontend.repository import Repository, Wishes
 from services.frontend.servicer import SERVICE, Describer, handlers
 from services.frontend.settings import FrontendSettings
 from services.frontend.shared import SharedMemory
@@ -44,7 +45,8 @@ class Frontend:
         self.keys = Keys(anonymous=settings.lets_in_anonymous)
         self.tracer = Tracer("apportion-frontend", settings.otlp_endpoint, mesh_token=settings.mesh_token)
         self.accounts = Accounts(self.tracer, settings.trace_sample)
-        self.links = Links(f"frontend-{os.urandom(4).hex()}", settings.tenant_credit_bytes, settings.mesh_token)
+        frontend_id = f"frontend-{os.urandom(4).hex()}"
+        self.links = Links(frontend_id, settings.tenant_credit_bytes, settings.mesh_token)
         self.table = RoutingTable(self.links.state)
         self.links.reports = self.table.report
         self._channels = [
@@ -52,6 +54,7 @@ class Frontend:
         ]
         self._catalogue = CatalogueWatch(self.keys, self._channels[0], self._changed)
         self._routes = RoutesWatch(self.table, self._channels[1], self._changed)
+        self._reports = RequestReports(frontend_id, self.accounts, self._channels[1])
         self._tasks: list[asyncio.Task[None]] = []
         self._announced = False
         self._build()
@@ -70,6 +73,7 @@ class Frontend:
         followers = (self._catalogue.follower, self._routes.follower)
         self._tasks = [asyncio.ensure_future(follower.run()) for follower in followers]
         self._tasks.append(asyncio.ensure_future(self.memory.watch()))
+        self._tasks.append(asyncio.ensure_future(self._reports.run()))
         return address
 
     async def stop(self) -> None:
@@ -122,7 +126,13 @@ class Frontend:
         servicers = (
             Describer(self.keys, self.table, lambda: self._catalogue.platforms, lambda: self.ready),
             Statistics(self.keys, self.table, self.links),
-            Repository(self.keys, self.table),
+            Repository(
+                self.keys,
+                self.table,
+                Wishes(self._channels[0]),
+                allowed=settings.model_control,
+                default_s=settings.load_wait_s,
+            ),
             self.memory,
         )
         self.server.grpc.add_generic_rpc_handlers((handlers(self.inference, streams, *servicers),))

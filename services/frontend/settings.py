@@ -57,6 +57,10 @@ class FrontendSettings(ServiceSettings):
     """Whether callers on this machine may register system shared memory."""
     shared_memory_folder: Path | None = None
     """Folder that all frontends of one port know regions of shared memory by; none: this is the port's only frontend."""
+    model_control: bool = True
+    """Whether callers may load and unload their tenant's models (RepositoryModelLoad, RepositoryModelUnload)."""
+    load_wait_s: float = Field(default=300.0, gt=0)
+    """How long a load or an unload waits, in seconds, where its caller gives no deadline."""
     reflection: bool = False
     """Whether the service describes itself to tools like grpcurl. It tells of methods, not of tenants."""
     default_deadline_s: float = Field(default=60.0, gt=0, le=86_400)

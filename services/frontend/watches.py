@@ -20,6 +20,7 @@ _STATES = {
     scheduler_pb2.VERSION_STATE_READY: State.READY,
     scheduler_pb2.VERSION_STATE_REFUSED: State.REFUSED,
     scheduler_pb2.VERSION_STATE_UNPLACED: State.UNPLACED,
+    scheduler_pb2.VERSION_STATE_UNLOADED: State.UNLOADED,
 }
 
 
@@ -132,6 +133,7 @@ def route_of(told: scheduler_pb2.ModelRoute) -> Route:
         objective_ns=None if batch else told.slo.objective_us * 1000,
         versions={version.version: version for version in versions},
         splits=tuple((split.version, split.ppm) for split in told.splits),
+        revision=told.model_revision,
     )
 
 

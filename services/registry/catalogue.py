@@ -14,7 +14,7 @@ from services.registry.core.records import Key, Model, Tenant
 from services.registry.core.versions import Outcome, Push, Wish
 from services.registry.store import Store, Writing, found
 from services.registry.uploads import Uploads, missing, owned_size
-from services.registry.wire import model_message, same_digest
+from services.registry.wire import joined, model_message, same_digest
 
 
 class Tenants:
@@ -159,7 +159,7 @@ class Models:
 
         async def operation(writing: Writing) -> None:
             before = await _model(writing, tenant, name)
-            after = versions.inspected(before, number, outcome)
+            after = versions.inspected(before, number, joined(outcome, before.find(number)))
             version = after.find(number)
             same_digest(profile, version.digest if version else "")
             rules.model_size(model_message(after).ByteSize(), rules.MOST_INSPECTED_BYTES)

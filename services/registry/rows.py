@@ -126,6 +126,7 @@ def _model(row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, i
         tuple(held),
         tuple(splits),
         row.revision,
+        row.unloaded,
     )
 
 
@@ -181,6 +182,7 @@ async def save_model(connection: AsyncConnection, before: Model | None, after: M
         "replicas": after.replicas,
         "last_version": after.last_version,
         "revision": after.revision,
+        "unloaded": after.unloaded,
     }
     if before is None:
         await connection.execute(insert(models).values(tenant=after.tenant, name=after.name, **columns))

@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 from sqlalchemy.dialects.postgresql import VARCHAR
 
@@ -106,6 +107,7 @@ models = Table(
     Column("replicas", Integer, nullable=False),
     Column("last_version", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False),
+    Column("unloaded", Boolean, nullable=False, server_default=false()),
 )
 
 versions = Table(

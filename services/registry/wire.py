@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -46,6 +47,7 @@ def model_message(record: Model) -> registry_pb2.Model:
         versions=[version_message(version) for version in record.versions],
         traffic=[registry_pb2.TrafficSplit(version=number, ppm=ppm) for number, ppm in record.traffic],
         revision=record.revision,
+        unloaded=record.unloaded,
     )
 
 
@@ -114,6 +116,9 @@ def wish_of(request: registry_pb2.CreateVersionRequest | registry_pb2.UpdateMode
         rules.choice("traffic_class", TrafficClass, request.traffic_class),
         rules.choice("isolation", Isolation, request.isolation),
         rules.replicas(request.replicas) if request.HasField("replicas") else None,
+        request.unloaded
+        if isinstance(request, registry_pb2.UpdateModelRequest) and request.HasField("unloaded")
+        else None,
     )
 
 
@@ -139,6 +144,28 @@ def profile_of(profile: common_pb2.Profile) -> tuple[str, bytes]:
     if not 1 <= len(kind) <= MOST_KIND_CHARACTERS or "\0" in kind:
         raise invalid("passed.profile.device_kind", f"must be 1 to {MOST_KIND_CHARACTERS} characters")
     return kind, profile.SerializeToString(deterministic=True)
+
+
+def joined(outcome: Outcome, version: Version | None) -> Outcome:
+    """The outcome with what the version's profile from the same kind of device says of lanes of other sizes and other shapes.
+
+    What is new counts at the same place, and where the model is cut differently by now it counts alone.
+    """
+    before = dict(version.profiles).get(outcome.profile[0]) if version is not None and outcome.profile else None
+    if outcome.profile is None or before is None:
+        return outcome
+    held, told = common_pb2.Profile.FromString(before), common_pb2.Profile.FromString(outcome.profile[1])
+    if [each.name for each in held.segments] != [each.name for each in told.segments]:
+        return outcome
+    points = {(each.compute_units, each.shape_bucket, each.rows): each for each in (*held.points, *told.points)}
+    whole = common_pb2.Profile(
+        digest=told.digest,
+        device_kind=told.device_kind,
+        weight_bytes=told.weight_bytes,
+        points=[points[place] for place in sorted(points)],
+        segments=told.segments,
+    )
+    return replace(outcome, profile=(outcome.profile[0], whole.SerializeToString(deterministic=True)))
 
 
 def same_digest(profile: common_pb2.Profile, digest: str) -> None:

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from services._proto.apportion.v1 import common_pb2, registry_pb2
 from services._proto.apportion.v1 import scheduler_pb2 as pb
 from services.common.errors import Reason, Refusal, invalid
+from services.common.objective_messages import points_from
+from services.common.objectives import WAY_NS, Ask
 from services.scheduler.core import catalogue as cat
 from services.scheduler.core import reports as rep
-from services.scheduler.core.events import CatalogueChanged, Passed, RecordInspection
+from services.scheduler.core import requests as req
+from services.scheduler.core.events import CatalogueChanged, FrontendReported, Passed, RecordInspection
+from services.scheduler.core.objectives import Question
 
 SEEN: Mapping[pb.ReplicaState, rep.Seen] = {
     pb.REPLICA_STATE_LOADING: rep.Seen.LOADING,
@@ -43,7 +47,7 @@ def traffic_class(value: int) -> cat.TrafficClass:
 def profile(message: common_pb2.Profile) -> cat.Profile:
     """A profile. Its memory: the weights and the largest activations of any point."""
     activations = max((point.activation_bytes for point in message.points), default=0)
-    return cat.Profile(message.device_kind, message.weight_bytes + activations, _blob(message))
+    return cat.Profile(message.device_kind, message.weight_bytes + activations, _blob(message), points_from(message))
 
 
 def signature(message: common_pb2.Signature) -> bytes:
@@ -79,6 +83,8 @@ def model(message: registry_pb2.Model) -> cat.Model:
         message.replicas or 1,
         tuple(_version(each) for each in message.versions),
         tuple(cat.Split(each.version, each.ppm) for each in message.traffic),
+        message.unloaded,
+        message.revision,
     )
 
 
@@ -107,6 +113,31 @@ def inspection(action: RecordInspection) -> registry_pb2.RecordInspectionRequest
     return request
 
 
+# From those who ask.
+
+
+def question(message: pb.GetObjectiveRequest) -> Question:
+    """What somebody wants to know of an objective. Refuses 0, where it does not stand for something else."""
+    if message.HasField("objective_us") and not message.objective_us:
+        raise invalid("objective_us", "must be above 0, and is 0")
+    ask = Ask(
+        reservation=0,
+        rate=message.rate if message.HasField("rate") else None,
+        burst=message.burst or 1,
+        rows=message.rows or 1,
+        error=message.error or 1.0,
+        way_ns=message.way_us * 1_000 if message.HasField("way_us") else WAY_NS,
+        shape_bucket=message.shape_bucket,
+    )
+    return Question(
+        key(message.key),
+        message.version,
+        message.reservation.millidevices if message.HasField("reservation") else None,
+        message.objective_us if message.HasField("objective_us") else None,
+        ask,
+    )
+
+
 # From executors.
 
 
@@ -133,6 +164,8 @@ def _device(message: pb.DeviceInfo) -> rep.Device:
         lanes,
         message.backend,
         message.backend_reason,
+        message.quantum_ns,
+        message.arrival_order,
     )
 
 
@@ -144,6 +177,7 @@ def report(message: pb.ExecutorReport, incarnation: str) -> rep.Report:
         tuple(_usage(each, incarnation) for each in message.usage),
         message.memory_used_bytes,
         message.draining,
+        message.measured_us,
     )
 
 
@@ -178,6 +212,22 @@ def _usage(message: pb.Usage, incarnation: str) -> rep.UsageReport:
         message.requests,
         message.batches,
     )
+
+
+# From frontends.
+
+
+def frontend_report(message: pb.ReportRequestsRequest) -> FrontendReported:
+    """A frontend's counts. Refuses one without a name."""
+    if not message.frontend_id:
+        raise invalid("frontend_id", "must not be empty")
+    counts = tuple((key(each.key), _counts(each)) for each in message.counts)
+    return FrontendReported(message.frontend_id, counts, message.whole)
+
+
+def _counts(message: pb.RequestCounts) -> req.Counts:
+    latencies = tuple((each.bucket, each.count) for each in message.latencies)
+    return req.Counts(message.requests, message.within, message.missed, message.in_flight, latencies)
 
 
 def _key(value: cat.Key) -> common_pb2.ModelKey:

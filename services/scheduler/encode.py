@@ -7,12 +7,15 @@ from typing import cast
 
 from services._proto.apportion.v1 import common_pb2
 from services._proto.apportion.v1 import scheduler_pb2 as pb
+from services.common.objective_messages import VERDICTS, answer_to
 from services.scheduler.convert import SEEN
 from services.scheduler.core import catalogue as cat
 from services.scheduler.core import reports as rep
 from services.scheduler.core.events import Command, SendLoad, SendUnload, Terms
+from services.scheduler.core.objectives import Found
+from services.scheduler.core.requests import Recent
 from services.scheduler.core.routes import Route, RoutesChanged, VersionRoute, VersionState
-from services.scheduler.core.scheduler import ExecutorView, FleetView, TenantView
+from services.scheduler.core.scheduler import ExecutorView, FleetView, ModelView, TenantView
 
 STATES: Mapping[rep.Seen, pb.ReplicaState] = {seen: number for number, seen in SEEN.items()}
 VERSION_STATES: Mapping[VersionState, pb.VersionState] = {
@@ -20,6 +23,7 @@ VERSION_STATES: Mapping[VersionState, pb.VersionState] = {
     VersionState.READY: pb.VERSION_STATE_READY,
     VersionState.REFUSED: pb.VERSION_STATE_REFUSED,
     VersionState.UNPLACED: pb.VERSION_STATE_UNPLACED,
+    VersionState.UNLOADED: pb.VERSION_STATE_UNLOADED,
 }
 CLASSES: Mapping[cat.TrafficClass, common_pb2.TrafficClass] = {
     cat.TrafficClass.INTERACTIVE: common_pb2.TRAFFIC_CLASS_INTERACTIVE,
@@ -120,6 +124,7 @@ def _route(value: Route) -> pb.ModelRoute:
         traffic_class=CLASSES[value.traffic_class],
         versions=[_version(each) for each in value.versions],
         splits=[pb.RouteSplit(version=each.version, ppm=each.ppm) for each in value.splits],
+        model_revision=value.revision,
     )
 
 
@@ -151,7 +156,18 @@ def fleet(epoch: int, view: FleetView) -> pb.GetFleetResponse:
         tenants=[_tenant(each) for each in view.tenants],
         epoch=epoch,
         unplaced=unplaced,
+        unpromised=[
+            pb.UnpromisedVersion(
+                key=key(each.key), version=each.version, verdict=VERDICTS[each.verdict], message=each.message
+            )
+            for each in view.unpromised
+        ],
     )
+
+
+def objective(found: Found) -> pb.ObjectiveAnswer:
+    """What can be promised on one kind of lane."""
+    return answer_to(found.answer, serves=found.serves)
 
 
 def _tenant(view: TenantView) -> pb.TenantStatus:
@@ -161,6 +177,35 @@ def _tenant(view: TenantView) -> pb.TenantStatus:
         weight=view.weight,
         device_ns=view.used.device_ns,
         requests=view.used.requests,
+        compute_unit_ns=view.used.compute_unit_ns,
+        batches=view.used.batches,
+        used_ppm=view.used_ppm,
+        recent=_recent(view.recent),
+        models=[_model(each) for each in view.models],
+    )
+
+
+def _model(view: ModelView) -> pb.ModelStatus:
+    return pb.ModelStatus(
+        key=key(view.key),
+        device_ns=view.used.device_ns,
+        requests=view.used.requests,
+        compute_unit_ns=view.used.compute_unit_ns,
+        batches=view.used.batches,
+        used_ppm=view.used_ppm,
+        recent=_recent(view.recent),
+    )
+
+
+def _recent(value: Recent) -> pb.RecentRequests:
+    return pb.RecentRequests(
+        window_ms=int(value.window_s * 1000),
+        requests=value.requests,
+        within=value.within,
+        missed=value.missed,
+        p99_us=value.p99_us,
+        requests_per_s=value.requests_per_s,
+        in_flight=value.in_flight,
     )
 
 
@@ -176,6 +221,8 @@ def _executor(view: ExecutorView) -> pb.ExecutorStatus:
         memory_bytes=device.memory_bytes,
         lanes=lanes,
         backend_reason=device.backend_reason,
+        quantum_ns=device.quantum_ns,
+        arrival_order=device.arrival_order,
     )
     return pb.ExecutorStatus(
         executor_id=view.hello.executor_id,
@@ -197,6 +244,7 @@ def _report(value: rep.Report) -> pb.ExecutorReport:
         usage=[_usage(each) for each in value.usage],
         memory_used_bytes=value.memory_used_bytes,
         draining=value.draining,
+        measured_us=value.measured_us,
     )
 
 

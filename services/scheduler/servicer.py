@@ -88,6 +88,13 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         """The fleet as it is known."""
         return encode.fleet(self._deciding.scheduler.epoch, self._deciding.scheduler.fleet())
 
+    async def ReportRequests(
+        self, request: pb.ReportRequestsRequest, _context: grpc.aio.ServicerContext
+    ) -> pb.ReportRequestsResponse:
+        """A frontend's counts."""
+        self._deciding.tell(convert.frontend_report(request))
+        return pb.ReportRequestsResponse(epoch=self._deciding.scheduler.epoch)
+
     async def CheckReservation(
         self, request: pb.CheckReservationRequest, _context: grpc.aio.ServicerContext
     ) -> pb.CheckReservationResponse:
@@ -101,6 +108,15 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         _refuse_oversold(request.tenant, promise)
         free_after, capacity = encode.share(promise.free_after), encode.share(promise.capacity or 0)
         return pb.CheckReservationResponse(free_after=free_after, capacity=capacity)
+
+    async def GetObjective(
+        self, request: pb.GetObjectiveRequest, _context: grpc.aio.ServicerContext
+    ) -> pb.GetObjectiveResponse:
+        """Which objective a model can be promised."""
+        if not self._deciding.scheduler.catalogue_known:
+            raise Refusal(Reason.NOT_SERVING, "the catalogue is not known yet", retry_after_s=1.0)
+        version, found = self._deciding.scheduler.objective(convert.question(request))
+        return pb.GetObjectiveResponse(answers=[encode.objective(each) for each in found], version=version)
 
     def _welcome(self) -> pb.AttachWelcome:
         return pb.AttachWelcome(epoch=self._deciding.scheduler.epoch, report_interval_ms=self._report_interval_ms)

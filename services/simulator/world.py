@@ -19,6 +19,7 @@ from services.frontend.core import routes as told
 from services.frontend.core.routing import RoutingTable
 from services.scheduler.core.catalogue import Key, Model, Slo, Tenant, TrafficClass, Version
 from services.scheduler.core.events import (
+    CatalogueChanged,
     CatalogueReplaced,
     Event,
     ExecutorAttached,
@@ -41,7 +42,10 @@ TICK_NS: Nanoseconds = 500 * MS
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One tenant's model and its requests. arrivals: moments, ascending. objective_ns: None: class `batch`."""
+    """One tenant's model and its requests. arrivals: moments, ascending. objective_ns: None: class `batch`.
+
+    unloaded, loaded: moments at which somebody asks for that.
+    """
 
     tenant: Tenant
     name: str
@@ -49,6 +53,8 @@ class Load:
     arrivals: tuple[Nanoseconds, ...]
     objective_ns: Nanoseconds | None = None
     replicas: int = 1
+    unloaded: tuple[Nanoseconds, ...] = ()
+    loaded: tuple[Nanoseconds, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -118,6 +124,10 @@ class World:
         for key, load in self.loads.items():
             for moment in load.arrivals:
                 self.kernel.at(moment, partial(self._arrive, key))
+            for moments, unloaded in ((load.unloaded, True), (load.loaded, False)):
+                changed = CatalogueChanged(models=(_model(load, unloaded=unloaded),))
+                for moment in moments:
+                    self.kernel.at(moment, partial(self._tell, changed))
         self.kernel.run()
         self.check_invariants()
         return self.fared
@@ -182,11 +192,11 @@ class World:
         fared.took_ns.append(answer.moment - answer.request.arrived)
 
 
-def _model(load: Load) -> Model:
+def _model(load: Load, *, unloaded: bool = False) -> Model:
     objective_us = None if load.objective_ns is None else load.objective_ns // US
     traffic = TrafficClass.BATCH if load.objective_ns is None else TrafficClass.INTERACTIVE
     version = Version(1, f"{load.key}", size_bytes=load.model.weight_bytes)
-    return Model(load.key, Slo(objective_us), traffic, replicas=load.replicas, versions=(version,))
+    return Model(load.key, Slo(objective_us), traffic, replicas=load.replicas, versions=(version,), unloaded=unloaded)
 
 
 def _route(route: Route) -> told.Route:

@@ -12,9 +12,9 @@ import pytest
 from services._proto.apportion.v1 import common_pb2, registry_pb2, registry_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
 from services.cli import main
 from services.cli.errors import CommandError
-from services.cli.push import follow, parse
+from services.cli.push import follow, loading, parse
 from services.cli.push.artefact import digest, inspect
-from services.cli.push.standing import Refused, Serving, Unplaced, Waiting, at_one_row, standing
+from services.cli.push.standing import Refused, Serving, Unplaced, Waiting, at_one_row, standing, wanted
 from services.common.errors import Reason, Refusal
 from services.common.status import DETAILS_KEY, to_status
 
@@ -150,6 +150,7 @@ class FakeRegistry(registry_pb2_grpc.RegistryServiceServicer):
 
     def __init__(self):
         self.tenants, self.models, self.uploaded = {}, {}, b""
+        self.unloaded = set()
 
     def ListTenants(self, request, context):
         return registry_pb2.ListTenantsResponse(tenants=self.tenants.values())
@@ -173,8 +174,15 @@ class FakeRegistry(registry_pb2_grpc.RegistryServiceServicer):
     def CreateVersion(self, request, context):
         made = registry_pb2.Model(key=request.key, slo=request.slo, traffic_class=request.traffic_class)
         made.versions.add(version=1, digest=request.digest, config=request.config)
+        made.unloaded = request.key.name in self.unloaded
         self.models[request.key.name] = made
         return registry_pb2.CreateVersionResponse(model=made, version=1)
+
+    def UpdateModel(self, request, context):
+        made = self.models[request.key.name]
+        made.unloaded = request.unloaded
+        self.unloaded = {name for name, model in self.models.items() if model.unloaded}
+        return registry_pb2.UpdateModelResponse(model=made)
 
     def GetModel(self, request, context):
         return registry_pb2.GetModelResponse(model=self.models[request.key.name])
@@ -289,6 +297,44 @@ def test_without_a_scheduler_a_push_says_that_the_version_is_stored(mesh, onnx, 
     monkeypatch.setenv("APPORTION_SCHEDULER", "127.0.0.1:1")
     assert main.run(["model", "push", "m", str(onnx)]) == 1
     assert "is stored, but nobody can say whether it serves" in capsys.readouterr().err
+
+
+def test_a_push_of_an_unloaded_model_is_stored_and_says_how_to_have_it_served(mesh, onnx, monkeypatch, capsys):
+    registry, _ = mesh
+    registry.unloaded.add("m")
+    monkeypatch.setenv("APPORTION_SCHEDULER", "127.0.0.1:1")
+    assert main.run(["model", "push", "m", str(onnx)]) == 0
+    assert "note: default/m is unloaded by request; `apportion model load m` has it served" in capsys.readouterr().err
+
+
+def test_a_model_is_unloaded_until_nobody_holds_it_and_loaded_until_it_serves(mesh, onnx, monkeypatch, capsys):
+    registry, scheduler = mesh
+    monkeypatch.setattr(loading, "EVERY_S", 0.01)
+    scheduler.fleets = [ready_fleet()]
+    assert main.run(["model", "push", "m", str(onnx)]) == 0
+    scheduler.fleets = [ready_fleet(), ready_fleet(), scheduler_pb2.GetFleetResponse()]
+    assert main.run(["model", "unload", "m"]) == 0
+    assert registry.unloaded == {"m"}
+    assert len(scheduler.fleets) == 1
+    assert main.run(["model", "list"]) == 0
+    assert "unloaded" in capsys.readouterr().out.splitlines()[-1]
+    scheduler.fleets = [scheduler_pb2.GetFleetResponse(), ready_fleet()]
+    assert main.run(["model", "load", "m"]) == 0
+    assert registry.unloaded == set()
+    assert "default/m version 1 serves on e1, lane 1" in capsys.readouterr().out
+    assert main.run(["model", "unload", "m", "--timeout", "0"]) == 1
+    assert "still held by e1" in capsys.readouterr().err
+
+
+def test_the_versions_that_a_load_waits_for_are_those_that_are_wanted():
+    made = registry_pb2.Model(versions=[registry_pb2.ModelVersion(version=number) for number in (1, 2, 3)])
+    assert wanted(made) == [3]
+    made.versions[2].inspection = registry_pb2.INSPECTION_REFUSED
+    assert wanted(made) == [2]
+    made.traffic.add(version=1, ppm=1_000_000)
+    made.traffic.add(version=2, ppm=0)
+    assert wanted(made) == [1, 2]
+    assert wanted(registry_pb2.Model()) == []
 
 
 def test_a_tenant_gets_its_key_once_and_a_reservation_that_was_checked(mesh, capsys):

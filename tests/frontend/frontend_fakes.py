@@ -244,7 +244,12 @@ class FakeMesh(scheduler_pb2_grpc.SchedulerServiceServicer, registry_pb2_grpc.Re
         self.routes: asyncio.Queue[scheduler_pb2.WatchRoutesResponse] = asyncio.Queue()
         self.catalogue: asyncio.Queue[registry_pb2.WatchCatalogueResponse] = asyncio.Queue()
         self.asked: list[tuple[int, int]] = []
+        self.request_reports: list[scheduler_pb2.ReportRequestsRequest] = []
+        self.epoch = 1
         self.compacted = False
+        self.wishes: list[tuple[str, str, bool]] = []
+        self.wish_refusal: Refusal | None = None
+        self.revision = 10
         self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(self, self.server)
         registry_pb2_grpc.add_RegistryServiceServicer_to_server(self, self.server)
@@ -255,12 +260,26 @@ class FakeMesh(scheduler_pb2_grpc.SchedulerServiceServicer, registry_pb2_grpc.Re
         await self.server.start()
         return self
 
+    async def UpdateModel(self, request: registry_pb2.UpdateModelRequest, context: Any) -> Any:
+        self.wishes.append((request.key.tenant, request.key.name, request.unloaded))
+        refusal = self.wish_refusal
+        if refusal is not None:
+            await abort(context, refusal)
+        self.revision += 1
+        return registry_pb2.UpdateModelResponse(model=registry_pb2.Model(key=request.key, revision=self.revision))
+
     async def WatchRoutes(self, request: scheduler_pb2.WatchRoutesRequest, context: Any) -> AsyncIterator[Any]:
         self.asked.append((request.epoch, request.after_revision))
         if self.compacted and request.after_revision:
             await abort(context, Refusal(Reason.REVISION_COMPACTED, "take a new snapshot"))
         while True:
             yield await self.routes.get()
+
+    async def ReportRequests(
+        self, request: scheduler_pb2.ReportRequestsRequest, context: Any
+    ) -> scheduler_pb2.ReportRequestsResponse:
+        self.request_reports.append(request)
+        return scheduler_pb2.ReportRequestsResponse(epoch=self.epoch)
 
     async def WatchCatalogue(self, request: registry_pb2.WatchCatalogueRequest, context: Any) -> AsyncIterator[Any]:
         while True:
@@ -295,6 +314,7 @@ def route(
     state: int = scheduler_pb2.VERSION_STATE_READY,
     message: str = "",
     first_replica: int = 1,
+    model_revision: int = 0,
 ) -> scheduler_pb2.ModelRoute:
     """A route of one version, with a replica at each address."""
     tensor = common_pb2.TensorSpec(
@@ -307,6 +327,7 @@ def route(
         key=common_pb2.ModelKey(tenant=tenant, name=name),
         traffic_class=common_pb2.TRAFFIC_CLASS_INTERACTIVE if objective_us else common_pb2.TRAFFIC_CLASS_BATCH,
         splits=[scheduler_pb2.RouteSplit(version=1, ppm=1_000_000)],
+        model_revision=model_revision,
     )
     if objective_us is not None:
         told.slo.objective_us = objective_us

@@ -106,29 +106,6 @@ async def test_the_index_lists_the_callers_models_with_their_states(start: Start
     assert [each.name for each in ready] == ["good"]
 
 
-@pytest.mark.parametrize("wire", [{"model_name": "m"}, {"repository_name": "m"}], ids=["triton", "kserve"])
-async def test_load_succeeds_where_the_model_serves_in_both_protos_forms(start: Start, wire: dict[str, str]) -> None:
-    world = await start(FakeExecutor())
-    await world.stub.RepositoryModelLoad(oip.RepositoryModelLoadRequest(**wire))
-    code, refusal = await refusal_of(
-        world.stub.RepositoryModelUnload(oip.RepositoryModelUnloadRequest(**wire)),
-    )
-    assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert "apportion model remove m" in refusal.message
-
-
-async def test_load_says_why_a_model_does_not_serve(start: Start) -> None:
-    refused = route("m", [], state=scheduler_pb2.VERSION_STATE_REFUSED, message="hostile")
-    world = await start(routes=[refused])
-    code, refusal = await refusal_of(world.stub.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="m")))
-    assert (code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, Reason.MODEL_REFUSED)
-    assert "hostile" in refusal.message
-    code, refusal = await refusal_of(world.stub.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="x")))
-    assert refusal.reason is Reason.MODEL_NOT_FOUND
-    code, refusal = await refusal_of(world.stub.RepositoryModelLoad(oip.RepositoryModelLoadRequest()))
-    assert (refusal.reason, refusal.field) == (Reason.FIELD_INVALID, "model_name")
-
-
 async def test_each_model_has_a_health_of_its_own_for_its_tenant(start: Start) -> None:
     executor = await FakeExecutor().start()
     routes = [

@@ -105,6 +105,7 @@ async def test_large_answers_that_nobody_reads_give_their_credit_back_when_the_s
     connection.send(PREFACE + settings(window_bytes=0) + call(1, "ModelStreamInfer", world.address))
     for _ in range(3):
         assert connection.send_data(1, message(infer_request("m", b"x").SerializeToString()))
+    await world.until(lambda: len(executor.sessions) == 1)
     (session,) = executor.sessions.values()
     await world.until(lambda: session.results_drawn.get("default", 0) > 3 << 20)
     connection.close()

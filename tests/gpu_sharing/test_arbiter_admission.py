@@ -185,3 +185,17 @@ def test_who_leaves_frees_a_reservation_once_what_it_bought_is_due(world: World)
 def test_a_share_that_cannot_be_is_refused(field: str, value: int) -> None:
     with pytest.raises(ValueError, match="replica 1: weight"):
         Arbiter().handle(ReplicaAdded(1, 0, **{field: value}), 0)
+
+
+def test_after_surplus_was_late_less_of_it_is_admitted_and_none_is_kept_from_an_empty_lane(world: World) -> None:
+    world.host(1, TEN, tenant="a")
+    lane = world.arbiter._lane
+    for _ in range(20):
+        lane.foresight.see(10 * MS, 30 * MS, 0, 0)
+    for _ in range(4):
+        world.arrive(1, within=45 * MS)
+    world.run(until=0)
+    # By the estimates alone all four would be in time; three times as long, the first and nobody behind it.
+    assert [ending.reason for ending in world.endings.values()] == ["OVERLOADED"] * 3
+    world.run()
+    assert sum(ending.is_good for ending in world.endings.values()) == 1

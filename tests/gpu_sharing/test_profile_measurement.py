@@ -10,6 +10,7 @@ import pytest
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, Run, Tensors
 from gpu_sharing.runtimes.profile import BUDGET_NS, LEAST_RUNS, measure, shape_bucket
 from gpu_sharing.runtimes.stopwatch import Stopwatch
+from gpu_sharing.runtimes.warmup import requests
 from gpu_sharing.tensors import Signature, TensorSpec, WarmupTensor
 from gpu_sharing.units import MS
 
@@ -155,6 +156,22 @@ def test_a_model_that_rejects_the_made_up_input_gets_an_empty_profile() -> None:
 def test_a_model_that_rejects_the_operators_input_is_refused() -> None:
     with pytest.raises(ArtefactRefused, match="warmup: the model rejects it: 1 rows are too many"):
         profiled(SlowModel(row_ns=MS, fails_above=0), warmup=(WarmupTensor("ids", (1, 5)),))
+
+
+def test_each_warm_up_request_is_measured_at_its_shape() -> None:
+    warmup = (WarmupTensor("ids", (1, 5)), WarmupTensor("rate", (), b"\1" * 8), WarmupTensor("ids", (1, 77)))
+    model = SlowModel(row_ns=10 * MS)
+    profile, _, _ = profiled(model, warmup=warmup)
+    assert [(point.shape_bucket, point.rows) for point in profile.points] == [
+        (shape, rows) for shape in ("5,scalar", "77,scalar") for rows in (1, 2, 4, 8)
+    ]
+    assert model.now < BUDGET_NS + 2 * 500 * MS
+
+
+def test_warm_up_requests_share_what_is_named_less_often() -> None:
+    short, rate, long = WarmupTensor("ids", (1, 5)), WarmupTensor("rate", ()), WarmupTensor("ids", (1, 77))
+    assert requests((short, rate, long)) == [(short, rate), (long, rate)]
+    assert requests(()) == [()]
 
 
 def test_the_bucket_is_the_shapes_without_the_batch_axis() -> None:

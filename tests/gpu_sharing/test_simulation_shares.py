@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from gpu_sharing.simulation import arrivals
-from gpu_sharing.simulation.models import Segment, SimulatedModel
+from gpu_sharing.simulation.models import EXACT, AnyError, Lognormal, Segment, SimulatedModel
 from gpu_sharing.simulation.run import Outcome, is_met, simulate
 from gpu_sharing.simulation.scenario import Arrive, Clients, Contract, Scenario, Tenant, Unload
-from gpu_sharing.units import MS, SECOND
+from gpu_sharing.units import MS, SECOND, US
 
 MODEL = SimulatedModel((Segment(MS),) * 5)
 WEIGHTS = {1: 4, 2: 2, 3: 1, 4: 1}
@@ -123,3 +123,44 @@ def test_an_urgent_request_within_its_reservation_waits_for_a_boundary_for_at_mo
     assert len(waits) == len(outcome.of(1)) > 1000
     assert np.quantile(waits, 0.99) <= 2 * MS
     assert outcome.attainment(1) == 1.0
+
+
+def flooded(seed: int, *, error: AnyError = EXACT, boundary_ns: int = 0) -> Outcome:
+    """20 s of twice the load: two tenants within their reservations, by Poisson, and one without any who sends the rest."""
+    draw = np.random.Generator(np.random.PCG64(seed))
+    search, voice = SimulatedModel((Segment(3 * MS // 2),) * 8, 8), SimulatedModel((Segment(MS // 2),), 8)
+    files = SimulatedModel((Segment(9 * MS),) * 4)
+    tenants = (
+        Tenant(1, search, 350, objective_ns=250 * MS, error=error),
+        Tenant(2, voice, 150, objective_ns=150 * MS, error=error),
+        Tenant(3, files, objective_ns=400 * MS, deadline_ns=2 * SECOND, error=error),
+    )
+    rates = {1: 22.5, 2: 60.0, 3: 1.7 * SECOND / files.cost(1)}
+    happenings = [
+        Arrive(moment, replica)
+        for replica, rate in rates.items()
+        for moment in arrivals.poisson(draw, rate, 0, 20 * SECOND)
+    ]
+    return simulate(Scenario(tenants, tuple(happenings), boundary_ns=boundary_ns), audit_every=AUDIT_EVERY)
+
+
+@pytest.mark.parametrize(
+    ("error", "boundary_ns"), [(EXACT, 0), (Lognormal(0.2), 0), (EXACT, US * 300)], ids=["exact", "astray", "overhead"]
+)
+def test_surplus_that_is_admitted_at_twice_the_load_is_in_time_beside_guaranteed_neighbours_who_come_at_random(
+    error: AnyError, boundary_ns: int
+) -> None:
+    learnt, busy, admitted, met = 4 * SECOND, 0, 0, 0
+    for seed in range(3):
+        outcome = flooded(seed, error=error, boundary_ns=boundary_ns)
+        assert min(outcome.attainment(1), outcome.attainment(2)) >= 0.995
+        # What is refused is refused at once; everything else was admitted, and counts, revoked or not.
+        kept = [each for each in outcome.of(3) if each.reason == "OK" or each.moment > each.request.arrived]
+        kept = [each for each in kept if each.request.arrived >= learnt]
+        admitted += len(kept)
+        met += sum(map(is_met, kept))
+        busy += sum(used(outcome, each, learnt, 20 * SECOND) for each in (1, 2, 3))
+    assert met / admitted >= 0.95
+    # Nothing is lost by it: whenever the lane is free, somebody waits.
+    boundaries = 1.0 if boundary_ns == 0 else 0.8
+    assert busy >= 0.99 * boundaries * 3 * (20 * SECOND - learnt)

@@ -219,6 +219,28 @@ def test_a_profile_of_another_kind_of_device_is_of_no_use(world: World, path: Pa
     assert world.runs > 0
 
 
+def test_a_profile_from_a_lane_of_another_size_is_kept_and_this_lane_is_measured_beside_it(
+    world: World, path: Path
+) -> None:
+    point = ProfilePoint(1, "2", 8, 5, 5, 1, 10)
+    profile = Profile("sha256:1", "cpu", WEIGHTS, (point,), (SegmentCost("one", 5),))
+    loaded = world.bring(1, "a", path, profile=profile)[-1]
+    assert world.runs > 0
+    assert [(each.compute_units, each.rows) for each in loaded.profile.points] == [(1, 1), (1, 2), (1, 4), (8, 1)]
+    assert loaded.profile.points[-1] == point
+    assert {each.compute_units for each in world.hosted[0].points} == {1}
+    runs = world.runs
+    again = world.bring(2, "b", path, profile=loaded.profile)[-1]
+    assert (world.runs, again.profile) == (runs, loaded.profile)
+
+
+def test_a_profile_of_another_cut_is_not_kept_beside_the_new_one(world: World, path: Path) -> None:
+    point = ProfilePoint(1, "2", 8, 5, 5, 1, 10, (2, 3))
+    profile = Profile("sha256:1", "cpu", WEIGHTS, (point,), (SegmentCost("one", 2), SegmentCost("two", 3)))
+    loaded = world.bring(1, "a", path, profile=profile)[-1]
+    assert {each.compute_units for each in loaded.profile.points} == {1}
+
+
 def test_pretending_ends(world: World, path: Path) -> None:
     load = world.load
 

@@ -127,7 +127,7 @@ def test_a_split_names_existing_versions_once(splits) -> None:
         ((4097, {}, []), "config.max_batch_size"),
         ((None, {"x": -2}, []), "config.batch_axes[x]"),
         ((None, {}, [("", [1], 0)]), "config.warmup.name"),
-        ((None, {}, [("x", [1], 0), ("x", [1], 0)]), "config.warmup.name"),
+        ((None, {}, [("x", [1], 0)] * (rules.MOST_WARMUP_REQUESTS + 1)), "config.warmup.name"),
         ((None, {}, [("x", [-1], 0)]), "config.warmup.shape"),
         ((None, {}, [("x", [1], rules.MOST_WARMUP_BYTES + 1)]), "config.warmup.data"),
     ],

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from registry_databases import fresh_database
@@ -19,7 +21,7 @@ from services.common.channel import connect
 from services.common.errors import Reason
 from services.common.server import StartupError
 from services.registry.catalogue import Tenants
-from services.registry.database import Database
+from services.registry.database import MIGRATIONS, Database
 from services.registry.serve import SERVICE, artefacts_of, serve
 from services.registry.settings import RegistrySettings
 from services.registry.store import Store
@@ -39,6 +41,29 @@ async def test_migrations_make_exactly_the_tables_that_the_code_knows(settings: 
     async with database.read() as connection:
         assert await connection.run_sync(differences) == []
     await database.close()
+
+
+async def test_a_catalogue_of_an_earlier_release_is_brought_up_to_date_with_every_model_served(
+    settings: RegistrySettings,
+) -> None:
+    async with served(settings) as world:
+        await world.tenant()
+        await world.push()
+        before = await world.snapshot()
+    database = Database(settings.database)
+
+    def back(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+
+    async with database.write() as connection:
+        await connection.run_sync(back)
+    await database.close()
+    async with served(settings) as world:
+        assert (await world.snapshot()).same_as(before)
+        assert not before.models["acme", "m"].unloaded
 
 
 async def test_registries_that_start_at_once_migrate_once(settings: RegistrySettings) -> None:

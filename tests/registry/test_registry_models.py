@@ -132,6 +132,21 @@ async def test_an_update_changes_what_it_names_and_nothing_else(world: World) ->
     await refusal(conflict, Reason.REVISION_CONFLICT, CODE.FAILED_PRECONDITION)
 
 
+async def test_a_model_stays_unloaded_through_pushes_and_updates_until_it_is_loaded(world: World) -> None:
+    await world.push()
+    first = (await world.call.UpdateModel(pb.UpdateModelRequest(key=key(), unloaded=True))).model
+    assert first.unloaded
+    again = (await world.call.UpdateModel(pb.UpdateModelRequest(key=key(), unloaded=True))).model
+    assert again.revision == first.revision
+    await world.upload(b"other")
+    assert (await world.push(data=b"other")).model.unloaded
+    assert (await world.call.UpdateModel(pb.UpdateModelRequest(key=key(), replicas=2))).model.unloaded
+    assert (await world.snapshot()).models["acme", "m"].unloaded
+    loaded = (await world.call.UpdateModel(pb.UpdateModelRequest(key=key(), unloaded=False))).model
+    assert (loaded.unloaded, loaded.replicas, len(loaded.versions)) == (False, 2, 2)
+    assert not (await world.call.GetModel(pb.GetModelRequest(key=key()))).model.unloaded
+
+
 async def test_traffic_is_split_between_versions_that_exist(world: World) -> None:
     await world.push()
     await world.push(data=b"new")
@@ -196,6 +211,30 @@ async def test_an_inspection_is_kept_once_for_each_kind_of_device(world: World) 
     assert version.signature == inspection().passed.signature
     assert list(version.profiles) == [inspection().passed.profile, inspection("cuda:y", 2).passed.profile]
     assert model.revision == 4
+
+
+async def test_profiles_from_lanes_of_several_sizes_and_shapes_are_kept_together(world: World) -> None:
+    await world.push()
+
+    def measured(units: int, bucket: str, p50_ns: int, *segments: str) -> pb.RecordInspectionRequest:
+        request = inspection("cpu:x", p50_ns)
+        for segment in segments:
+            request.passed.profile.segments.add(name=segment, p50_ns=1)
+        point = request.passed.profile.points[0]
+        point.compute_units, point.shape_bucket, point.activation_bytes = units, bucket, 7
+        return request
+
+    for request in (measured(2, "4", 1), measured(1, "4", 2), measured(1, "8", 3), measured(2, "4", 4)):
+        await world.call.RecordInspection(request)
+
+    async def kept() -> list[tuple[int, str, int, int]]:
+        model = (await world.call.GetModel(pb.GetModelRequest(key=key()))).model
+        (profile,) = model.versions[0].profiles
+        return [(each.compute_units, each.shape_bucket, each.p50_ns, each.activation_bytes) for each in profile.points]
+
+    assert await kept() == [(1, "4", 2, 7), (1, "8", 3, 7), (2, "4", 4, 7)]
+    await world.call.RecordInspection(measured(1, "4", 9, "cut", "anew"))
+    assert await kept() == [(1, "4", 9, 7)]
 
 
 async def test_a_refusal_says_why_and_does_not_undo_a_pass(world: World) -> None:

@@ -19,7 +19,7 @@ from services.scheduler.core.events import (
     Tick,
 )
 from services.scheduler.core.reports import Device, Hello, Lane, ReplicaReport, Report, Seen, UsageReport
-from services.scheduler.core.routes import Route, RoutesChanged, VersionRoute
+from services.scheduler.core.routes import Route, RoutesChanged, VersionRoute, VersionState
 from services.scheduler.core.scheduler import Scheduler
 from services.scheduler.core.state import Policy
 
@@ -39,6 +39,7 @@ def model(
     traffic: dict[int, int] | None = None,
     objective_us: int | None = None,
     isolated: bool = False,
+    unloaded: bool = False,
 ) -> Model:
     """A model "tenant/name" with versions of these numbers (1 where none is given)."""
     owner, _, name = key.partition("/")
@@ -51,6 +52,7 @@ def model(
         versions=versions,
         traffic=splits,
         isolated=isolated,
+        unloaded=unloaded,
     )
 
 
@@ -275,9 +277,15 @@ class World:
         assert {route.key: route for route in routes} == self.routes, "changes do not add up to the snapshot"
         assert self.routes.keys() == self.scheduler.state.models.keys()
         for route in routes:
-            known = self.scheduler.state.models[route.key].versions
+            model = self.scheduler.state.models[route.key]
+            known = model.versions
+            told = {each.state for each in route.versions}
+            if model.unloaded:
+                assert told <= {VersionState.UNLOADED, VersionState.REFUSED}
+            else:
+                assert VersionState.UNLOADED not in told
             assert sum(split.ppm for split in route.splits) == (1_000_000 if known else 0)
             for version in route.versions:
                 for replica in version.replicas:
-                    told = self.scheduler.state.fleet.executors[replica.executor_id].report.replicas
-                    assert any(each.replica_id == replica.replica_id and each.state is Seen.READY for each in told)
+                    held = self.scheduler.state.fleet.executors[replica.executor_id].report.replicas
+                    assert any(each.replica_id == replica.replica_id and each.state is Seen.READY for each in held)

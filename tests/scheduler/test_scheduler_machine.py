@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -33,6 +35,7 @@ def models(draw: st.DrawFn, key: str) -> Model:
         traffic=split,
         objective_us=draw(st.sampled_from([None, 20_000])),
         isolated=draw(st.sampled_from([False, False, True])),
+        unloaded=draw(st.sampled_from([False, False, False, True])),
     )
 
 
@@ -69,6 +72,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def change_model(self, data: st.DataObject, key: str) -> None:
         """A model comes, or changes in anything."""
         self.models[key] = data.draw(models(key))
+        self.took(self.world.handle(CatalogueChanged(models=(self.models[key],))))
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data(), unloaded=st.booleans())
+    def unload_or_load(self, data: st.DataObject, unloaded: bool) -> None:
+        """A model is unloaded by request, or loaded again."""
+        key = data.draw(st.sampled_from(sorted(self.models)))
+        self.models[key] = replace(self.models[key], unloaded=unloaded)
         self.took(self.world.handle(CatalogueChanged(models=(self.models[key],))))
 
     @precondition(lambda self: self.models)
@@ -158,6 +169,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         needed = set()
         for each in state.models.values():
             wanted = [each.ref(version) for version in state.wanted_versions(each)]
+            if each.unloaded:
+                assert not any(each.ref(version) in held for version in each.versions)
+                continue
             for ref in wanted:
                 ready = [replica for replica in held.get(ref, []) if replica.phase is Phase.READY]
                 assert len(ready) == len(held.get(ref, []))

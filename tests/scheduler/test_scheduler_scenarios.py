@@ -85,7 +85,7 @@ class Stage:
         return self.show(self.world.handle(CatalogueChanged(tenants=(promised,))))
 
     def do_model(self, key: str, *words: str) -> list[str]:
-        """model search/embed versions 1,2 traffic 1=900000,2=100000 replicas 2 size 100 slo_ms 20 isolated 1."""
+        """model search/embed versions 1,2 traffic 1=900000,2=100000 replicas 2 size 100 slo_ms 20 isolated 1 unloaded 1."""
         given = dict(zip(words[::2], words[1::2], strict=True))
         numbers = [int(number) for number in given.get("versions", "1").split(",")]
         parts = [part.split("=") for part in given.get("traffic", "").split(",") if part]
@@ -98,6 +98,7 @@ class Stage:
             traffic={int(number): int(ppm) for number, ppm in parts},
             objective_us=int(slo_ms) * 1000 if slo_ms else None,
             isolated="isolated" in given,
+            unloaded="unloaded" in given,
         )
         return self.show(self.world.handle(CatalogueChanged(models=(changed,))))
 

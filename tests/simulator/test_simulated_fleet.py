@@ -60,6 +60,24 @@ def test_a_model_that_fits_nowhere_is_refused_and_says_so_and_the_others_serve()
     assert fared[Key("huge", "h")].outcomes == {"MODEL_UNPLACED": 1}
 
 
+def test_what_an_unloaded_model_has_is_finished_and_its_memory_serves_another_until_it_is_loaded_again() -> None:
+    """Only one of the two fits. The request of 4 s is in flight when its model is unloaded."""
+    first = Load(
+        Tenant("acme"),
+        "a",
+        MODEL,
+        (4 * SECOND, 5 * SECOND, 11 * SECOND),
+        None,
+        unloaded=(4 * SECOND + MS,),
+        loaded=(8 * SECOND,),
+    )
+    second = Load(Tenant("bolt"), "b", MODEL, (3 * SECOND, 7 * SECOND, 11 * SECOND), None, unloaded=(8 * SECOND,))
+    world = World([first, second], chance(), memory_bytes=150)
+    fared = world.run(12 * SECOND)
+    assert fared[first.key].outcomes == {"OK": 2, "MODEL_NOT_READY": 1}
+    assert fared[second.key].outcomes == {"MODEL_UNPLACED": 1, "OK": 1, "MODEL_NOT_READY": 1}
+
+
 def test_two_fleets_with_one_seed_live_the_same_life() -> None:
     def digest() -> str:
         load = Load(Tenant("acme", 300), "a", MODEL, poisson(150), 30 * MS, replicas=2)

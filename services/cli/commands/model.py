@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +14,18 @@ from services._proto.apportion.v1 import common_pb2, registry_pb2
 from services.cli import remote, show
 from services.cli.errors import usage
 from services.cli.options import Data, Json, Mesh, Registry, Scheduler, find_mesh
-from services.cli.push import artefact, parse, run
+from services.cli.profiles import commands, objective
+from services.cli.push import artefact, loading, parse, run
 
 app = typer.Typer(no_args_is_help=True)
+app.command("profile")(commands.profile_command)
+app.command("objective")(commands.objective_command)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 Tenant = Annotated[str, typer.Option("--tenant", metavar="T", help="Whose model it is.")]
+
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait.")]
 
 
 class Traffic(StrEnum):
@@ -64,22 +71,28 @@ def push(
         list[str] | None,
         typer.Option(
             metavar="NAME=SHAPE:VALUE:TYPE",
-            help="An input to warm up with: ids=1x16:1, sr=scalar:16000; VALUE and TYPE may be left out.",
+            help="An input to warm up with: ids=1x16:1, sr=scalar:16000; VALUE and TYPE may be left out. Named again with "
+            "another shape, both are measured.",
         ),
     ] = None,
     replicas: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=64, help="Copies on different executors.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")] = True,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait.")] = 300.0,
+    wait: Wait = True,
+    timeout: Timeout = 300.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 where it serves but its objective is not promised.")
+    ] = False,
     as_json: Json = False,
     data: Data = None,
     registry: Registry = None,
     scheduler: Scheduler = None,
 ) -> None:
     """Push a model and wait until it serves."""
-    if slo_ms is not None and slo_ms <= 0:
+    if slo_ms is not None and not 0 < slo_ms < math.inf:
         raise usage(f"--slo-ms: {slo_ms:g} is not above 0")
+    if strict and not wait:
+        raise usage("--strict: whether an objective is promised is known once the model serves; leave out --no-wait")
     request = registry_pb2.CreateVersionRequest(
         key=common_pb2.ModelKey(tenant=tenant, name=name),
         version=version,
@@ -93,12 +106,15 @@ def push(
         request.config.warmup.append(registry_pb2.WarmupTensor(name=named, shape=shape, data=filled))
     mesh, timeout_s = find_mesh(data, registry=registry, scheduler=scheduler), timeout if wait else None
     if path.is_dir():
-        asyncio.run(_folder(mesh, request, path, timeout_s=timeout_s, as_json=as_json))
+        asyncio.run(_folder(mesh, request, path, timeout_s=timeout_s, as_json=as_json, strict=strict))
     else:
-        asyncio.run(run.push(mesh, request, artefact.inspect(path), timeout_s=timeout_s, as_json=as_json))
+        found = artefact.inspect(path)
+        asyncio.run(run.push(mesh, request, found, timeout_s=timeout_s, as_json=as_json, strict=strict))
 
 
-async def _folder(mesh: Mesh, request: Any, path: Path, *, timeout_s: float | None, as_json: bool) -> None:
+async def _folder(
+    mesh: Mesh, request: Any, path: Path, *, timeout_s: float | None, as_json: bool, strict: bool
+) -> None:
     """Pushes a folder. What was said on the command line goes before what config.pbtxt says."""
     # The messages of config.pbtxt cannot be loaded beside tritonclient's in one process.
     from services.cli.push.repository import plan as planning
@@ -115,7 +131,7 @@ async def _folder(mesh: Mesh, request: Any, path: Path, *, timeout_s: float | No
     request.config.MergeFrom(said)
     if plan.replicas is not None and not request.HasField("replicas"):
         request.replicas = plan.replicas
-    await pushing.push(mesh, request, plan, timeout_s=timeout_s, json=as_json)
+    await pushing.push(mesh, request, plan, timeout_s=timeout_s, json=as_json, strict=strict)
 
 
 @app.command("list")
@@ -137,7 +153,7 @@ def list_models(
             str(len(one.versions)),
             _objective(one.slo),
             run.class_name(one),
-            str(one.replicas or 1),
+            "unloaded" if one.unloaded else str(one.replicas or 1),
         ]
         for one in models
     ]
@@ -146,14 +162,23 @@ def list_models(
 
 @app.command("show")
 def show_model(
-    name: Name, tenant: Tenant = "default", as_json: Json = False, data: Data = None, registry: Registry = None
+    name: Name,
+    tenant: Tenant = "default",
+    as_json: Json = False,
+    data: Data = None,
+    registry: Registry = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Show one model with its versions."""
-    model = asyncio.run(_get(find_mesh(data, registry=registry), tenant, name))
+    mesh = find_mesh(data, registry=registry, scheduler=scheduler)
+    model = asyncio.run(_get(mesh, tenant, name))
     if as_json:
         show.print_json(model)
         return
-    show.out.print(f"[bold]{tenant}/{name}[/]  objective {_objective(model.slo)}, {run.class_name(model)}")
+    show.out.print(
+        f"[bold]{tenant}/{name}[/]  objective {_objective(model.slo)}, {run.class_name(model)}"
+        f"{', unloaded' if model.unloaded else ''}"
+    )
     rows = [
         [
             str(v.version),
@@ -171,7 +196,10 @@ def show_model(
             show.out.print(f"\nversion {one.version}")
             run.print_signature(one.signature)
             for profile in one.profiles:
-                run.print_profile(profile, model.slo)
+                run.print_profile(profile)
+            told = asyncio.run(run.objective_of(mesh, model, one.version))
+            if told is not None:
+                objective.say(told)
 
 
 @app.command()
@@ -191,6 +219,39 @@ def remove(
 
     asyncio.run(call(find_mesh(data, registry=registry)))
     show.out.print(f"{tenant}/{name}{'' if version is None else f' version {version}'} removed")
+
+
+@app.command()
+def unload(
+    name: Name,
+    tenant: Tenant = "default",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until nobody holds it.")] = True,
+    timeout: Timeout = 60.0,
+    data: Data = None,
+    registry: Registry = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """Take a model off every device, until it is loaded again. What it has is finished; its versions stay."""
+    mesh = find_mesh(data, registry=registry, scheduler=scheduler)
+    key = common_pb2.ModelKey(tenant=tenant, name=name)
+    asyncio.run(loading.unload(mesh, key, timeout_s=timeout if wait else None))
+    show.out.print(f"{tenant}/{name} unloaded")
+
+
+@app.command()
+def load(
+    name: Name,
+    tenant: Tenant = "default",
+    wait: Wait = True,
+    timeout: Timeout = 300.0,
+    data: Data = None,
+    registry: Registry = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """Have a model served that was unloaded, and wait until it serves."""
+    mesh = find_mesh(data, registry=registry, scheduler=scheduler)
+    key = common_pb2.ModelKey(tenant=tenant, name=name)
+    asyncio.run(loading.load(mesh, key, timeout_s=timeout if wait else None))
 
 
 def _objective(slo: Any) -> str:

@@ -115,10 +115,15 @@ def _plain(field: FieldInfo) -> Any:
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
 
 
+_WIDEST_CHOICES = 10
+
+
 def _metavar(field: FieldInfo) -> str:
     plain = _plain(field)
     if typing.get_origin(plain) is typing.Literal:
-        return "|".join(map(str, typing.get_args(plain)))
+        choices = "|".join(map(str, typing.get_args(plain)))
+        # A wide column leaves none for the flags' names; long choices are told in the text.
+        return choices if len(choices) <= _WIDEST_CHOICES else "NAME"
     if field.description and field.description.startswith("HOST:PORT"):
         return "HOST:PORT"
     return {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}.get(plain, "VALUE")

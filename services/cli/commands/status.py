@@ -41,6 +41,7 @@ def status(
         replicas(fleet, tenant),
         tenants(fleet, tenant),
         unplaced(fleet, tenant),
+        unpromised(fleet, tenant),
     ):
         if part.row_count:
             show.print_table(part)
@@ -137,3 +138,13 @@ def unplaced(fleet: Any, tenant: str | None = None) -> Table:
         if tenant is None or one.key.tenant == tenant
     ]
     return show.table("without a place", ["tenant", "model", ">version", "why"], rows)
+
+
+def unpromised(fleet: Any, tenant: str | None = None) -> Table:
+    """One row a version whose objective is not promised."""
+    rows = [
+        [one.key.tenant, one.key.name, str(one.version), one.message.replace("[", "\\[")]
+        for one in fleet.unpromised
+        if tenant is None or one.key.tenant == tenant
+    ]
+    return show.table("objectives that are not promised", ["tenant", "model", ">version", "why"], rows)

@@ -12,7 +12,7 @@ from services.cli import remote
 from services.cli.errors import CommandError
 from services.cli.options import Mesh
 from services.cli.push.artefact import Artefact, chunks
-from services.cli.push.standing import Refused, Serving, Unplaced, standing
+from services.cli.push.standing import Refused, Serving, Unplaced, standing, unloaded_note
 
 UPLOAD_S = 3600.0
 EVERY_S = 0.2
@@ -44,6 +44,8 @@ async def until_serving(
     async with remote.registry(mesh) as registry, remote.scheduler(mesh) as scheduler:
         while True:
             answer = await registry.GetModel(registry_pb2.GetModelRequest(key=key), timeout=remote.CALL_S)
+            if answer.model.unloaded:
+                raise CommandError(unloaded_note(key))
             fleet = await scheduler.GetFleet(scheduler_pb2.GetFleetRequest(), timeout=remote.CALL_S)
             now, found = time.monotonic(), standing(answer.model, version, fleet)
             if isinstance(found, Serving):

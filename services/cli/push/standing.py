@@ -70,6 +70,19 @@ def standing(model: Any, version: int, fleet: Any) -> Standing:
     return Waiting("waiting for a place")
 
 
+def wanted(model: Any) -> list[int]:
+    """Versions that are to be loaded: those that the traffic names, else the highest, of those that are not refused."""
+    usable = [one.version for one in model.versions if one.inspection != registry_pb2.INSPECTION_REFUSED]
+    parts = {split.version: split.ppm for split in model.traffic if split.version in usable}
+    return sorted(parts) if any(parts.values()) else usable and [max(usable)]
+
+
+def unloaded_note(key: Any) -> str:
+    """What to do about a model that is unloaded by request."""
+    whose = "" if key.tenant == "default" else f" --tenant {key.tenant}"
+    return f"{key.tenant}/{key.name} is unloaded by request; `apportion model load {key.name}{whose}` has it served"
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two keys name the same model."""
     return (one.tenant, one.name) == (other.tenant, other.name)

@@ -32,6 +32,8 @@ class State(StrEnum):
     READY = "ready"
     REFUSED = "refused"
     UNPLACED = "unplaced"
+    UNLOADED = "unloaded"
+    """By request, until it is loaded by request."""
 
 
 class Link(StrEnum):
@@ -72,6 +74,7 @@ class Route(msgspec.Struct, eq=False):
 
     objective_ns: from arrival to answer; None: the class `batch`. versions: by number, ascending.
     splits: (version, parts per million) of the requests that name none.
+    revision: the model's in the catalogue by which this was decided; 0: not told.
     """
 
     tenant: str
@@ -79,5 +82,6 @@ class Route(msgspec.Struct, eq=False):
     objective_ns: int | None
     versions: dict[int, Version]
     splits: tuple[tuple[int, int], ...] = ()
+    revision: int = 0
     picks: int = 0
     """Requests that named no version, counted: the count chooses among the splits."""

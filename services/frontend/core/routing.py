@@ -94,13 +94,13 @@ class RoutingTable:
         if named:
             version = find(route, named)
             if version.state is not State.READY:
-                raise _unserved(route, version)
+                raise unserved(route, version)
             return version
         splits = [(number, part) for number, part in route.splits if _serves(route, number) and part > 0]
         if len(splits) == 1:
             return route.versions[splits[0][0]]
         if not splits:
-            raise _unserved(route, _speaker(route))
+            raise unserved(route, _speaker(route))
         route.picks += 1
         return route.versions[_by_share(splits, route.picks)]
 
@@ -118,7 +118,7 @@ class RoutingTable:
         if usable:
             return min(usable, key=_rank)
         if not candidates:
-            raise _unserved(route, version)
+            raise unserved(route, version)
         raise Refusal(
             Reason.EXECUTOR_LOST,
             f'model "{route.model}": no executor of its {len(version.replicas)} replicas can be reached',
@@ -204,10 +204,12 @@ _REASONS = {
     State.READY: Reason.MODEL_NOT_READY,
     State.REFUSED: Reason.MODEL_REFUSED,
     State.UNPLACED: Reason.MODEL_UNPLACED,
+    State.UNLOADED: Reason.MODEL_NOT_READY,
 }
 
 
-def _unserved(route: Route, version: Version) -> Refusal:
+def unserved(route: Route, version: Version) -> Refusal:
+    """The refusal that says why a version does not serve."""
     facts = {"tenant": route.tenant, "model": route.model, "version": version.version, "state": version.state}
     state = "has no replica to turn to" if version.state is State.READY else f"is {version.state}"
     message = f'model "{route.model}" version {version.version} {state}'
@@ -215,5 +217,5 @@ def _unserved(route: Route, version: Version) -> Refusal:
         _REASONS[version.state],
         f"{message}: {version.message}" if version.message else message,
         facts=facts,
-        retry_after_s=None if version.state is State.REFUSED else 1,
+        retry_after_s=None if version.state in (State.REFUSED, State.UNLOADED) else 1,
     )

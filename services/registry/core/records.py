@@ -81,6 +81,7 @@ class Model:
     """A model; versions by number, traffic as (version, ppm) by number.
 
     last_version: the highest number ever given, so that a removed version's number is never handed out again.
+    unloaded: nobody is to hold it until that is taken back.
     """
 
     tenant: str
@@ -93,6 +94,7 @@ class Model:
     versions: tuple[Version, ...] = ()
     traffic: tuple[tuple[int, int], ...] = ()
     revision: int = 0
+    unloaded: bool = False
 
     def find(self, number: int) -> Version | None:
         """The version of that number."""

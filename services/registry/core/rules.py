@@ -17,6 +17,7 @@ MOST_REPLICAS = 64
 MOST_BATCH_ROWS = 4096
 MOST_AXIS = 63
 MOST_WARMUP_BYTES = 1 << 20
+MOST_WARMUP_REQUESTS = 8
 MOST_KEYS = 100
 MOST_DECLARED = 1024
 MOST_LABELS = 65_536
@@ -106,8 +107,12 @@ def config(
             raise invalid("config.warmup.name", "must not be empty")
         if any(extent < 0 for extent in shape):
             raise invalid("config.warmup.shape", f"{tensor[:80]}: an extent must be 0 or more")
-    if len({tensor for tensor, _, _ in warmup}) != len(warmup):
-        raise invalid("config.warmup.name", "a tensor is named twice")
+    named = [tensor for tensor, _, _ in warmup]
+    most = max(map(named.count, named), default=0)
+    if most > MOST_WARMUP_REQUESTS:
+        raise invalid(
+            "config.warmup.name", f"a tensor is named {most} times; at most {MOST_WARMUP_REQUESTS} are allowed"
+        )
     within("config.warmup.data", sum(size for _, _, size in warmup), 0, MOST_WARMUP_BYTES)
 
 

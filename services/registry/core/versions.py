@@ -19,6 +19,7 @@ class Wish:
     traffic_class: TrafficClass | None = None
     isolation: Isolation | None = None
     replicas: int | None = None
+    unloaded: bool | None = None
 
     def applied(self, model: Model) -> Model:
         """The model with what is wished."""
@@ -28,6 +29,7 @@ class Wish:
             traffic_class=self.traffic_class or model.traffic_class,
             isolation=self.isolation or model.isolation,
             replicas=self.replicas or model.replicas,
+            unloaded=model.unloaded if self.unloaded is None else self.unloaded,
         )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from services.common.objectives import Point
+
 MILLION = 1_000_000
 
 
@@ -65,11 +67,22 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a version needs on one kind of device. memory_bytes: weights and the largest activations; blob: as it was sent."""
+    """What a version needs on one kind of device. memory_bytes: weights and the largest activations; blob: as it was sent;
+    points: of the blob, what answers about objectives need."""
 
     device_kind: str
     memory_bytes: int
     blob: bytes = b""
+    points: tuple[Point, ...] = ()
+
+    @property
+    def units(self) -> frozenset[int]:
+        """The sizes of lanes, in compute units, that it was measured on."""
+        return frozenset(point.compute_units for point in self.points)
+
+    def covers(self, other: Profile) -> bool:
+        """Whether it says of every size of lane something that the other says something of."""
+        return self.device_kind == other.device_kind and self.units >= other.units
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +109,11 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model and how it is to be served. isolated: in a worker process that holds no other tenant's models."""
+    """A model and how it is to be served.
+
+    isolated: in a worker process that holds no other tenant's models. unloaded: nobody is to hold it, by request.
+    revision: the catalogue's, of the model's last change; 0: not told.
+    """
 
     key: Key
     slo: Slo = Slo()
@@ -105,6 +122,8 @@ class Model:
     replicas: int = 1
     versions: tuple[Version, ...] = ()
     traffic: tuple[Split, ...] = ()
+    unloaded: bool = False
+    revision: int = 0
 
     def version(self, number: int) -> Version | None:
         """The version of that number, if there is one."""

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from services.scheduler.core.catalogue import Key, Model, Profile, Ref, Tenant, TrafficClass
 from services.scheduler.core.reports import Hello, Report
+from services.scheduler.core.requests import Counts
 from services.scheduler.core.routes import RoutesChanged
 
 # Events.
@@ -53,11 +54,28 @@ class ExecutorDetached:
 
 
 @dataclass(frozen=True, slots=True)
+class FrontendReported:
+    """A frontend told of requests that are over. whole: of all its models, also of old requests."""
+
+    frontend_id: str
+    counts: tuple[tuple[Key, Counts], ...]
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
 
-Event: TypeAlias = CatalogueReplaced | CatalogueChanged | ExecutorAttached | ExecutorReported | ExecutorDetached | Tick
+Event: TypeAlias = (
+    CatalogueReplaced
+    | CatalogueChanged
+    | ExecutorAttached
+    | ExecutorReported
+    | ExecutorDetached
+    | FrontendReported
+    | Tick
+)
 
 # Actions. Each says why it was decided.
 

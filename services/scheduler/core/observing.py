@@ -20,7 +20,6 @@ def attach(state: State, hello: Hello, now: float) -> Iterator[Noted]:
     if known is not None:
         executor.replicas, executor.grants = known.replicas, known.grants
     state.fleet.executors[hello.executor_id] = executor
-    state.usage.hello(hello.executor_id, hello.incarnation, hello.report.usage)
     held = {each.replica_id for each in hello.report.replicas}
     for replica in executor.replicas.values():
         if replica.replica_id not in held:
@@ -45,6 +44,7 @@ def take_report(state: State, executor: Executor, report: Report, now: float) ->
         yield Noted(f"executor {executor.executor_id} drains", "it is about to stop: what it holds is placed elsewhere")
     executor.report = report
     state.usage.report(executor.executor_id, report.usage)
+    state.rates.report(executor.executor_id, executor.hello.incarnation, report.measured_us, report.usage, now)
     told = {each.replica_id: each for each in report.replicas}
     for replica in list(executor.replicas.values()):
         yield from _step(state, replica, told.get(replica.replica_id), now)
@@ -70,7 +70,7 @@ def expire(state: State, now: float) -> Iterator[Noted]:
             )
         if gone_s >= state.policy.forget_s:
             del state.fleet.executors[executor_id]
-            state.usage.forget(executor_id)
+            state.rates.forget(executor_id)
 
 
 def _adopt(state: State, executor: Executor, told: ReplicaReport, now: float) -> Iterator[Noted]:
@@ -109,7 +109,7 @@ def _learn(state: State, replica: Replica, told: ReplicaReport) -> None:
         return
     learnt = state.learnt.setdefault(replica.ref, Learnt(told.signature))
     if told.profile is not None:
-        learnt.profiles[told.profile.device_kind] = told.profile
+        learnt.take(told.profile)
 
 
 def _fail(state: State, replica: Replica, message: str, served_s: float, now: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from services.scheduler.core.catalogue import Inspection, Model, Ref, Version
+from services.scheduler.core.catalogue import Inspection, Model, Profile, Ref, Version
 from services.scheduler.core.events import (
     Action,
     Command,
@@ -23,6 +23,7 @@ from services.scheduler.core.events import (
 from services.scheduler.core.fleet import Executor, LaneId
 from services.scheduler.core.placement import Ask, NoPlace, Place, devices, holds, place
 from services.scheduler.core.replicas import Phase, Replica
+from services.scheduler.core.reports import Device
 from services.scheduler.core.state import State
 
 
@@ -38,11 +39,13 @@ class _Want:
 
 
 def retire(state: State) -> None:
-    """Sends away what is not wanted: removed and replaced versions, and replicas beyond the number asked for."""
+    """Sends away what is not wanted: removed, unloaded and replaced versions, and replicas beyond the number asked for."""
     held = state.fleet.by_ref()
     for replica in state.fleet.replicas():
         if state.version(replica.ref) is None:
             replica.leave("it is no longer in the catalogue", state.policy.drain_s)
+        elif state.models[replica.ref.key].unloaded:
+            replica.leave("its model was unloaded by request", state.policy.drain_s)
     for model in state.models.values():
         numbers = {split.version for split in state.wanted(model)}
         refs = {version.number: model.ref(version) for version in model.versions}
@@ -119,10 +122,11 @@ def inspections(state: State) -> Iterator[Action]:
             continue
         if version.inspection is Inspection.PENDING and not learnt.profiles:
             yield from _record(state, ref, "", Passed(learnt.signature, None))
-        known = {profile.device_kind for profile in version.profiles}
-        for kind, profile in learnt.profiles.items():
-            if version.inspection is Inspection.PENDING or kind not in known:
-                yield from _record(state, ref, kind, Passed(learnt.signature, profile))
+        for profile in learnt.profiles:
+            known = any(each.covers(profile) for each in version.profiles)
+            if version.inspection is Inspection.PENDING or not known:
+                measured = f"{profile.device_kind} {sorted(profile.units)}"
+                yield from _record(state, ref, measured, Passed(learnt.signature, profile))
 
 
 def _serves(replicas: list[Replica]) -> bool:
@@ -206,8 +210,7 @@ def _load(state: State, executor: Executor, replica: Replica) -> SendLoad:
     version = state.version(replica.ref)
     assert version is not None
     known = state.with_learnt(replica.ref, version)
-    kind = executor.hello.device.kind
-    profile = next((each for each in known.profiles if each.device_kind == kind), None)
+    profile = _profile(known, executor.hello.device, replica.lane)
     return SendLoad(
         executor.executor_id,
         replica.replica_id,
@@ -222,7 +225,15 @@ def _load(state: State, executor: Executor, replica: Replica) -> SendLoad:
     )
 
 
-def _record(state: State, ref: Ref, kind: str, outcome: Passed | Refused) -> Iterator[Action]:
-    if (ref, kind) not in state.recorded:
-        state.recorded.add((ref, kind))
+def _profile(version: Version, device: Device, number: int) -> Profile | None:
+    """What is known on such a device, rather from lanes of the same size."""
+    lane = device.lane(number)
+    units = lane.compute_units if lane is not None else 0
+    of_kind = [each for each in version.profiles if each.device_kind == device.kind]
+    return max(of_kind, key=lambda each: (units in each.units, len(each.units)), default=None)
+
+
+def _record(state: State, ref: Ref, measured: str, outcome: Passed | Refused) -> Iterator[Action]:
+    if (ref, measured) not in state.recorded:
+        state.recorded.add((ref, measured))
         yield RecordInspection(ref, outcome)

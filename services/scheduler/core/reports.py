@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from services.common.objectives import lane_worth
 from services.scheduler.core.catalogue import Key, Profile, Ref
 
 
@@ -30,7 +31,10 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What an executor has. memory_bytes 0: not told, and not checked. backend: a number that the core only passes on."""
+    """What an executor has. memory_bytes 0: not told, and not checked. backend: a number that the core only passes on.
+
+    quantum_ns: what a slice may take; 0: any time. arrival_order: nobody is promised anything there.
+    """
 
     kind: str
     compute_units: int
@@ -38,6 +42,8 @@ class Device:
     lanes: tuple[Lane, ...]
     backend: int = 0
     backend_reason: str = ""
+    quantum_ns: int = 0
+    arrival_order: bool = False
 
     def capacity(self, number: int) -> int:
         """What a lane is worth in millidevices: its part of the device's compute units; 0 for a lane it has not.
@@ -46,7 +52,7 @@ class Device:
         lanes of one device are never worth more than 1000 together.
         """
         whole = max(self.compute_units, sum(lane.compute_units for lane in self.lanes), 1)
-        return next((1000 * lane.compute_units // whole for lane in self.lanes if lane.number == number), 0)
+        return next((lane_worth(lane.compute_units, whole) for lane in self.lanes if lane.number == number), 0)
 
     def lane(self, number: int) -> Lane | None:
         """The lane of that number, if the device has it."""
@@ -82,7 +88,7 @@ class LaneReport:
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Device time of one model, counted since `incarnation` began."""
+    """Device time of one model, counted since `incarnation` began: what it counts is told whole, every time."""
 
     key: Key
     incarnation: str
@@ -94,13 +100,14 @@ class UsageReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything an executor holds, whole: what it does not list, it does not have."""
+    """Everything an executor holds, whole: what it does not list, it does not have. measured_us: when, by its own clock."""
 
     replicas: tuple[ReplicaReport, ...] = ()
     lanes: tuple[LaneReport, ...] = ()
     usage: tuple[UsageReport, ...] = ()
     memory_used_bytes: int = 0
     draining: bool = False
+    measured_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ class VersionState(Enum):
     READY = "ready"
     REFUSED = "refused"
     UNPLACED = "unplaced"
+    UNLOADED = "unloaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,14 @@ class VersionRoute:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How to reach a model."""
+    """How to reach a model. revision: the model's in the catalogue by which this was decided; 0: not told."""
 
     key: Key
     slo: Slo
     traffic_class: TrafficClass
     versions: tuple[VersionRoute, ...]
     splits: tuple[Split, ...]
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,9 @@ from services.scheduler.core.replicas import Phase, Replica
 from services.scheduler.core.routes import ReplicaRoute, Route, VersionRoute, VersionState, shares
 from services.scheduler.core.state import State
 
+UNLOADED = "by request; `apportion model load {name}`, or RepositoryModelLoad, has it served again"
+"""What callers of a model that is unloaded are told."""
+
 
 def routes(state: State) -> dict[Key, Route]:
     """The route of every model of the catalogue. Versions that get no traffic and are not loaded are left out.
@@ -19,7 +22,8 @@ def routes(state: State) -> dict[Key, Route]:
 
 
 def _route(state: State, model: Model, held: dict[Ref, list[Replica]]) -> Route:
-    wanted = state.wanted(model)
+    # Of an unloaded model those are told that loading would bring back.
+    wanted = state.chosen(model)
     numbers = {split.version for split in wanted}
     versions = []
     for version in sorted(model.versions, key=lambda each: each.number):
@@ -31,7 +35,8 @@ def _route(state: State, model: Model, held: dict[Ref, list[Replica]]) -> Route:
             versions.append(_version(state, model, version, replicas))
     ready = [each.version for each in versions if each.state is VersionState.READY]
     known = [version.number for version in model.versions]
-    return Route(model.key, model.slo, model.traffic_class, tuple(versions), shares(wanted, ready, known))
+    splits = shares(wanted, ready, known)
+    return Route(model.key, model.slo, model.traffic_class, tuple(versions), splits, model.revision)
 
 
 def _version(state: State, model: Model, version: Version, replicas: list[Replica]) -> VersionRoute:
@@ -42,6 +47,8 @@ def _version(state: State, model: Model, version: Version, replicas: list[Replic
         return VersionRoute(
             version.number, VersionState.READY, "", signature, tuple(_replica(state, each) for each in serving)
         )
+    if model.unloaded:
+        return VersionRoute(version.number, VersionState.UNLOADED, UNLOADED.format(name=model.key.name), signature)
     lacking, failures = state.unplaced.get(ref), state.failures.get(ref)
     if not replicas and lacking is not None and not lacking.waits:
         return VersionRoute(version.number, VersionState.UNPLACED, lacking.message, signature)

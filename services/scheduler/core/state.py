@@ -10,8 +10,9 @@ from services.scheduler.core.events import Terms
 from services.scheduler.core.fleet import Fleet, LaneId
 from services.scheduler.core.placement import NoPlace, allows, demand
 from services.scheduler.core.replicas import Phase, Replica
+from services.scheduler.core.requests import RequestHistory
 from services.scheduler.core.routes import scaled
-from services.scheduler.core.usage import UsageLedger
+from services.scheduler.core.usage import UsageLedger, UsageRates
 
 LONE = 5
 """A scheduler that no executor has come back to waits this many times as long for the first one."""
@@ -52,10 +53,16 @@ class Failures:
 
 @dataclass(slots=True)
 class Learnt:
-    """What workers found of a version: its signature, and profiles by the kind of device they were measured on."""
+    """What workers found of a version: its signature, and profiles, none of which says what another one says already."""
 
     signature: bytes
-    profiles: dict[str, Profile] = field(default_factory=dict)
+    profiles: tuple[Profile, ...] = ()
+
+    def take(self, profile: Profile) -> None:
+        """Another one, in place of those that it covers; nothing where one of those covers it and more."""
+        if any(held.covers(profile) and not profile.covers(held) for held in self.profiles):
+            return
+        self.profiles = (*(held for held in self.profiles if not profile.covers(held)), profile)
 
 
 @dataclass(slots=True)
@@ -70,6 +77,8 @@ class State:
     walled: set[Key] = field(default_factory=set)
     fleet: Fleet = field(default_factory=Fleet)
     usage: UsageLedger = field(default_factory=UsageLedger)
+    rates: UsageRates = field(default_factory=UsageRates)
+    requests: RequestHistory = field(default_factory=RequestHistory)
     refused: dict[Ref, str] = field(default_factory=dict)
     failures: dict[Ref, Failures] = field(default_factory=dict)
     learnt: dict[Ref, Learnt] = field(default_factory=dict)
@@ -104,7 +113,11 @@ class State:
         return self.refused.get(model.ref(version))
 
     def wanted(self, model: Model) -> tuple[Split, ...]:
-        """The versions that are to be loaded, with the parts they are to get; empty where none can be.
+        """The versions that are to be loaded, with the parts they are to get; empty where none is, or none can be."""
+        return () if model.unloaded else self.chosen(model)
+
+    def chosen(self, model: Model) -> tuple[Split, ...]:
+        """The versions that are to be loaded while the model is not unloaded by request.
 
         Those that the traffic names and that are not refused, also those it names with no part, for callers that ask for
         them; where that leaves none with a part, the highest that is not refused.
@@ -158,7 +171,7 @@ class State:
         learnt = self.learnt.get(ref)
         if learnt is None:
             return version
-        kinds = {profile.device_kind: profile for profile in version.profiles} | learnt.profiles
+        kept = (held for held in version.profiles if not any(new.covers(held) for new in learnt.profiles))
         return Version(
             version.number,
             version.digest,
@@ -167,7 +180,7 @@ class State:
             version.inspection,
             version.inspection_message,
             version.signature or learnt.signature,
-            tuple(kinds.values()),
+            (*kept, *learnt.profiles),
         )
 
     def due(self, since: float, now: float) -> bool:
@@ -180,10 +193,13 @@ class State:
         return any(each.overdue(now, self.policy.resend_s) for each in waiting)
 
     def forget_removed(self) -> None:
-        """Drops what was remembered of versions that the catalogue no longer has."""
+        """Drops what was remembered of versions that the catalogue no longer has, and failures of what is unloaded."""
         self.walled = {key for key, model in self.models.items() if model.isolated}
         known = {ref for _, _, ref in self.refs()}
         for memory in (self.refused, self.failures, self.learnt, self.unplaced):
             for ref in memory.keys() - known:
                 del memory[ref]
+        # Whoever loads it again wants it tried at once.
+        for ref in [ref for ref in self.failures if self.models[ref.key].unloaded]:
+            del self.failures[ref]
         self.recorded = {entry for entry in self.recorded if entry[0] in known}

@@ -128,7 +128,7 @@ class TrafficSplit(_message.Message):
     def __init__(self, version: _Optional[int] = ..., ppm: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("key", "slo", "traffic_class", "isolation", "replicas", "versions", "traffic", "revision")
+    __slots__ = ("key", "slo", "traffic_class", "isolation", "replicas", "versions", "traffic", "revision", "unloaded")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SLO_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,7 @@ class Model(_message.Message):
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    UNLOADED_FIELD_NUMBER: _ClassVar[int]
     key: _common_pb2.ModelKey
     slo: _common_pb2.Slo
     traffic_class: _common_pb2.TrafficClass
@@ -145,7 +146,8 @@ class Model(_message.Message):
     versions: _containers.RepeatedCompositeFieldContainer[ModelVersion]
     traffic: _containers.RepeatedCompositeFieldContainer[TrafficSplit]
     revision: int
-    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., isolation: _Optional[_Union[Isolation, str]] = ..., replicas: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., traffic: _Optional[_Iterable[_Union[TrafficSplit, _Mapping]]] = ..., revision: _Optional[int] = ...) -> None: ...
+    unloaded: bool
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., isolation: _Optional[_Union[Isolation, str]] = ..., replicas: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., traffic: _Optional[_Iterable[_Union[TrafficSplit, _Mapping]]] = ..., revision: _Optional[int] = ..., unloaded: bool = ...) -> None: ...
 
 class CreateTenantRequest(_message.Message):
     __slots__ = ("name", "reservation", "weight")
@@ -346,7 +348,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateModelRequest(_message.Message):
-    __slots__ = ("key", "slo", "traffic_class", "isolation", "replicas", "traffic", "expected_revision")
+    __slots__ = ("key", "slo", "traffic_class", "isolation", "replicas", "traffic", "expected_revision", "unloaded")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SLO_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
@@ -354,6 +356,7 @@ class UpdateModelRequest(_message.Message):
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
+    UNLOADED_FIELD_NUMBER: _ClassVar[int]
     key: _common_pb2.ModelKey
     slo: _common_pb2.Slo
     traffic_class: _common_pb2.TrafficClass
@@ -361,7 +364,8 @@ class UpdateModelRequest(_message.Message):
     replicas: int
     traffic: _containers.RepeatedCompositeFieldContainer[TrafficSplit]
     expected_revision: int
-    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., isolation: _Optional[_Union[Isolation, str]] = ..., replicas: _Optional[int] = ..., traffic: _Optional[_Iterable[_Union[TrafficSplit, _Mapping]]] = ..., expected_revision: _Optional[int] = ...) -> None: ...
+    unloaded: bool
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., isolation: _Optional[_Union[Isolation, str]] = ..., replicas: _Optional[int] = ..., traffic: _Optional[_Iterable[_Union[TrafficSplit, _Mapping]]] = ..., expected_revision: _Optional[int] = ..., unloaded: bool = ...) -> None: ...
 
 class UpdateModelResponse(_message.Message):
     __slots__ = ("model",)

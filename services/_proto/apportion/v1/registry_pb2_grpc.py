@@ -207,7 +207,8 @@ class RegistryServiceServicer(object):
 
     def CreateVersion(self, request, context):
         """Makes an immutable version from a stored artefact, and the model with it where it is the first. The same content
-        again succeeds and changes nothing; other content under a taken number is ALREADY_EXISTS (VERSION_EXISTS).
+        again succeeds and changes nothing; other content under a taken number is ALREADY_EXISTS (VERSION_EXISTS). A version of
+        a model that is unloaded is stored, and inspected once the model is loaded again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -228,7 +229,8 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateModel(self, request, context):
-        """Changes a model's objective, class, isolation, replicas or traffic. Absent fields stay as they are.
+        """Changes a model's objective, class, isolation, replicas or traffic, unloads it or loads it again. Absent fields stay
+        as they are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

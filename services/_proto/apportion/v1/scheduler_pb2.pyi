@@ -34,6 +34,18 @@ class VersionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERSION_STATE_READY: _ClassVar[VersionState]
     VERSION_STATE_REFUSED: _ClassVar[VersionState]
     VERSION_STATE_UNPLACED: _ClassVar[VersionState]
+    VERSION_STATE_UNLOADED: _ClassVar[VersionState]
+
+class ObjectiveVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OBJECTIVE_VERDICT_UNSPECIFIED: _ClassVar[ObjectiveVerdict]
+    OBJECTIVE_VERDICT_PROMISED: _ClassVar[ObjectiveVerdict]
+    OBJECTIVE_VERDICT_NOT_MEASURED: _ClassVar[ObjectiveVerdict]
+    OBJECTIVE_VERDICT_NOTHING_RESERVED: _ClassVar[ObjectiveVerdict]
+    OBJECTIVE_VERDICT_DOES_NOT_FIT: _ClassVar[ObjectiveVerdict]
+    OBJECTIVE_VERDICT_RATE_TOO_HIGH: _ClassVar[ObjectiveVerdict]
+    OBJECTIVE_VERDICT_TOO_TIGHT: _ClassVar[ObjectiveVerdict]
+    OBJECTIVE_VERDICT_BELOW_COST: _ClassVar[ObjectiveVerdict]
 BACKEND_UNSPECIFIED: Backend
 BACKEND_CPU: Backend
 BACKEND_CUDA_GREEN: Backend
@@ -52,6 +64,15 @@ VERSION_STATE_LOADING: VersionState
 VERSION_STATE_READY: VersionState
 VERSION_STATE_REFUSED: VersionState
 VERSION_STATE_UNPLACED: VersionState
+VERSION_STATE_UNLOADED: VersionState
+OBJECTIVE_VERDICT_UNSPECIFIED: ObjectiveVerdict
+OBJECTIVE_VERDICT_PROMISED: ObjectiveVerdict
+OBJECTIVE_VERDICT_NOT_MEASURED: ObjectiveVerdict
+OBJECTIVE_VERDICT_NOTHING_RESERVED: ObjectiveVerdict
+OBJECTIVE_VERDICT_DOES_NOT_FIT: ObjectiveVerdict
+OBJECTIVE_VERDICT_RATE_TOO_HIGH: ObjectiveVerdict
+OBJECTIVE_VERDICT_TOO_TIGHT: ObjectiveVerdict
+OBJECTIVE_VERDICT_BELOW_COST: ObjectiveVerdict
 
 class LaneInfo(_message.Message):
     __slots__ = ("lane", "worker", "compute_units")
@@ -64,20 +85,24 @@ class LaneInfo(_message.Message):
     def __init__(self, lane: _Optional[int] = ..., worker: _Optional[int] = ..., compute_units: _Optional[int] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("backend", "device_kind", "compute_units", "memory_bytes", "lanes", "backend_reason")
+    __slots__ = ("backend", "device_kind", "compute_units", "memory_bytes", "lanes", "backend_reason", "quantum_ns", "arrival_order")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_UNITS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     BACKEND_REASON_FIELD_NUMBER: _ClassVar[int]
+    QUANTUM_NS_FIELD_NUMBER: _ClassVar[int]
+    ARRIVAL_ORDER_FIELD_NUMBER: _ClassVar[int]
     backend: Backend
     device_kind: str
     compute_units: int
     memory_bytes: int
     lanes: _containers.RepeatedCompositeFieldContainer[LaneInfo]
     backend_reason: str
-    def __init__(self, backend: _Optional[_Union[Backend, str]] = ..., device_kind: _Optional[str] = ..., compute_units: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., lanes: _Optional[_Iterable[_Union[LaneInfo, _Mapping]]] = ..., backend_reason: _Optional[str] = ...) -> None: ...
+    quantum_ns: int
+    arrival_order: bool
+    def __init__(self, backend: _Optional[_Union[Backend, str]] = ..., device_kind: _Optional[str] = ..., compute_units: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., lanes: _Optional[_Iterable[_Union[LaneInfo, _Mapping]]] = ..., backend_reason: _Optional[str] = ..., quantum_ns: _Optional[int] = ..., arrival_order: bool = ...) -> None: ...
 
 class AttachRequest(_message.Message):
     __slots__ = ("hello", "report")
@@ -160,18 +185,20 @@ class LaneReport(_message.Message):
     def __init__(self, lane: _Optional[int] = ..., busy_ppm: _Optional[int] = ..., waiting_requests: _Optional[int] = ...) -> None: ...
 
 class ExecutorReport(_message.Message):
-    __slots__ = ("replicas", "lanes", "usage", "memory_used_bytes", "draining")
+    __slots__ = ("replicas", "lanes", "usage", "memory_used_bytes", "draining", "measured_us")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_US_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaReport]
     lanes: _containers.RepeatedCompositeFieldContainer[LaneReport]
     usage: _containers.RepeatedCompositeFieldContainer[Usage]
     memory_used_bytes: int
     draining: bool
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[LaneReport, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., draining: bool = ...) -> None: ...
+    measured_us: int
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[LaneReport, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., draining: bool = ..., measured_us: _Optional[int] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
     __slots__ = ("welcome", "load", "unload", "update")
@@ -290,18 +317,20 @@ class RouteBookmark(_message.Message):
     def __init__(self) -> None: ...
 
 class ModelRoute(_message.Message):
-    __slots__ = ("key", "slo", "traffic_class", "versions", "splits")
+    __slots__ = ("key", "slo", "traffic_class", "versions", "splits", "model_revision")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SLO_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     SPLITS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
     key: _common_pb2.ModelKey
     slo: _common_pb2.Slo
     traffic_class: _common_pb2.TrafficClass
     versions: _containers.RepeatedCompositeFieldContainer[VersionRoute]
     splits: _containers.RepeatedCompositeFieldContainer[RouteSplit]
-    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., versions: _Optional[_Iterable[_Union[VersionRoute, _Mapping]]] = ..., splits: _Optional[_Iterable[_Union[RouteSplit, _Mapping]]] = ...) -> None: ...
+    model_revision: int
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., versions: _Optional[_Iterable[_Union[VersionRoute, _Mapping]]] = ..., splits: _Optional[_Iterable[_Union[RouteSplit, _Mapping]]] = ..., model_revision: _Optional[int] = ...) -> None: ...
 
 class RouteSplit(_message.Message):
     __slots__ = ("version", "ppm")
@@ -340,16 +369,30 @@ class GetFleetRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetFleetResponse(_message.Message):
-    __slots__ = ("executors", "tenants", "epoch", "unplaced")
+    __slots__ = ("executors", "tenants", "epoch", "unplaced", "unpromised")
     EXECUTORS_FIELD_NUMBER: _ClassVar[int]
     TENANTS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     UNPLACED_FIELD_NUMBER: _ClassVar[int]
+    UNPROMISED_FIELD_NUMBER: _ClassVar[int]
     executors: _containers.RepeatedCompositeFieldContainer[ExecutorStatus]
     tenants: _containers.RepeatedCompositeFieldContainer[TenantStatus]
     epoch: int
     unplaced: _containers.RepeatedCompositeFieldContainer[UnplacedVersion]
-    def __init__(self, executors: _Optional[_Iterable[_Union[ExecutorStatus, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ..., epoch: _Optional[int] = ..., unplaced: _Optional[_Iterable[_Union[UnplacedVersion, _Mapping]]] = ...) -> None: ...
+    unpromised: _containers.RepeatedCompositeFieldContainer[UnpromisedVersion]
+    def __init__(self, executors: _Optional[_Iterable[_Union[ExecutorStatus, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ..., epoch: _Optional[int] = ..., unplaced: _Optional[_Iterable[_Union[UnplacedVersion, _Mapping]]] = ..., unpromised: _Optional[_Iterable[_Union[UnpromisedVersion, _Mapping]]] = ...) -> None: ...
+
+class UnpromisedVersion(_message.Message):
+    __slots__ = ("key", "version", "verdict", "message")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    version: int
+    verdict: ObjectiveVerdict
+    message: str
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., version: _Optional[int] = ..., verdict: _Optional[_Union[ObjectiveVerdict, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class UnplacedVersion(_message.Message):
     __slots__ = ("key", "version", "message")
@@ -376,18 +419,104 @@ class ExecutorStatus(_message.Message):
     def __init__(self, executor_id: _Optional[str] = ..., address: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., report: _Optional[_Union[ExecutorReport, _Mapping]] = ..., attached: bool = ...) -> None: ...
 
 class TenantStatus(_message.Message):
-    __slots__ = ("tenant", "reservation", "weight", "device_ns", "requests")
+    __slots__ = ("tenant", "reservation", "weight", "device_ns", "requests", "compute_unit_ns", "batches", "used_ppm", "recent", "models")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_UNIT_NS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    USED_PPM_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     reservation: _common_pb2.Share
     weight: int
     device_ns: int
     requests: int
-    def __init__(self, tenant: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., device_ns: _Optional[int] = ..., requests: _Optional[int] = ...) -> None: ...
+    compute_unit_ns: int
+    batches: int
+    used_ppm: int
+    recent: RecentRequests
+    models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
+    def __init__(self, tenant: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., device_ns: _Optional[int] = ..., requests: _Optional[int] = ..., compute_unit_ns: _Optional[int] = ..., batches: _Optional[int] = ..., used_ppm: _Optional[int] = ..., recent: _Optional[_Union[RecentRequests, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
+
+class ModelStatus(_message.Message):
+    __slots__ = ("key", "device_ns", "requests", "compute_unit_ns", "batches", "used_ppm", "recent")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_UNIT_NS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    USED_PPM_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    device_ns: int
+    requests: int
+    compute_unit_ns: int
+    batches: int
+    used_ppm: int
+    recent: RecentRequests
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., device_ns: _Optional[int] = ..., requests: _Optional[int] = ..., compute_unit_ns: _Optional[int] = ..., batches: _Optional[int] = ..., used_ppm: _Optional[int] = ..., recent: _Optional[_Union[RecentRequests, _Mapping]] = ...) -> None: ...
+
+class RecentRequests(_message.Message):
+    __slots__ = ("window_ms", "requests", "within", "missed", "p99_us", "requests_per_s", "in_flight")
+    WINDOW_MS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    P99_US_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    window_ms: int
+    requests: int
+    within: int
+    missed: int
+    p99_us: int
+    requests_per_s: float
+    in_flight: int
+    def __init__(self, window_ms: _Optional[int] = ..., requests: _Optional[int] = ..., within: _Optional[int] = ..., missed: _Optional[int] = ..., p99_us: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., in_flight: _Optional[int] = ...) -> None: ...
+
+class ReportRequestsRequest(_message.Message):
+    __slots__ = ("frontend_id", "counts", "whole")
+    FRONTEND_ID_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    frontend_id: str
+    counts: _containers.RepeatedCompositeFieldContainer[RequestCounts]
+    whole: bool
+    def __init__(self, frontend_id: _Optional[str] = ..., counts: _Optional[_Iterable[_Union[RequestCounts, _Mapping]]] = ..., whole: bool = ...) -> None: ...
+
+class ReportRequestsResponse(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class RequestCounts(_message.Message):
+    __slots__ = ("key", "requests", "within", "missed", "in_flight", "latencies")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    LATENCIES_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    requests: int
+    within: int
+    missed: int
+    in_flight: int
+    latencies: _containers.RepeatedCompositeFieldContainer[LatencyCount]
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., requests: _Optional[int] = ..., within: _Optional[int] = ..., missed: _Optional[int] = ..., in_flight: _Optional[int] = ..., latencies: _Optional[_Iterable[_Union[LatencyCount, _Mapping]]] = ...) -> None: ...
+
+class LatencyCount(_message.Message):
+    __slots__ = ("bucket", "count")
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    count: int
+    def __init__(self, bucket: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class CheckReservationRequest(_message.Message):
     __slots__ = ("tenant", "reservation")
@@ -404,3 +533,69 @@ class CheckReservationResponse(_message.Message):
     free_after: _common_pb2.Share
     capacity: _common_pb2.Share
     def __init__(self, free_after: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., capacity: _Optional[_Union[_common_pb2.Share, _Mapping]] = ...) -> None: ...
+
+class GetObjectiveRequest(_message.Message):
+    __slots__ = ("key", "version", "reservation", "rate", "burst", "rows", "shape_bucket", "objective_us", "error", "way_us")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RESERVATION_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    BURST_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_BUCKET_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_US_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    WAY_US_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    version: int
+    reservation: _common_pb2.Share
+    rate: float
+    burst: int
+    rows: int
+    shape_bucket: str
+    objective_us: int
+    error: float
+    way_us: int
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., version: _Optional[int] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., rate: _Optional[float] = ..., burst: _Optional[int] = ..., rows: _Optional[int] = ..., shape_bucket: _Optional[str] = ..., objective_us: _Optional[int] = ..., error: _Optional[float] = ..., way_us: _Optional[int] = ...) -> None: ...
+
+class GetObjectiveResponse(_message.Message):
+    __slots__ = ("answers", "version")
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[ObjectiveAnswer]
+    version: int
+    def __init__(self, answers: _Optional[_Iterable[_Union[ObjectiveAnswer, _Mapping]]] = ..., version: _Optional[int] = ...) -> None: ...
+
+class ObjectiveAnswer(_message.Message):
+    __slots__ = ("device_kind", "compute_units", "lane", "reservation", "verdict", "message", "least_objective_us", "cost_us", "burst_us", "slices_us", "way_us", "most_rate", "reservation_needed", "least_whole_us", "serves")
+    DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_UNITS_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    RESERVATION_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    LEAST_OBJECTIVE_US_FIELD_NUMBER: _ClassVar[int]
+    COST_US_FIELD_NUMBER: _ClassVar[int]
+    BURST_US_FIELD_NUMBER: _ClassVar[int]
+    SLICES_US_FIELD_NUMBER: _ClassVar[int]
+    WAY_US_FIELD_NUMBER: _ClassVar[int]
+    MOST_RATE_FIELD_NUMBER: _ClassVar[int]
+    RESERVATION_NEEDED_FIELD_NUMBER: _ClassVar[int]
+    LEAST_WHOLE_US_FIELD_NUMBER: _ClassVar[int]
+    SERVES_FIELD_NUMBER: _ClassVar[int]
+    device_kind: str
+    compute_units: int
+    lane: _common_pb2.Share
+    reservation: _common_pb2.Share
+    verdict: ObjectiveVerdict
+    message: str
+    least_objective_us: int
+    cost_us: int
+    burst_us: int
+    slices_us: int
+    way_us: int
+    most_rate: float
+    reservation_needed: _common_pb2.Share
+    least_whole_us: int
+    serves: bool
+    def __init__(self, device_kind: _Optional[str] = ..., compute_units: _Optional[int] = ..., lane: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., verdict: _Optional[_Union[ObjectiveVerdict, str]] = ..., message: _Optional[str] = ..., least_objective_us: _Optional[int] = ..., cost_us: _Optional[int] = ..., burst_us: _Optional[int] = ..., slices_us: _Optional[int] = ..., way_us: _Optional[int] = ..., most_rate: _Optional[float] = ..., reservation_needed: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., least_whole_us: _Optional[int] = ..., serves: bool = ...) -> None: ...

@@ -51,10 +51,20 @@ class SchedulerServiceStub(object):
                 request_serializer=apportion_dot_v1_dot_scheduler__pb2.GetFleetRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_scheduler__pb2.GetFleetResponse.FromString,
                 _registered_method=True)
+        self.ReportRequests = channel.unary_unary(
+                '/apportion.v1.SchedulerService/ReportRequests',
+                request_serializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsResponse.FromString,
+                _registered_method=True)
         self.CheckReservation = channel.unary_unary(
                 '/apportion.v1.SchedulerService/CheckReservation',
                 request_serializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationResponse.FromString,
+                _registered_method=True)
+        self.GetObjective = channel.unary_unary(
+                '/apportion.v1.SchedulerService/GetObjective',
+                request_serializer=apportion_dot_v1_dot_scheduler__pb2.GetObjectiveRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_scheduler__pb2.GetObjectiveResponse.FromString,
                 _registered_method=True)
 
 
@@ -88,9 +98,26 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportRequests(self, request, context):
+        """A frontend's counts of requests that are over, about once a second while there are any. They are for people to look
+        at: nothing is decided by them, and a scheduler that does not hear them is none the worse.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckReservation(self, request, context):
         """Says whether a tenant could be promised this reservation now. RESOURCE_EXHAUSTED (OVERSOLD) with the numbers in
         google.rpc.QuotaFailure where not: asked for, free, and what there is in all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetObjective(self, request, context):
+        """Which objective a model can be promised, from its profile, its tenant's reservation and how its requests come; and
+        what would do where the one asked for cannot be. Tells nothing of other tenants: what their slices may take is the
+        executor's quantum. FAILED_PRECONDITION (NOT_SERVING) until the catalogue is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,10 +141,20 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     request_deserializer=apportion_dot_v1_dot_scheduler__pb2.GetFleetRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_scheduler__pb2.GetFleetResponse.SerializeToString,
             ),
+            'ReportRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportRequests,
+                    request_deserializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsResponse.SerializeToString,
+            ),
             'CheckReservation': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckReservation,
                     request_deserializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationResponse.SerializeToString,
+            ),
+            'GetObjective': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetObjective,
+                    request_deserializer=apportion_dot_v1_dot_scheduler__pb2.GetObjectiveRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_scheduler__pb2.GetObjectiveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -214,6 +251,33 @@ class SchedulerService(object):
             _registered_method=True)
 
     @staticmethod
+    def ReportRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.SchedulerService/ReportRequests',
+            apportion_dot_v1_dot_scheduler__pb2.ReportRequestsRequest.SerializeToString,
+            apportion_dot_v1_dot_scheduler__pb2.ReportRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CheckReservation(request,
             target,
             options=(),
@@ -230,6 +294,33 @@ class SchedulerService(object):
             '/apportion.v1.SchedulerService/CheckReservation',
             apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.SerializeToString,
             apportion_dot_v1_dot_scheduler__pb2.CheckReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetObjective(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.SchedulerService/GetObjective',
+            apportion_dot_v1_dot_scheduler__pb2.GetObjectiveRequest.SerializeToString,
+            apportion_dot_v1_dot_scheduler__pb2.GetObjectiveResponse.FromString,
             options,
             channel_credentials,
             insecure,
