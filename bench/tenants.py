@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -39,7 +39,7 @@ SETTLE_S = 0.8
 @dataclass(frozen=True)
 class Load:
     """What one tenant sends. rate_per_s: of an open loop; else `outstanding` callers in a closed one. objective_ms: None:
-    the model's. stops_s: sends until then only, counted from the begin of what is measured; None: to the end."""
+    the model's. stops_s: leaves then, counted from the begin of what is measured, and breaks off what is outstanding; None: stays."""
 
     tenant: str
     key: str
@@ -75,10 +75,14 @@ class Seen:
 
 
 class Generator:
-    """A process that sends. Use as a context; `start` and `result` once each a turn."""
+    """A process that sends. Use as a context; `start` and `result` once each a turn.
+
+    began: when what is measured began, on the clock of time.monotonic, once there is a result.
+    """
 
     def __init__(self, core: int | None) -> None:
         spawn = multiprocessing.get_context("spawn")
+        self.began = 0.0
         self._pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_generate, args=(theirs, core), daemon=True)
 
@@ -99,7 +103,8 @@ class Generator:
         found = self._pipe.recv()
         if isinstance(found, str):
             raise RuntimeError(found)
-        return found  # type: ignore[no-any-return]
+        self.began, seen = found
+        return seen  # type: ignore[no-any-return]
 
 
 def _generate(pipe: Connection, core: int | None) -> None:
@@ -112,14 +117,16 @@ def _generate(pipe: Connection, core: int | None) -> None:
             pipe.send(f"{type(error).__name__}: {error}")
 
 
-async def _play(address: str, loads: list[Load], seconds: float, warm_s: float, seed: int) -> dict[str, Seen]:
+async def _play(
+    address: str, loads: list[Load], seconds: float, warm_s: float, seed: int
+) -> tuple[float, dict[str, Seen]]:
     seen = {load.tenant: Seen() for load in loads}
     async with connect(address) as channel:
         stub: Any = oip_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         begin = time.monotonic() + warm_s
         senders = [_Sender(stub, load, seen[load.tenant], begin, seconds) for load in loads]
         await asyncio.gather(*(sender.run(random.Random(f"{seed}/{sender.load.tenant}")) for sender in senders))
-    return seen
+    return begin, seen
 
 
 class _Sender:
@@ -138,8 +145,13 @@ class _Sender:
         """Until the end, and until everything is answered."""
         if self.load.rate_per_s:
             await self._open(chance)
-        else:
-            await asyncio.gather(*(self._caller(chance.random()) for _ in range(self.load.outstanding)))
+            return
+        callers = [asyncio.create_task(self._caller(chance.random())) for _ in range(self.load.outstanding)]
+        if self.load.stops_s is not None:
+            await asyncio.sleep(self._end - time.monotonic())
+            for caller in callers:
+                caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=self.load.stops_s is not None)
 
     async def _open(self, chance: random.Random) -> None:
         calls, due = [], time.monotonic()
@@ -213,6 +225,33 @@ def device_seconds(mesh: RunningMesh, metrics: str) -> dict[str, float]:
         if name == "apportion_executor_device_seconds_total":
             found[labels["tenant"]] = found.get(labels["tenant"], 0.0) + value
     return found
+
+
+class Account(NamedTuple):
+    """What one tenant has used of the lanes so far, in seconds."""
+
+    guaranteed_s: float = 0.0
+    surplus_s: float = 0.0
+    gap_s: float = 0.0
+
+    @property
+    def device_s(self) -> float:
+        """In all."""
+        return sum(self)
+
+    def since(self, before: Account) -> Account:
+        """What it has used since then."""
+        return Account(*(after - earlier for after, earlier in zip(self, before, strict=True)))
+
+
+def accounts(mesh: RunningMesh, metrics: str) -> dict[str, Account]:
+    """By tenant. Workers tell all of it at once, every half second."""
+    found: dict[str, dict[str, float]] = {}
+    for name, labels, value in mesh.metrics(metrics):
+        if name == "apportion_executor_account_seconds_total":
+            mine = found.setdefault(labels["tenant"], {})
+            mine[f"{labels['account']}_s"] = mine.get(f"{labels['account']}_s", 0.0) + value
+    return {tenant: Account(**mine) for tenant, mine in found.items()}
 
 
 def judged(checks: Mapping[str, bool]) -> int:

@@ -20,6 +20,7 @@ class ReplicaAdded(msgspec.Struct, frozen=True):
     weight: the tenant's, for what is left over; at least 1.
     points: seed estimates.
     tenant: None: one of its own.
+    queue_limit: requests of it that may wait, where the lane's limit is higher; 0: not said.
     """
 
     replica: int
@@ -28,6 +29,7 @@ class ReplicaAdded(msgspec.Struct, frozen=True):
     weight: int = 1
     points: tuple[ProfilePoint, ...] = ()
     tenant: str | None = None
+    queue_limit: int = 0
 
 
 class ReplicaUpdated(msgspec.Struct, frozen=True):

@@ -78,10 +78,11 @@ class Replica:
 
     drain_until: set once it leaves; None while it serves. waiting, guaranteed, unguaranteed: calls that wait, batches in
     flight within the reservation and not. runs_again: how many calls may be run again whose batch broke.
+    queue_limit: calls that may wait; 0: as many as the lane allows.
     """
 
     __slots__ = (
-        "_largest_batch_ns", "bandwidth", "batches", "device_ns", "drain_until", "estimates", "guaranteed", "longest_slice", "max_batch_size",
+        "_largest_batch_ns", "bandwidth", "batches", "device_ns", "drain_until", "estimates", "guaranteed", "longest_slice", "max_batch_size", "queue_limit",
         "replica", "requests", "runs_again", "tenant", "unguaranteed", "waiting", "weight",
     )  # fmt: skip
 
@@ -102,6 +103,7 @@ class Replica:
         self.requests = 0
         self.batches = 0
         self.runs_again = MOST_RUNS_AGAIN
+        self.queue_limit = added.queue_limit
 
     def slice_bound(self, now: Nanoseconds) -> Nanoseconds:
         """Its longest slice, or where none is known all of its largest batch; 0 where nothing is known at all."""

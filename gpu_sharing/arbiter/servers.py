@@ -86,8 +86,8 @@ class Server:
 
     @property
     def wants_more(self) -> bool:
-        """Whether it has anything to do that no reservation pays for."""
-        return self.has(Tier.SURPLUS) or self.has(Tier.GAP)
+        """Whether it has anything to do. What is guaranteed counts: ahead of its reservation's pace it takes part in the surplus."""
+        return any(map(self.has, Tier))
 
     def refresh(self) -> None:
         """What it would do next has changed."""

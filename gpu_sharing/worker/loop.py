@@ -19,7 +19,7 @@ from gpu_sharing.worker import wire
 from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.lane import Lane
 from gpu_sharing.worker.loader import Loader, RuntimeFor
-from gpu_sharing.worker.messages import Command, Load, Ready, Statistics, Stop, Unload, Used
+from gpu_sharing.worker.messages import Account, Command, Load, Ready, Statistics, Stop, Unload, Used
 from gpu_sharing.worker.meter import Meter
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.requests import RequestCommand, Requests
@@ -176,4 +176,11 @@ class WorkerLoop:
             Used(replica.replica, replica.device_ns, replica.requests, replica.batches, replica.waiting)
             for replica in statistics.replicas
         )
-        self._outbox.send([Statistics(statistics.busy_ns, statistics.waiting, used, memory_bytes)])
+        accounts = tuple(
+            Account(
+                each.tenant, each.guaranteed_ns, each.surplus_ns, each.gap_ns, each.guaranteed, each.surplus, each.gap,
+                each.refused, each.revoked,
+            )
+            for each in statistics.tenants
+        )  # fmt: skip
+        self._outbox.send([Statistics(statistics.busy_ns, statistics.waiting, used, memory_bytes, accounts)])

@@ -34,6 +34,7 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     format: the runtime's name, "onnx" or "torch_export".
     batch_axes: by tensor name where the artefact does not tell; -1: none.
     profile: known from before; then nothing is measured again.
+    queue_limit: requests that may wait for it, where the worker's limit is higher; 0: not said.
     """
 
     replica: int
@@ -51,6 +52,7 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     objective_ns: Nanoseconds | None = None
     signature: Signature | None = None
     profile: Profile | None = None
+    queue_limit: int = 0
 
 
 class Update(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -189,6 +191,21 @@ class Used(msgspec.Struct, array_like=True, frozen=True):
     waiting: int
 
 
+class Account(msgspec.Struct, array_like=True, frozen=True):
+    """What one tenant has used of the lane since the worker started: within its reservation, from the surplus by its weight, in
+    gaps; requests admitted on these terms, and those that were refused or revoked."""
+
+    tenant: str
+    guaranteed_ns: Nanoseconds = 0
+    surplus_ns: Nanoseconds = 0
+    gap_ns: Nanoseconds = 0
+    guaranteed: int = 0
+    surplus: int = 0
+    gap: int = 0
+    refused: int = 0
+    revoked: int = 0
+
+
 class Statistics(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Sent at least every second while anything changes. busy_ns: of the lane, since the worker started."""
 
@@ -196,6 +213,7 @@ class Statistics(msgspec.Struct, tag=True, array_like=True, frozen=True):
     waiting: int
     used: tuple[Used, ...]
     memory_used_bytes: Bytes
+    accounts: tuple[Account, ...] = ()
 
 
 Event: TypeAlias = Ready | Stage | Loaded | LoadFailed | Unloaded | Done | Failed | Statistics

@@ -84,6 +84,7 @@ class Requests:
             weight=load.weight,
             points=hosted.points,
             tenant=load.tenant,
+            queue_limit=load.queue_limit,
         )
         with self._lock:
             self._arbiter.handle(added, self._clock())

@@ -18,17 +18,20 @@ from services.common.status import from_rpc_error
 from services.executor.books import Books, MeterPage
 from services.executor.cache import ArtefactCache, FetchFailed, format_of
 from services.executor.calls import Calls
+from services.executor.core.accounts import Accounts
 from services.executor.core.load import expected_wait_ns
 from services.executor.core.replica_events import (
     Fetch,
     Fetched,
     Fetching,
     Happened,
+    LayoutSet,
     LetGo,
     NotFetched,
     Send,
     Serve,
     StartWorker,
+    StopWorker,
     Tell,
     Wanted,
     Withdraw,
@@ -52,10 +55,12 @@ Download = Callable[[str, str], AsyncIterator[bytes]]
 """The bytes of an artefact, by tenant and digest."""
 StartsWorker = Callable[..., Awaitable[WorkerClient]]
 _NS_PER_S = 1_000_000_000
-MOST_REPLICAS = 16_384
-"""Replicas whose tenant is remembered, those that are gone too: what was asked of them may still be on its way."""
+LEAVE_POLL_S, LEAVE_LOOKS, LEAVE_GRACE_S = 0.05, 600, 1.0
+"""A worker that is needed no more goes once nobody reads its memory: looked at this often, at most so many times; then it has so long."""
 TEXT_FORMATS = frozenset({"onnx"})
 """Formats whose runtime takes elements of BYTES as text."""
+MOST_REPLICAS = 16_384
+"""Replicas whose tenant is remembered, those that are gone too: what was asked of them may still be on its way."""
 
 
 class Expected(NamedTuple):
@@ -83,8 +88,11 @@ class Executor:
         start_worker: StartsWorker = WorkerClient.start,
         patience: Patience | None = None,
         limits: Limits | None = None,
+        layouts: Sequence[tuple[int, ...]] = (),
         books: Books | None = None,
     ) -> None:
+        self.layouts = tuple(layouts) or (tuple(workers),)
+        self.layout, self.layout_pinned = 0, False
         self.lanes = {number: Lane(number) for number in workers}
         self.replicas = Replicas(workers)
         self._watching = Watching(self.lanes, self.replicas, patience or Patience())
@@ -93,6 +101,7 @@ class Executor:
         self.usage = UsageLedger(units, self.books.settled, self.books.owners)
         self.books.settled = self.usage.settled
         self._pages: dict[int, MeterPage] = {}
+        self.accounts = Accounts()
         self.changed = asyncio.Event()
         self.tenants: dict[int, str] = {}
         self.sessions: Callable[[], Sequence[Session]] = lambda: ()
@@ -102,14 +111,21 @@ class Executor:
         self._fetches: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: dict[int, Expected] = {}
+        self._leaving = {number: asyncio.Event() for number in workers}
         self._dirty: set[int] = set()
         self._stopping = False
 
     def start(self) -> None:
-        """Starts every lane's worker, in the background."""
-        for number in self.lanes:
-            self._spawn(self._run_worker(number, 0))
+        """Starts the worker of every lane in force, in the background."""
+        self.handle(LayoutSet(self.layouts[self.layout]))
         self._spawn(self._watching.run())
+
+    def set_layout(self, layout: int, pinned: bool) -> None:
+        """Brings a layout into force. ValueError where there is no such layout."""
+        if layout >= len(self.layouts):
+            raise ValueError(f"layout: must be below {len(self.layouts)}, is {layout}")
+        self.layout, self.layout_pinned = layout, pinned
+        self.handle(LayoutSet(self.layouts[layout]))
 
     async def stop(self, grace_s: float) -> None:
         """Stops workers, giving each what it has in hand that long to finish."""
@@ -139,6 +155,8 @@ class Executor:
                     self.calls.serving.pop(action.replica, None)
                 case StartWorker():
                     self._spawn(self._run_worker(action.lane, action.after_ns))
+                case StopWorker():
+                    self._leaving[action.lane].set()
                 case Tell():
                     self.changed.set()
         if isinstance(event, LoadFailed | NotFetched):
@@ -190,16 +208,44 @@ class Executor:
         lane.client = client
         self._watching.started(number)
         log.info("worker started", lane=number, pid=client.pid)
+        self._leaving[number].clear()
         self.handle(WorkerUp(number))
-        reason = await asyncio.shield(client.lost)
+        reason = await self._lost_or_left(lane, client)
         if self._stopping:
             return
-        log.error("worker lost", lane=number, pid=client.pid, reason=reason, calls=len(lane.calls))
         lane.client = None
         self.calls.lost(lane, reason)
         self._close_page(number)
+        self.accounts.ended(number)
         self.handle(WorkerDown(number, reason))
         await client.stop(0.0)
+
+    async def _lost_or_left(self, lane: Lane, client: WorkerClient) -> str:
+        """Waits until the worker is lost, or has been stopped since its lane needs none; why."""
+        left = asyncio.create_task(self._leaving[lane.number].wait())
+        try:
+            ends: list[asyncio.Future[Any]] = [client.lost, left]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not client.lost.done():
+                await self._until_nothing_is_sent(lane, client)
+        finally:
+            left.cancel()
+        if client.lost.done():
+            log.error(
+                "worker lost", lane=lane.number, pid=client.pid, reason=client.lost.result(), calls=len(lane.calls)
+            )
+            return client.lost.result()
+        log.info("worker leaves", lane=lane.number, pid=client.pid, reason="its lane is in no layout in force")
+        await client.stop(LEAVE_GRACE_S)
+        return "its lane is in no layout in force"
+
+    async def _until_nothing_is_sent(self, lane: Lane, client: WorkerClient) -> None:
+        """Large answers are read from the worker's memory while they are sent."""
+        for _ in range(LEAVE_LOOKS):
+            sending = lane.calls or any(session.sends_from(client) for session in self.sessions())
+            if client.lost.done() or not sending:
+                return
+            await asyncio.sleep(LEAVE_POLL_S)
 
     def _open_page(self, number: int) -> MeterPage:
         page = self._pages[number] = self.books.page(number, len(self._workers[number].cores))
@@ -233,6 +279,8 @@ class Executor:
                         self.calls.failed(lane, event)
                     case Statistics():
                         self.usage.take(lane.number, event, time.monotonic_ns())
+                        tenants = {each.wanted.tenant for each in self.replicas.all()}
+                        self.accounts.take(lane.number, event.accounts, tenants)
                     case Stage() | Loaded() | LoadFailed() | Unloaded():
                         self.handle(event, lane.number)
             except Exception as error:
@@ -253,6 +301,7 @@ class Executor:
             Decoder(signature, self._limits._replace(utf8=replica.format in TEXT_FORMATS)),
             Encoder(signature, wanted.version, wanted.labels),
             self.calls.statistics.of(wanted.tenant, wanted.model, wanted.version),
+            wanted.queueing,
         )
         if len(self.calls.statistics.counts) > MOST_VERSIONS:
             self.calls.statistics.trim(

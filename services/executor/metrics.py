@@ -26,6 +26,7 @@ class ExecutorCollector(Collector):
         yield from self._usage()
         yield from self._requests()
         yield from self._lanes()
+        yield from self._accounts()
         replicas = GaugeMetricFamily("apportion_executor_replicas", "Replicas by phase.", labels=("phase",))
         for phase, number in self._executor.phases.items():
             replicas.add_metric((phase,), number)
@@ -68,6 +69,23 @@ class ExecutorCollector(Collector):
             compute.add_metric(key, serving.compute_ns / _NS_PER_S)
             waiting.add_metric(key, serving.outstanding)
         yield from (outcomes, rows, queue, compute, waiting)
+
+    def _accounts(self) -> Iterator[Metric]:
+        """A tenant of a lane: what it used of what it had been promised, of what was left over, and in gaps."""
+        labels = ("lane", "tenant", "account")
+        device = CounterMetricFamily(
+            "apportion_executor_account_seconds", "Device time, by whose account it went on.", labels=labels
+        )
+        requests = CounterMetricFamily(
+            "apportion_executor_admitted_requests", "Requests, by the terms that they were admitted on.", labels=labels
+        )
+        for (lane, tenant), total in list(self._executor.accounts.totals.items()):
+            for account in ("guaranteed", "surplus", "gap"):
+                device.add_metric((str(lane), tenant, account), getattr(total, f"{account}_ns") / _NS_PER_S)
+                requests.add_metric((str(lane), tenant, account), getattr(total, account))
+            requests.add_metric((str(lane), tenant, "refused"), total.refused)
+            requests.add_metric((str(lane), tenant, "revoked"), total.revoked)
+        yield from (device, requests)
 
     def _lanes(self) -> Iterator[Metric]:
         busy = CounterMetricFamily("apportion_executor_lane_busy_seconds", "Device time in use.", labels=_LANE)

@@ -34,6 +34,9 @@ class ExecutorSettings(ServiceSettings):
     """What the fleet calls this executor: unique in it, and the same after a restart. Two on one host need a name each."""
     cores: str = "auto"
     """Which processor cores its workers get: "auto", or sets of them, one worker each: "1;2-3"."""
+    layouts: str = ""
+    """Ways to divide the cores that this executor is prepared for, in place of `cores`: written like it, with bars between them:
+    "0-3|0-1;2-3". The first is in force at the start; the scheduler changes them with demand. At most eight."""
     cache: Path = Path("~/.cache/apportion/artefacts")
     """Folder for artefacts that were fetched. Executors of one host may share it."""
     books: Path | None = None

@@ -54,11 +54,12 @@ class RequestReports:
         )
         # Until it is answered it is not known who has heard it.
         self._whole = True
+        answered = set(changed)
         answer = await self._stub.ReportRequests(request, timeout=WAIT_S)
         # Another scheduler knows nothing of what the one before was told.
         self._whole = answer.epoch != self._epoch and not request.whole
         self._epoch = answer.epoch
-        self._told.update({key: states[key] for key in changed})
+        self._told = {key: state for key, state in states.items() if key in self._told or key in answered}
 
 
 def _state(counts: Counts) -> _State:

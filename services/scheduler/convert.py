@@ -151,12 +151,16 @@ def hello(message: pb.ExecutorHello) -> rep.Hello:
     numbers = [each.lane for each in message.device.lanes]
     if len(set(numbers)) != len(numbers):
         raise invalid("hello.device.lanes", f"must differ, and are {numbers}")
+    for layout in message.device.layouts:
+        missing = sorted(set(layout.lanes) - set(numbers))
+        if missing or not layout.lanes:
+            raise invalid("hello.device.layouts", f"{layout.name!r} names lanes {missing or 'none'} of {numbers}")
     held = report(message.report, message.incarnation)
     return rep.Hello(message.executor_id, message.incarnation, message.address, _device(message.device), held)
 
 
 def _device(message: pb.DeviceInfo) -> rep.Device:
-    lanes = tuple(rep.Lane(each.lane, each.worker, each.compute_units) for each in message.lanes)
+    lanes = tuple(rep.Lane(each.lane, each.worker, each.compute_units, each.memory_bytes) for each in message.lanes)
     return rep.Device(
         message.device_kind,
         message.compute_units,
@@ -166,6 +170,7 @@ def _device(message: pb.DeviceInfo) -> rep.Device:
         message.backend_reason,
         message.quantum_ns,
         message.arrival_order,
+        tuple(rep.Layout(each.name, tuple(each.lanes)) for each in message.layouts),
     )
 
 
@@ -177,6 +182,8 @@ def report(message: pb.ExecutorReport, incarnation: str) -> rep.Report:
         tuple(_usage(each, incarnation) for each in message.usage),
         message.memory_used_bytes,
         message.draining,
+        message.layout,
+        message.layout_pinned,
         message.measured_us,
     )
 

@@ -11,7 +11,7 @@ from services.common.objective_messages import VERDICTS, answer_to
 from services.scheduler.convert import SEEN
 from services.scheduler.core import catalogue as cat
 from services.scheduler.core import reports as rep
-from services.scheduler.core.events import Command, SendLoad, SendUnload, Terms
+from services.scheduler.core.events import Command, SendLayout, SendLoad, SendUnload, Terms
 from services.scheduler.core.objectives import Found
 from services.scheduler.core.requests import Recent
 from services.scheduler.core.routes import Route, RoutesChanged, VersionRoute, VersionState
@@ -51,6 +51,8 @@ def command(value: Command) -> pb.AttachResponse:
     if isinstance(value, SendUnload):
         drain_us = int(value.drain_s * 1e6)
         return pb.AttachResponse(unload=pb.UnloadReplica(replica_id=value.replica_id, drain_us=drain_us))
+    if isinstance(value, SendLayout):
+        return pb.AttachResponse(layout=pb.SetLayout(layout=value.layout, pinned=value.pinned))
     update = pb.UpdateReplica(replica_id=value.replica_id)
     _put_terms(update, value.terms)
     return pb.AttachResponse(update=update)
@@ -212,7 +214,10 @@ def _recent(value: Recent) -> pb.RecentRequests:
 def _executor(view: ExecutorView) -> pb.ExecutorStatus:
     device = view.hello.device
     lanes = [
-        pb.LaneInfo(lane=each.number, worker=each.worker, compute_units=each.compute_units) for each in device.lanes
+        pb.LaneInfo(
+            lane=each.number, worker=each.worker, compute_units=each.compute_units, memory_bytes=each.memory_bytes
+        )
+        for each in device.lanes
     ]
     info = pb.DeviceInfo(
         backend=cast("pb.Backend", device.backend),
@@ -221,6 +226,7 @@ def _executor(view: ExecutorView) -> pb.ExecutorStatus:
         memory_bytes=device.memory_bytes,
         lanes=lanes,
         backend_reason=device.backend_reason,
+        layouts=[pb.LayoutInfo(name=each.name, lanes=each.lanes) for each in device.layouts],
         quantum_ns=device.quantum_ns,
         arrival_order=device.arrival_order,
     )
@@ -244,6 +250,8 @@ def _report(value: rep.Report) -> pb.ExecutorReport:
         usage=[_usage(each) for each in value.usage],
         memory_used_bytes=value.memory_used_bytes,
         draining=value.draining,
+        layout=value.layout,
+        layout_pinned=value.layout_pinned,
         measured_us=value.measured_us,
     )
 

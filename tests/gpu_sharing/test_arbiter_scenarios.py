@@ -250,6 +250,17 @@ def test_what_waits_to_run_again_is_dropped_at_its_deadline_and_at_the_end_of_a_
     assert isinstance(gone, ReplicaGone)
 
 
+def test_a_model_may_have_fewer_waiting_than_the_lane_allows(arbiter: Arbiter) -> None:
+    arbiter.handle(ReplicaAdded(3, 4, queue_limit=2), 0)
+    refused = arrive(arbiter, *(Request(call, replica=3) for call in (1, 2, 3)))
+    assert [(drop.call, drop.reason, drop.facts) for drop in refused] == [
+        (3, "OVERLOADED", {"waiting": "2", "queue_limit": "2"})
+    ]
+    assert arrive(arbiter, *(Request(call) for call in range(4, 12))) == []
+    (refused,) = arrive(arbiter, Request(12))
+    assert refused.facts["queue_limit"] == "8"
+
+
 def test_a_model_of_which_nothing_succeeds_is_not_run_again_for_ever() -> None:
     arbiter = Arbiter()
     arbiter.handle(ReplicaAdded(1, 64), 0)

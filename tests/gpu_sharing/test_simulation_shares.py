@@ -22,11 +22,11 @@ AUDIT_EVERY = 1000
 
 
 @functools.cache
-def saturated(leaves: int, objective_ns: int | None, *, max_batch_size: int = 0) -> Outcome:
+def saturated(leaves: int, objective_ns: int | None, *, max_batch_size: int = 0, callers: int = 60) -> Outcome:
     """Equal reservations, weights 4:2:1:1, everyone always waiting; tenant 1 is unloaded at `leaves`."""
     model = SimulatedModel(MODEL.segments, max_batch_size)
     tenants = tuple(Tenant(each, model, RESERVED, weight, objective_ns) for each, weight in WEIGHTS.items())
-    clients = tuple(Clients(0, each, 60, leaves if each == 1 else END, think_ns=MS) for each in WEIGHTS)
+    clients = tuple(Clients(0, each, callers, leaves if each == 1 else END, think_ns=MS) for each in WEIGHTS)
     return simulate(Scenario(tenants, (*clients, Unload(leaves, 1, drain_ns=0))), audit_every=AUDIT_EVERY)
 
 
@@ -48,6 +48,14 @@ def test_what_nobody_reserved_goes_to_the_saturated_by_weight() -> None:
     outcome = saturated(END, 2 * SECOND)
     assert sum(used(outcome, each, 0, END) for each in WEIGHTS) >= 0.999 * END
     for replica, share in surplus_shares(outcome, list(WEIGHTS), 0, END).items():
+        assert share == pytest.approx(WEIGHTS[replica] / 8, rel=0.03), replica
+
+
+def test_who_has_bought_all_that_waits_ahead_of_its_pace_has_its_weight_of_the_surplus_all_the_same() -> None:
+    # 24 requests of 5 ms are within a tenth of the lane for 5 s: all that waits is guaranteed.
+    outcome = saturated(END, 5 * SECOND, callers=24)
+    assert all(answer.reason != "OVERLOADED" for answer in outcome.answers)
+    for replica, share in surplus_shares(outcome, list(WEIGHTS), SECOND, END).items():
         assert share == pytest.approx(WEIGHTS[replica] / 8, rel=0.03), replica
 
 

@@ -163,3 +163,10 @@ def test_the_99th_percentile_is_within_an_eighth(latencies_us):
     exact = sorted(latencies_us)[-(len(latencies_us) // 100) - 1]
     assert exact <= recent.p99_us <= exact * 9 / 8 + 1
     assert upper_us(0) == 1
+
+
+def test_requests_of_models_that_are_gone_are_forgotten():
+    history = RequestHistory(began=0.0)
+    history.report("a", [told(5), (OTHER, Counts(3))], 1.0)
+    history.keep({OTHER})
+    assert list(history.recent(2.0)) == [OTHER]

@@ -76,7 +76,12 @@ def lanes(fleet: Any) -> Table:
     rows = []
     for one in fleet.executors:
         reports = {lane.lane: lane for lane in one.report.lanes}
+        used = {each.lane for each in one.report.replicas}
+        layouts = one.device.layouts
+        in_force = set(layouts[one.report.layout].lanes if layouts else [lane.lane for lane in one.device.lanes])
         for lane in one.device.lanes:
+            if lane.lane not in used | in_force:
+                continue
             report = reports.get(lane.lane, scheduler_pb2.LaneReport())
             rows.append(
                 [

@@ -67,6 +67,14 @@ class Tick:
     """Time has passed."""
 
 
+@dataclass(frozen=True, slots=True)
+class LayoutPinned:
+    """An operator wants this layout in force; None: the one that serves demand best."""
+
+    executor_id: str
+    layout: int | None
+
+
 Event: TypeAlias = (
     CatalogueReplaced
     | CatalogueChanged
@@ -74,6 +82,7 @@ Event: TypeAlias = (
     | ExecutorReported
     | ExecutorDetached
     | FrontendReported
+    | LayoutPinned
     | Tick
 )
 
@@ -127,6 +136,16 @@ class SendUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class SendLayout:
+    """This layout is in force. Workers of lanes that are not in it may go once they hold nothing."""
+
+    executor_id: str
+    layout: int
+    pinned: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Passed:
     """An artefact was loaded and ran."""
 
@@ -157,5 +176,5 @@ class Noted:
     why: str
 
 
-Command: TypeAlias = SendLoad | SendUnload | SendUpdate
+Command: TypeAlias = SendLoad | SendUnload | SendUpdate | SendLayout
 Action: TypeAlias = Command | RoutesChanged | RecordInspection | Noted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from services.scheduler.core import layouts
 from services.scheduler.core.catalogue import Ref
 from services.scheduler.core.events import Noted
 from services.scheduler.core.fleet import Executor
@@ -19,6 +20,7 @@ def attach(state: State, hello: Hello, now: float) -> Iterator[Noted]:
     executor = Executor(hello, hello.report)
     if known is not None:
         executor.replicas, executor.grants = known.replicas, known.grants
+    layouts.attach(executor, known)
     state.fleet.executors[hello.executor_id] = executor
     held = {each.replica_id for each in hello.report.replicas}
     for replica in executor.replicas.values():
@@ -43,6 +45,7 @@ def take_report(state: State, executor: Executor, report: Report, now: float) ->
     if report.draining and not executor.report.draining:
         yield Noted(f"executor {executor.executor_id} drains", "it is about to stop: what it holds is placed elsewhere")
     executor.report = report
+    executor.division.rates.take(report.usage, now)
     state.usage.report(executor.executor_id, report.usage)
     state.rates.report(executor.executor_id, executor.hello.incarnation, report.measured_us, report.usage, now)
     told = {each.replica_id: each for each in report.replicas}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from services.scheduler.core.catalogue import Key
@@ -128,6 +128,12 @@ class RequestHistory:
                 history = histories[key] = _History(deque([(self._heard[frontend_id], Counts())] if known else []))
             history.take(each, now)
         self._heard[frontend_id] = now
+
+    def keep(self, models: Container[Key]) -> None:
+        """Models that are gone are of no interest any more."""
+        for histories in self._frontends.values():
+            for key in [key for key in histories if key not in models]:
+                del histories[key]
 
     def forget_old(self, now: float) -> None:
         """Frontends that have not been heard of for a whole window are gone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from services.scheduler.core import objectives, observing, reconcile, reservations
+from services.scheduler.core import layouts, objectives, observing, reconcile, reservations
 from services.scheduler.core.catalogue import Key, Ref, Tenant
 from services.scheduler.core.events import (
     Action,
@@ -16,6 +16,7 @@ from services.scheduler.core.events import (
     ExecutorDetached,
     ExecutorReported,
     FrontendReported,
+    LayoutPinned,
     Noted,
     Tick,
 )
@@ -118,6 +119,10 @@ class Scheduler:
         """Whether a tenant could be promised so much, in place of what it has."""
         return reservations.check(self._state, tenant, millidevices)
 
+    def pin_layout(self, executor_id: str, name: str) -> LayoutPinned:
+        """The event for an operator's wish. name: of the layout; "": none. LayoutRefused where it cannot be followed."""
+        return layouts.wish(self._state, executor_id, name)
+
     def objective(self, question: Question) -> tuple[int, list[Found]]:
         """What a model can be promised: its version's number, and an answer for each kind of lane. Refusal for nonsense."""
         return objectives.find(self._state, question)
@@ -181,6 +186,8 @@ class Scheduler:
             expired = list(observing.expire(state, now))
             state.requests.forget_old(now)
             return bool(expired) or state.due(self._decided_at, now), expired
+        if isinstance(event, LayoutPinned):
+            return True, list(layouts.pin(state, event.executor_id, event.layout, now))
         if isinstance(event, CatalogueReplaced | CatalogueChanged):
             self._take_catalogue(event)
             return True, []
@@ -227,8 +234,10 @@ class Scheduler:
         state = self._state
         self._decided_at = now
         state.fleet.regrant(state.demand)
-        reconcile.retire(state)
+        reconcile.retire(state, now)
         if state.settled(now):
+            yield from layouts.review(state, now)
+            layouts.drain_first(state)
             yield from reconcile.place_missing(state, now, self._ids)
         yield from reconcile.shortages(state)
         # Routes first: nobody should be sent to a replica that has been told to go.
@@ -255,4 +264,4 @@ def _essence(report: Report) -> tuple[object, ...]:
         (each.replica_id, each.state, each.lane, each.memory_bytes, each.message, each.signature, each.profile)
         for each in report.replicas
     )
-    return replicas, report.draining
+    return replicas, report.draining, report.layout, report.layout_pinned

@@ -61,6 +61,11 @@ class SchedulerServiceStub(object):
                 request_serializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationResponse.FromString,
                 _registered_method=True)
+        self.SetExecutorLayout = channel.unary_unary(
+                '/apportion.v1.SchedulerService/SetExecutorLayout',
+                request_serializer=apportion_dot_v1_dot_scheduler__pb2.SetExecutorLayoutRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_scheduler__pb2.SetExecutorLayoutResponse.FromString,
+                _registered_method=True)
         self.GetObjective = channel.unary_unary(
                 '/apportion.v1.SchedulerService/GetObjective',
                 request_serializer=apportion_dot_v1_dot_scheduler__pb2.GetObjectiveRequest.SerializeToString,
@@ -114,6 +119,16 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetExecutorLayout(self, request, context):
+        """Brings a layout of an executor's device into force and keeps it, or leaves the choice to demand again. Returns at once;
+        replicas move without failing a request, unless memory does not hold a replica and its successor together.
+        INVALID_ARGUMENT (FIELD_INVALID) for an executor that is not attached or a layout that it is not prepared for, and for
+        one in which a model that has a place now would have none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetObjective(self, request, context):
         """Which objective a model can be promised, from its profile, its tenant's reservation and how its requests come; and
         what would do where the one asked for cannot be. Tells nothing of other tenants: what their slices may take is the
@@ -150,6 +165,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.CheckReservation,
                     request_deserializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationResponse.SerializeToString,
+            ),
+            'SetExecutorLayout': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetExecutorLayout,
+                    request_deserializer=apportion_dot_v1_dot_scheduler__pb2.SetExecutorLayoutRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_scheduler__pb2.SetExecutorLayoutResponse.SerializeToString,
             ),
             'GetObjective': grpc.unary_unary_rpc_method_handler(
                     servicer.GetObjective,
@@ -294,6 +314,33 @@ class SchedulerService(object):
             '/apportion.v1.SchedulerService/CheckReservation',
             apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.SerializeToString,
             apportion_dot_v1_dot_scheduler__pb2.CheckReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetExecutorLayout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.SchedulerService/SetExecutorLayout',
+            apportion_dot_v1_dot_scheduler__pb2.SetExecutorLayoutRequest.SerializeToString,
+            apportion_dot_v1_dot_scheduler__pb2.SetExecutorLayoutResponse.FromString,
             options,
             channel_credentials,
             insecure,
