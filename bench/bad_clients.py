@@ -1,7 +1,5 @@
 """Bad clients, each in a process of its own; `bench.slow_clients` measures what others notice of them.
 
-    python -m bench.bad_clients KIND ADDRESS KEY MODEL
-
 unread: 32 streams that ask for large answers as fast as they are let, and as many single calls, of which nothing is read.
 streams: 1,000 streams at once, idle for a second, then a byte of a request on each in turn, a hundred a second.
 trickle: 20 connections that send a request at a byte a second, and 20 that send HTTP/2's own framing so.
@@ -138,6 +136,3 @@ KINDS: dict[str, Callable[[str, str, str], Iterator[Told]]] = {
     "trickle": trickle,
     "preface": prefaces,
 }
-
-if __name__ == "__main__":
-    main()
