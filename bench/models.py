@@ -24,6 +24,20 @@ def elementwise(path: Path, operator: str, kind: int = TensorProto.FLOAT) -> Pat
     return path
 
 
+def swelling(path: Path, times: int) -> Path:
+    """A model whose output `y` is `x` [batch, n] so many times over in each row: small requests, large answers."""
+    repeats = helper.make_tensor("repeats", TensorProto.INT64, [2], [1, times])
+    graph = helper.make_graph(
+        [helper.make_node("Tile", ["x", "repeats"], ["y"])],
+        "swelling",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "m"])],
+        [repeats],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
 def perceptron(path: Path, width: int = 256, hidden: int = 1024, blocks: int = 16, seed: int = 0) -> Path:
     """`blocks` of Linear width → hidden → width with a residual, FP32, over `x` [batch, width]."""
     draw = np.random.default_rng(seed)

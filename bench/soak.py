@@ -4,8 +4,10 @@
 
 Small and large tensors over several models, unary and in streams, some of them wrong, some too late, some cancelled; meanwhile
 models are pushed and removed again. Every few seconds: resident memory, file descriptors, threads and shared memory of every
-process. The slopes are least squares over the second half of the time, when caches are full; each with what it adds up to in a
-day. Ends with status 1 where requests went wrong that should not.
+process. The slopes are least squares over the last two thirds of the time, when caches are full, with an interval of 95 % that
+takes into account how much neighbouring samples have in common. A quantity `grows` where all of that interval is above what is
+allowed (a part of its size a minute), is `still` where none of it is, and `unclear` else: a longer run tells. Ends with a line of
+JSON, and with status 1 where something grows or requests went wrong that should not.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -33,13 +35,26 @@ from tests.mesh.calling import request
 from tests.mesh.running import RunningMesh, running
 
 EVERY_S = 5.0
+ALLOWED = 0.0005
+"""Growth a minute, as a part of the size, that counts as none; of KiB, descriptors and threads at least the next."""
+LEAST_ALLOWED = {"own KiB": 16.0, "shared KiB": 16.0, "files": 0.05, "threads": 0.05}
+Z95 = 1.96
 DEADLINE_S = 20.0
 MODELS = {"identity": "Identity", "neg": "Neg", "abs": "Abs"}
 EXTENTS = (16, 256, 4096, 200_000)
 """Values of a tensor: the last is sent in chunks."""
 MIX = (0.6, 0.25, 0.1, 0.05)
-DAY_S = 86_400.0
 KIB = 1024.0
+FEWEST = 6
+"""Samples without which there is no slope."""
+GROWS, STILL, UNCLEAR = "grows", "still", "unclear"
+
+
+class Slope(NamedTuple):
+    """Growth a minute, and how far the interval of 95 % goes to either side."""
+
+    a_minute: float
+    give: float
 
 
 @dataclass
@@ -54,11 +69,31 @@ class Samples:
         for name, value in values.items():
             self.values.setdefault(name, []).append(value)
 
-    def slope(self, name: str) -> float:
-        """Growth a second over the second half: least squares."""
-        half = len(self.at_s) // 2
-        at, values = np.array(self.at_s[half:]), np.array(self.values[name][half:])
-        return float(np.polyfit(at - at[0], values, 1)[0]) if len(at) > 2 else 0.0
+    def slope(self, name: str) -> Slope:
+        """Growth a minute over the last two thirds."""
+        third = len(self.at_s) // 3
+        at, values = np.array(self.at_s[third:]) / 60, np.array(self.values[name][third:])
+        if len(at) < FEWEST:
+            return Slope(0.0, float("inf"))
+        slope, start = np.polyfit(at - at[0], values, 1)
+        rest = values - (start + slope * (at - at[0]))
+        spread = float(np.sum(rest**2))
+        if spread <= 1e-9 * max(1.0, float(np.sum(values**2))):
+            return Slope(float(slope), 0.0)
+        # Samples that follow one another tell less than as many apart: the fewer count.
+        alike = min(0.95, max(0.0, float(np.sum(rest[1:] * rest[:-1])) / spread))
+        free = max(2.0, len(at) * (1 - alike) / (1 + alike) - 2)
+        error = float(np.sqrt(spread / free / np.sum((at - at.mean()) ** 2)))
+        # Student's t by its first term beyond the normal distribution.
+        return Slope(float(slope), error * (Z95 + (Z95**3 + Z95) / (4 * free)))
+
+    def verdict(self, name: str) -> str:
+        """grows, still or unclear; see the top of this file."""
+        slope, size = self.slope(name), float(np.median(self.values[name]))
+        allowed = max(LEAST_ALLOWED[name], ALLOWED * size if name.endswith("KiB") else 0.0)
+        if slope.a_minute - slope.give > allowed:
+            return GROWS
+        return STILL if slope.a_minute + slope.give <= allowed else UNCLEAR
 
 
 def main() -> None:
@@ -71,12 +106,18 @@ def main() -> None:
         for name, operator in MODELS.items():
             mesh.push(name, elementwise(Path(folder) / f"{name}.onnx", operator))
         samples, outcomes, turnovers = asyncio.run(soaked(mesh, Path(folder), chosen.minutes * 60, chosen.rate))
-    show(samples, outcomes, turnovers)
+    verdicts = show(samples, outcomes, turnovers)
+    unexpected = sum(count for name, count in outcomes.items() if name.startswith("UNEXPECTED"))
     if chosen.json:
-        found = {name: {what: each.slope(what) for what in each.values} for name, each in samples.items()}
+        slopes = {name: {what: each.slope(what) for what in each.values} for name, each in samples.items()}
         series = {name: {"at_s": each.at_s, **each.values} for name, each in samples.items()}
-        chosen.json.write_text(json.dumps({"slopes_per_s": found, "outcomes": outcomes, "samples": series}, indent=2))
-    sys.exit(1 if any(name.startswith("UNEXPECTED") for name in outcomes) else 0)
+        told = {"slopes_a_minute": slopes, "outcomes": outcomes, "samples": series}
+        chosen.json.write_text(json.dumps(told, indent=2))
+    found = {verdict: verdicts.get(verdict, []) for verdict in (GROWS, UNCLEAR)}
+    verdict = GROWS if found[GROWS] else UNCLEAR if found[UNCLEAR] else STILL
+    told = {"verdict": verdict, **found, "requests": sum(outcomes.values()), "unexpected": unexpected}
+    print(json.dumps({**told, "turnovers": turnovers, "minutes": chosen.minutes}))
+    sys.exit(1 if unexpected or found[GROWS] else 0)
 
 
 async def soaked(
@@ -118,12 +159,11 @@ def processes(mesh: RunningMesh) -> list[tuple[str, psutil.Process]]:
 
 
 def holding(process: psutil.Process) -> dict[str, float]:
-    """KiB of memory of its own, descriptors, threads, KiB of shared memory."""
+    """KiB of memory of its own, descriptors, threads, KiB of shared memory. What others share, it does not hold alone."""
     info = process.memory_full_info()
     shared = sum(os.stat(f"/proc/{process.pid}/fd/{name}").st_blocks / 2 for name in memory_files(process.pid))
     return {
         "own KiB": info.uss / KIB,
-        "rss KiB": info.rss / KIB,
         "files": float(process.num_fds()),
         "threads": float(process.num_threads()),
         "shared KiB": shared,
@@ -205,17 +245,22 @@ async def turned_over(mesh: RunningMesh, folder: Path, over: asyncio.Event) -> i
     return turns
 
 
-def show(samples: dict[str, Samples], outcomes: Counter[str], turnovers: int) -> None:
+def show(samples: dict[str, Samples], outcomes: Counter[str], turnovers: int) -> dict[str, list[str]]:
+    """Prints a line for each process and quantity; which of them have which verdict."""
     print(f"{sum(outcomes.values())} requests, {turnovers} models loaded and unloaded")
     for name, count in sorted(outcomes.items()):
         print(f"  {count:>8}  {name}")
-    print(f"\n{'process':<12} {'what':<11} {'first':>10} {'last':>10} {'a minute':>10} {'a day':>12}")
+    print(f"\n{'process':<12} {'what':<11} {'first':>9} {'most':>9} {'last':>9} {'a minute':>10} {'±':>9}  verdict")
+    verdicts: dict[str, list[str]] = {}
     for name, each in samples.items():
         for what, values in each.values.items():
-            slope = each.slope(what)
+            slope, verdict = each.slope(what), each.verdict(what)
+            verdicts.setdefault(verdict, []).append(f"{name}: {what}")
             print(
-                f"{name:<12} {what:<11} {values[0]:>10.0f} {values[-1]:>10.0f} {slope * 60:>+10.2f} {slope * DAY_S:>+12.0f}"
+                f"{name:<12} {what:<11} {values[0]:>9.0f} {max(values):>9.0f} {values[-1]:>9.0f} {slope.a_minute:>+10.2f} "
+                f"{slope.give:>9.2f}  {verdict}"
             )
+    return verdicts
 
 
 if __name__ == "__main__":

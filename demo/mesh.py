@@ -80,7 +80,7 @@ class Mesh:
         return {one["tenant"]: int(one["device_ns"]) / 1e9 for one in fleet["tenants"]}
 
     async def _start(self) -> None:
-        ports = ("frontend", "metrics", "registry", "scheduler", "executor", "otlp", "query")
+        ports = ("frontend", "metrics", "registry", "scheduler", "executor", "otlp", "query", "executor-metrics")
         flags = [part for name in ports for part in (f"--{name}", FREE)]
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "services.cli", "up", "--data", str(self.data), "--trace-sample", "0.1", *flags),

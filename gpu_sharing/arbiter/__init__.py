@@ -27,6 +27,9 @@ much longer than expected surplus has taken lately (`foresight.py`), and revoked
 time any more. Class `batch`, and what can no longer be in time, run in gaps: nobody else
 wants the lane, and they yield at every boundary.
 
+**What breaks a batch** is looked for inside its tenant: the batch's requests run again, each alone and once, on the terms that
+they would get if they came now (`again.py`), so that nobody else pays for finding it.
+
 **What an estimate gets wrong** its own tenant pays: an overrun postpones what the tenant has bought later; time that was not
 needed is taken back (`budget.py`).
 """

@@ -36,7 +36,8 @@ class Admission(Protocol):
 
 
 class BoundedQueue:
-    """Admits what is not late yet, while the replica has fewer than `queue_limit` requests waiting. Promises nothing."""
+    """Admits what is not late yet, while the replica has fewer than `queue_limit` requests waiting, or fewer than its
+    own limit. Promises nothing."""
 
     def __init__(self, queue_limit: int = DEFAULT_QUEUE_LIMIT) -> None:
         """Raises ValueError for a limit below 1."""
@@ -48,10 +49,11 @@ class BoundedQueue:
         """See `Admission`."""
         if is_late(call.request, now):
             return late(call.request, now)
-        waiting = call.replica.waiting
-        if waiting >= self.queue_limit:
-            message = f"{waiting} requests are waiting for this model; at most {self.queue_limit} may"
-            return Refused("OVERLOADED", message, {"waiting": str(waiting), "queue_limit": str(self.queue_limit)})
+        waiting, own = call.replica.waiting, call.replica.queue_limit
+        if waiting >= self.queue_limit or waiting >= own > 0:
+            most = min(self.queue_limit, own or self.queue_limit)
+            message = f"{waiting} requests are waiting for this model; at most {most} may"
+            return Refused("OVERLOADED", message, {"waiting": str(waiting), "queue_limit": str(most)})
         return Tier.GAP if call.is_fill else Tier.SURPLUS
 
     def admitted(self, call: Call, lane: LaneState, now: Nanoseconds) -> Iterable[tuple[Call, Refused]]:  # noqa: ARG002

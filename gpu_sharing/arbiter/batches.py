@@ -32,6 +32,7 @@ class BatchInFlight:
     expected: of the average duration, what is still to come. longest: of its slices.
     interrupted: another batch has run since its last slice.
     discarded_because: reason and message for those of its calls that are doomed.
+    numbers: of its calls, in the order of their rows.
     """
 
     number: int
@@ -55,6 +56,10 @@ class BatchInFlight:
     preemptions: int = 0
     interrupted: bool = False
     discarded_because: tuple[str, str] = _CANCELLED
+    numbers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.numbers = tuple([call.number for call in self.calls])
 
     def begin_slice(self, now: Nanoseconds) -> None:
         """Its next segment starts."""

@@ -64,7 +64,7 @@ class Largest:
         calls: list[Call] = []
         rows, alone, due = 0, 0, head.due
         for _, call in lane.server(head).waiting[head.tier].of_kind(head.kind):
-            more = rows + call.request.rows
+            more = rows + call.rows
             if calls and (more > most or call.is_fill is not is_fill):
                 break
             calls.append(call)
@@ -102,12 +102,11 @@ class LargestInTime(Largest):
             return together
         rows = together.rows
         for _, rider in surplus.of_kind(head.kind):
-            rows += rider.request.rows
-            if rows > head.replica.max_batch_size:
+            if rows + rider.rows > head.replica.max_batch_size:
                 break
+            rows += rider.rows
             together.calls.append(rider)
-            together = together._replace(rows=rows)
-        return together
+        return Together(together.calls, rows, together.alone, together.due)
 
     def fits(self, together: Together, predicted: Nanoseconds | None, lane: LaneState, now: Nanoseconds) -> bool:
         """See `Largest`."""
@@ -145,8 +144,7 @@ def first_outside(calls: Sequence[Call], lane: LaneState) -> Nanoseconds | None:
     dues = [batch.due for batch in server.in_flight if batch.tier is Tier.GUARANTEED]
     waiting = server.waiting[Tier.GUARANTEED]
     if len(waiting) > len(calls) or calls[-1].tier is not Tier.GUARANTEED:
-        members = iter(calls)
-        outside = next((call for call in waiting if call is not next(members, None)), None)
+        outside = waiting.first_beyond(calls)
         if outside is not None:
             dues.append(outside.due)
     return min(dues, default=None)
@@ -159,7 +157,7 @@ def _fewer(together: Together) -> Together:
     length = len(calls)
     while length > 1 and rows > bound:
         length -= 1
-        rows -= calls[length].request.rows
+        rows -= calls[length].rows
     calls = calls[:length]
     # What rides with guaranteed calls brings no budget, and was promised nothing.
     own = [call for call in calls if call.tier is calls[0].tier]

@@ -10,8 +10,8 @@ from gpu_sharing.arbiter.replicas import Replica
 from gpu_sharing.arbiter.request import Request, due
 from gpu_sharing.units import Nanoseconds
 
-Kind: TypeAlias = tuple[int, bytes]
-"""Replica and shape key: calls of one kind may share a batch."""
+Kind: TypeAlias = tuple[int, bytes] | tuple[int, bytes, int]
+"""Replica and shape key: calls of one kind may share a batch. With the call's number: it shares with none."""
 
 
 class Tier(IntEnum):
@@ -43,6 +43,7 @@ class Step(Enum):
     REFUSE = "refuse"
     DEMOTE = "demote"
     JOIN = "join a batch"
+    AGAIN = "wait to run again"
     DROP = "drop"
     REVOKE = "revoke"
     CANCEL = "cancel"
@@ -57,14 +58,16 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.WAITING, Step.DROP): State.ANSWERED,
     (State.WAITING, Step.REVOKE): State.ANSWERED,
     (State.WAITING, Step.CANCEL): State.ANSWERED,
+    (State.RUNNING, Step.AGAIN): State.WAITING,
     (State.RUNNING, Step.CANCEL): State.DOOMED,
     (State.RUNNING, Step.ANSWER): State.ANSWERED,
     (State.DOOMED, Step.CANCEL): State.DOOMED,
     (State.DOOMED, Step.ANSWER): State.ANSWERED,
 }
 
-_AFTER: dict[tuple[str, str], State] = {
-    (before.value, step.value): after for (before, step), after in TRANSITIONS.items()
+_AFTER: dict[str, dict[str, State]] = {
+    step.value: {before.value: after for (before, taken), after in TRANSITIONS.items() if taken is step}
+    for step in Step
 }
 # By their values, whose hashes are at hand: calls take steps all the time.
 
@@ -72,24 +75,30 @@ _AFTER: dict[tuple[str, str], State] = {
 class Call:
     """One request and where it is.
 
+    number, rows, is_fill: of its request; is_fill: class `batch`.
     place: among its tenant's calls of one tier, least first. batch: the number of the one it rides in.
+    is_again: its first batch broke, and it runs alone now.
     cost: the device time that it would take alone, as the estimate's p99 or a guess has it; what a reservation pays for it.
     alone: the same on average; 0 where nothing is known. packed: its part of a full batch, on average.
     expected: of what was admitted from surplus, when it should be done by what was known then; None: nothing was expected.
     """
 
     __slots__ = (
-        "alone", "batch", "cost", "due", "expected", "kind", "packed", "place", "replica", "request", "shape_bucket", "state", "story",
-        "tier", "urgency",
+        "alone", "batch", "cost", "due", "expected", "is_again", "is_fill", "kind", "number", "packed", "place", "replica",
+        "request", "rows", "shape_bucket", "state", "story", "tier", "urgency",
     )  # fmt: skip
 
     def __init__(self, request: Request, shape_bucket: str, replica: Replica, place: Any) -> None:
         self.request = request
+        self.number = request.call
+        self.rows = request.rows
+        self.is_fill = request.objective is None
         self.shape_bucket = shape_bucket
         self.state = State.NEW
         self.tier = Tier.SURPLUS
         self.batch: int | None = None
-        self.story: tuple[Step, ...] = ()
+        self.story: list[Step] = []
+        self.is_again = False
         self.kind: Kind = (request.replica, request.shape_key)
         self.due = due(request)
         self.urgency: Urgency = urgency(request)
@@ -100,23 +109,24 @@ class Call:
         self.packed: Nanoseconds = 0
         self.expected: Nanoseconds | None = None
 
+    def run_again(self) -> None:
+        """Its batch broke: it waits once more, for one of its own."""
+        self.take(Step.AGAIN)
+        self.is_again, self.batch, self.expected = True, None, None
+        self.kind = (self.request.replica, self.request.shape_key, self.request.call)
+
     @property
     def is_doomed(self) -> bool:
         """Nobody waits for it."""
         return self.state is State.DOOMED
 
-    @property
-    def is_fill(self) -> bool:
-        """Class `batch`."""
-        return self.request.objective is None
-
     def take(self, step: Step) -> None:
         """Takes a step of the table. AssertionError, with the call's story, for any other."""
-        state = _AFTER.get((self.state._value_, step._value_))
+        state = _AFTER[step._value_].get(self.state._value_)
         if state is None:
             story = ", ".join(past.value for past in self.story)
             raise AssertionError(
                 f"call {self.request.call} is {self.state.value} and cannot {step.value}; so far: {story}"
             )
         self.state = state
-        self.story = (*self.story, step)
+        self.story.append(step)

@@ -13,8 +13,10 @@ together?). The package's docstring says what they promise together, and why tha
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 from gpu_sharing.arbiter.admission import Admission, Refused, Reservations, is_late, late
+from gpu_sharing.arbiter.again import earn, left_out, survivors, terms
 from gpu_sharing.arbiter.batches import BatchInFlight
 from gpu_sharing.arbiter.batching import Batching, LargestInTime
 from gpu_sharing.arbiter.calls import Call, State, Step, Tier
@@ -113,8 +115,7 @@ class Arbiter:
         batch.interrupted = not first and self._lane.last != batch.number
         batch.begin_slice(now)
         self._running, self._account = batch, chosen.tier
-        calls = tuple(call.request.call for call in batch.calls)
-        return Slice(batch.number, batch.replica, calls, first, batch.predicted)
+        return Slice(batch.number, batch.home.replica, batch.numbers, first, batch.predicted)
 
     def wake_at(self) -> Nanoseconds | None:
         """When something becomes late, if nothing else happens before: `handle` a TimePassed then. None: never."""
@@ -203,9 +204,12 @@ class Arbiter:
             self._lane.server(call).meter.refused += 1
             self._drop(call, Step.REFUSE, *verdict)
             return
-        self._lane.admit(call, verdict, now)
-        if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.call))
+        self._admit(call, verdict, now)
+
+    def _admit(self, call: Call, tier: Tier, now: Nanoseconds) -> None:
+        self._lane.admit(call, tier, now)
+        if call.request.deadline is not None:
+            heapq.heappush(self._deadlines, (call.request.deadline, call.request.call))
         for revoked, why in self._admission.admitted(call, self._lane, now):
             self._lane.server(revoked).meter.revoked += 1
             self._lane.withdraw(revoked, now)
@@ -270,22 +274,25 @@ class Arbiter:
             self._abandon_if_unwanted(batch, now)
             return
         batch.home.estimates.record(batch.rows, batch.shape_bucket, batch.device_ns, batch.longest)
-        wanted = [call for call in batch.calls if not call.is_doomed]
+        wanted = [call for call in batch.calls if call.state is not State.DOOMED]
         if wanted:
+            earn(batch.home, len(wanted))
             for call in wanted:
-                self._lane.see_end(call, now, now)
+                if call.expected is not None:
+                    self._lane.see_end(call, now, now)
                 call.take(Step.ANSWER)
-                del self._lane.calls[call.request.call]
-            record = batch.record(self._lane.lane)
-            self._actions.append(Complete(record, tuple(call.request.call for call in wanted)))
+                del self._lane.calls[call.number]
+            self._actions.append(Complete(batch.record(self._lane.lane), tuple([call.number for call in wanted])))
         self._dismiss(batch, now)
 
     def _fail(self, event: BatchFailed, now: Nanoseconds) -> None:
         batch = self._slice_ended(event.batch, event.took, now)
+        again = [] if event.final else survivors(batch, now)
+        spared = {call.number for call in again}
         for call in batch.calls:
-            if not call.is_doomed:
-                self._drop(call, Step.ANSWER, "MODEL_FAILED", event.message)
-        self._dismiss(batch, now)
+            if not call.is_doomed and call.number not in spared:
+                self._drop(call, Step.ANSWER, "MODEL_FAILED", left_out(event.message, batch))
+        self._dismiss(batch, now, again)
 
     def _abandon_if_unwanted(self, batch: BatchInFlight, now: Nanoseconds) -> None:
         """Stops a batch that nobody waits for, unless it runs at this moment: then its boundary does."""
@@ -293,10 +300,12 @@ class Arbiter:
             self._actions.append(Abandon(batch.number))
             self._dismiss(batch, now)
 
-    def _dismiss(self, batch: BatchInFlight, now: Nanoseconds) -> None:
-        """The batch is over: answers those of its calls that are doomed."""
-        for call in batch.calls:
-            if call.is_doomed:
-                self._drop(call, Step.ANSWER, *batch.discarded_because)
+    def _dismiss(self, batch: BatchInFlight, now: Nanoseconds, again: Sequence[Call] = ()) -> None:
+        """The batch is over: answers those of its calls that are doomed. again: those that wait once more."""
+        for call in [call for call in batch.calls if call.state is State.DOOMED]:
+            self._drop(call, Step.ANSWER, *batch.discarded_because)
         self._lane.dismiss(batch, now)
+        for call in again:
+            call.run_again()
+            self._admit(call, terms(call, self._admission, self._lane, now), now)
         self._let_go_if_drained(batch.home, now)

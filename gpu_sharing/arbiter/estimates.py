@@ -73,6 +73,9 @@ class _Shape:
         self.slices: dict[int, Window] = {}
         self.known: dict[int, Nanoseconds] = {}
         self.average: dict[int, Nanoseconds] = {}
+        # By rows bucket, what runs say: over the profile, and of as many rows as the bucket is named for.
+        self._factors: dict[int, float] = {}
+        self._steps: dict[int, Nanoseconds] = {}
 
     def record(self, rows: int, took: Nanoseconds, longest_slice: Nanoseconds) -> None:
         bucket = _bucket(rows)
@@ -83,6 +86,10 @@ class _Shape:
         self.average.clear()
         if before != self._word_of(runs):
             self.known.clear()
+            # As long as they are few, the profile's word counts as well.
+            few = bool(self.points) and len(runs) < SEED_RUNS
+            self._factors[bucket] = max(runs.p99, 1.0) if few else runs.p99
+            self._steps[bucket] = self._seen(bucket)
 
     def _word_of(self, runs: Window) -> tuple[float, bool] | None:
         """All that estimates of the p99 take from a window; None of an empty one."""
@@ -116,15 +123,14 @@ class _Shape:
         word = self._seen(rows) if bucket in self.runs else self._unseen(rows)
         if word is None:
             return None
-        return max([word, *(self._seen(key) for key in self.runs if key < bucket)])
+        for key, step in self._steps.items():
+            if key < bucket and step > word:
+                word = step
+        return word
 
     def _seen(self, rows: int) -> Nanoseconds:
-        """What runs of its bucket say, as long as they are few together with the profile."""
-        runs = self.runs[_bucket(rows)]
-        factor = runs.p99
-        if self.points and len(runs) < SEED_RUNS:
-            factor = max(factor, 1.0)
-        return math.ceil(factor * self.base(rows) - 1e-6)
+        """What runs of its bucket say."""
+        return math.ceil(self._factors[_bucket(rows)] * self.base(rows) - 1e-6)
 
     def _unseen(self, rows: int) -> Nanoseconds | None:
         """What the profile says, or else smaller batches in proportion; in any case no more than larger ones have taken."""

@@ -20,6 +20,7 @@ class ReplicaAdded(msgspec.Struct, frozen=True):
     weight: the tenant's, for what is left over; at least 1.
     points: seed estimates.
     tenant: None: one of its own.
+    queue_limit: requests of it that may wait, where the lane's limit is higher; 0: not said.
     """
 
     replica: int
@@ -28,6 +29,7 @@ class ReplicaAdded(msgspec.Struct, frozen=True):
     weight: int = 1
     points: tuple[ProfilePoint, ...] = ()
     tenant: str | None = None
+    queue_limit: int = 0
 
 
 class ReplicaUpdated(msgspec.Struct, frozen=True):
@@ -70,11 +72,15 @@ class SliceDone(msgspec.Struct, frozen=True):
 
 
 class BatchFailed(msgspec.Struct, frozen=True):
-    """The slice handed out last has run for `took` and broke. message: for the callers."""
+    """The slice handed out last has run for `took` and broke. message: for the callers.
+
+    final: none of its calls is to be tried again, since what broke it cost the lane more than a slice.
+    """
 
     batch: int
     took: Nanoseconds
     message: str
+    final: bool = False
 
 
 class TimePassed(msgspec.Struct, frozen=True):

@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
-import heapq
-from typing import Any
+import bisect
+from typing import Any, TypeAlias
 
 from gpu_sharing.arbiter.servers import Server
 from gpu_sharing.units import Nanoseconds
 
-_SPARE = 256
+_Entry: TypeAlias = tuple[Any, int, Server]
 
 
 class Line:
-    """A heap of servers, least key first; each is in it once at most. Whoever was put first goes first among equals."""
+    """Servers, least key first; each is in it once at most. Whoever was put first goes first among equals.
+
+    A sorted list and not a heap: keys change at every boundary, and a heap would keep what they were until a decision has to
+    take it out.
+    """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[Any, int, Server]] = []
-        self._current: dict[int, int] = {}
+        self._order: list[_Entry] = []
+        self._entries: dict[int, _Entry] = {}
         self._stamp = 0
 
     def put(self, key: Any, server: Server) -> None:
         """The server's key is this from now on."""
+        self.discard(server)
         self._stamp += 1
-        self._current[server.number] = self._stamp
-        heapq.heappush(self._heap, (key, self._stamp, server))
-        if len(self._heap) > 4 * len(self._current) + _SPARE:
-            self._heap = [entry for entry in self._heap if self._current.get(entry[2].number) == entry[1]]
-            heapq.heapify(self._heap)
+        entry = self._entries[server.number] = (key, self._stamp, server)
+        bisect.insort(self._order, entry)
 
     def discard(self, server: Server) -> None:
         """The server is in line no longer, if it was."""
-        self._current.pop(server.number, None)
+        entry = self._entries.pop(server.number, None)
+        if entry is not None:
+            del self._order[bisect.bisect_left(self._order, entry)]
 
     def first(self) -> tuple[Any, Server] | None:
         """The server with the least key, and the key; None where the line is empty."""
-        heap = self._heap
-        while heap:
-            key, stamp, server = heap[0]
-            if self._current.get(server.number) == stamp:
-                return key, server
-            heapq.heappop(heap)
-        return None
+        if not self._order:
+            return None
+        key, _, server = self._order[0]
+        return key, server
 
 
 class Paced:

@@ -9,6 +9,9 @@ from gpu_sharing.units import SECOND, Nanoseconds
 IN_FLIGHT_PER_REPLICA = 2
 """So that a replica's urgent request need not wait behind its own large batch. Activations are reserved for this many."""
 
+MOST_RUNS_AGAIN = 256
+"""Of requests whose batch broke."""
+
 _MEMORY: Nanoseconds = 10 * SECOND
 _MANY = 100
 
@@ -74,12 +77,13 @@ class Replica:
     """One replica. tenant: whose it is.
 
     drain_until: set once it leaves; None while it serves. waiting, guaranteed, unguaranteed: calls that wait, batches in
-    flight within the reservation and not.
+    flight within the reservation and not. runs_again: how many calls may be run again whose batch broke.
+    queue_limit: calls that may wait; 0: as many as the lane allows.
     """
 
     __slots__ = (
-        "_largest_batch_ns", "bandwidth", "batches", "device_ns", "drain_until", "estimates", "guaranteed", "longest_slice", "max_batch_size",
-        "replica", "requests", "tenant", "unguaranteed", "waiting", "weight",
+        "_largest_batch_ns", "bandwidth", "batches", "device_ns", "drain_until", "estimates", "guaranteed", "longest_slice", "max_batch_size", "queue_limit",
+        "replica", "requests", "runs_again", "tenant", "unguaranteed", "waiting", "weight",
     )  # fmt: skip
 
     def __init__(self, added: ReplicaAdded) -> None:
@@ -98,6 +102,8 @@ class Replica:
         self.device_ns: Nanoseconds = 0
         self.requests = 0
         self.batches = 0
+        self.runs_again = MOST_RUNS_AGAIN
+        self.queue_limit = added.queue_limit
 
     def slice_bound(self, now: Nanoseconds) -> Nanoseconds:
         """Its longest slice, or where none is known all of its largest batch; 0 where nothing is known at all."""

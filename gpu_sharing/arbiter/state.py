@@ -86,11 +86,12 @@ class LaneState:
         call.packed = estimates.packed(rows, bucket, call.replica.max_batch_size) or 0
 
     def admit(self, call: Call, tier: Tier, now: Nanoseconds) -> None:
-        """The call waits on these terms."""
-        call.take(Step.ADMIT)
-        self.calls[call.request.call] = call
+        """The call waits on these terms; once more, where its first batch broke."""
         server = self.server(call)
-        server.meter.admitted[tier] += 1
+        if not call.is_again:
+            call.take(Step.ADMIT)
+            self.calls[call.request.call] = call
+            server.meter.admitted[tier] += 1
         call.replica.waiting += 1
         if tier is Tier.GUARANTEED:
             server.budget.buy(call.cost, now)
@@ -153,7 +154,8 @@ class LaneState:
         self._join(batch, server)
         self._count(batch, server, 1)
         replica.waiting -= len(plan.calls)
-        replica.requests += len(plan.calls)
+        # Who runs again has been counted, and runs alone.
+        replica.requests += 0 if head.is_again else len(plan.calls)
         replica.batches += 1
         # Nobody chooses before its first slice has ended, and then the server is looked at anyway.
         if plan.calls[-1].tier is not head.tier:
@@ -165,20 +167,22 @@ class LaneState:
         own: list[Call] = []
         riders: list[Call] = []
         funded, packed, brought = 0, 0, 0
+        tier, number, due, urgency, step = batch.tier, batch.number, batch.due, batch.urgency, Step.JOIN
         for call in batch.calls:
-            if call.tier is batch.tier:
+            if call.tier is tier:
                 own.append(call)
                 packed += call.packed
                 funded += call.cost
             else:
                 riders.append(call)
                 brought += call.packed
-            call.take(Step.JOIN)
-            call.batch = batch.number
-            if call.urgency < batch.urgency:
-                batch.urgency = call.urgency
-            if call.due < batch.due:
-                batch.due = call.due
+            call.take(step)
+            call.batch = number
+            if call.urgency < urgency:
+                urgency = call.urgency
+            if call.due < due:
+                due = call.due
+        batch.due, batch.urgency = due, urgency
         server.waiting[batch.tier].take(own)
         self._expect(server, batch.tier, batch.expected - packed)
         if batch.tier is Tier.GUARANTEED:

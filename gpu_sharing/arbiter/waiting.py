@@ -36,6 +36,13 @@ class Waiting:
         """Those of a kind, and their places, in order. To be read at once: it changes as calls come and go."""
         return self._kinds.get(kind, ())
 
+    def first_beyond(self, calls: Sequence[Call]) -> Call | None:
+        """The first that waits and is none of these, which are in order; None where all are. More of them may follow."""
+        order, length = self._order, len(calls)
+        if len(order) < length or order[length - 1][1] is not calls[-1]:
+            return next((call for (_, call), member in zip(order, calls, strict=False) if call is not member), None)
+        return order[length][1] if len(order) > length else None
+
     def add(self, call: Call) -> None:
         """The call waits."""
         entry = (call.place, call)

@@ -17,6 +17,8 @@ from gpu_sharing.units import Bytes, MiB
 
 WARM_BYTES: Bytes = 256 * MiB
 """Freed pages below this offset stay, ready for the next request; those above go back to the system at once."""
+ROUND = 2048
+"""So many allocations later, pages that none of them has needed go back too: a moment of many requests leaves nothing behind."""
 
 
 class ArenaView:
@@ -53,6 +55,8 @@ class Arena(ArenaView):
         self._extents = Extents(capacity_bytes)
         self._owners = PageOwners(capacity_bytes)
         self._numbers: dict[str, int] = {}
+        self._allocations = 0
+        self._needed_bytes = self._kept_bytes = 0
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
     @classmethod
@@ -83,6 +87,7 @@ class Arena(ArenaView):
         if offset is None:
             return None
         taken_bytes = self._extents.length_bytes(offset)
+        self._note(offset + taken_bytes)
         if self._owners.take(offset, taken_bytes, owner):
             ctypes.memset(self._address + offset, 0, taken_bytes)
         return offset
@@ -95,6 +100,20 @@ class Arena(ArenaView):
         if start < end:
             self._map.madvise(mmap.MADV_REMOVE, start, end - start)
             self._owners.clean(start, end - start)
+
+    def _note(self, end: int) -> None:
+        """Notes how far up pages are needed, and once a round gives back those above."""
+        self._needed_bytes = max(self._needed_bytes, end)
+        self._kept_bytes = max(self._kept_bytes, end)
+        self._allocations += 1
+        if self._allocations % ROUND:
+            return
+        needed = -(-max(self._needed_bytes, self._extents.end_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        kept = -(-self._kept_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        if needed < kept:
+            self._map.madvise(mmap.MADV_REMOVE, needed, kept - needed)
+            self._owners.clean(needed, kept - needed)
+        self._needed_bytes, self._kept_bytes = 0, needed
 
     def close(self) -> None:
         """See `ArenaView.close`; nothing may be allocated any more."""

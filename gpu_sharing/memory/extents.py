@@ -37,6 +37,11 @@ class Extents:
         """The longest extent that could be allocated now."""
         return max(self._free_bytes.values(), default=0)
 
+    @property
+    def end_bytes(self) -> Bytes:
+        """Where the highest of what is taken ends."""
+        return max((offset + length for offset, length in self._taken_bytes.items()), default=0)
+
     def allocate(self, length_bytes: Bytes) -> Bytes | None:
         """The offset of an extent of at least that length; None where none is free. ValueError for a negative length."""
         if length_bytes < 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 
@@ -40,6 +40,15 @@ class Pairwise:
     def slowdown_permille(self, lane: int, running: Mapping[int, float]) -> int:
         """See `Contention`."""
         return 1000 + sum(self._added.get((lane, other), 0) for other in running if other != lane)
+
+
+def overlapping(lanes: Sequence[Collection[int]]) -> Pairwise:
+    """Lanes that have units in common, as those of two layouts do while one takes the other's place: a busy neighbour takes half
+    of what is shared. lanes: the units of each."""
+    pairs = ((one, other) for one in range(len(lanes)) for other in range(len(lanes)) if one != other)
+    return Pairwise(
+        {(one, other): 1000 * len(set(lanes[one]) & set(lanes[other])) // len(lanes[one]) for one, other in pairs}
+    )
 
 
 NONE = Pairwise({})

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from gpu_sharing.measurements import ProfilePoint
-from gpu_sharing.units import Bytes, Nanoseconds
+from gpu_sharing.units import Bytes, ComputeUnits, Nanoseconds
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -29,6 +29,7 @@ class SimulatedModel(msgspec.Struct, frozen=True):
     max_batch_size: rows a batch may hold; 0: requests run one at a time.
     memory_share: of a segment's time, the part that waits for the device's shared memory; 0 to 1.
     profile: what the arbiter is told beforehand; empty: the costs as they are.
+    compute_units: those that the costs hold for. parallel_part: of a segment's time on one unit, what more units share (Amdahl).
     """
 
     segments: tuple[Segment, ...]
@@ -37,6 +38,17 @@ class SimulatedModel(msgspec.Struct, frozen=True):
     row_activation_bytes: Bytes = 0
     memory_share: float = 0.0
     profile: tuple[ProfilePoint, ...] = ()
+    compute_units: ComputeUnits = 1
+    parallel_part: float = 0.0
+
+    def on(self, compute_units: ComputeUnits) -> SimulatedModel:
+        """The same model as it is on a lane of so many compute units."""
+        speed = self._time(compute_units) / self._time(self.compute_units)
+        segments = tuple(Segment(round(each.fixed_ns * speed), round(each.row_ns * speed)) for each in self.segments)
+        return msgspec.structs.replace(self, segments=segments, compute_units=compute_units)
+
+    def _time(self, compute_units: ComputeUnits) -> float:
+        return 1.0 - self.parallel_part + self.parallel_part / compute_units
 
     def cost(self, rows: int) -> Nanoseconds:
         """Device time of a whole batch, as estimated."""
@@ -61,7 +73,7 @@ class SimulatedModel(msgspec.Struct, frozen=True):
         return ProfilePoint(
             rows=rows,
             shape_bucket="",
-            compute_units=1,
+            compute_units=self.compute_units,
             p50_ns=cost_ns,
             p99_ns=cost_ns,
             runs=100,

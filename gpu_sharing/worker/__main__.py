@@ -1,4 +1,4 @@
-"""`python -m gpu_sharing.worker SOCKET_FD INPUTS_FD OUTPUTS_FD PARENT_PID CONFIG`: started by an executor, never by hand."""
+"""`python -m gpu_sharing.worker SOCKET_FD INPUTS_FD OUTPUTS_FD METER_FD PARENT_PID CONFIG`: started by an executor, never by hand."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from gpu_sharing.memory.limits import confine as confine_memory
 from gpu_sharing.memory.limits import granted_bytes
 from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.loop import WorkerLoop
+from gpu_sharing.worker.meter import Meter
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
@@ -65,13 +66,13 @@ def fall(failure: threading.ExceptHookArgs) -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs a worker until it is stopped or its executor is gone."""
-    *fds, parent_pid = map(int, arguments[:4])
+    *fds, parent_pid = map(int, arguments[:5])
     confine(parent_pid)
     threading.excepthook = fall
     for fd in fds:
         os.set_inheritable(fd, False)
-    socket_fd, inputs_fd, outputs_fd = fds
-    config = msgspec.json.decode(arguments[4], type=WorkerConfig)
+    socket_fd, inputs_fd, outputs_fd, meter_fd = fds
+    config = msgspec.json.decode(arguments[5], type=WorkerConfig)
     device = probe()
     if config.cores:
         device.occupy(config.cores)
@@ -80,7 +81,8 @@ def main(arguments: list[str]) -> None:
     config = within_limits(config, device)
     inputs = ArenaView(inputs_fd, config.input_arena_bytes)
     outputs = Arena(outputs_fd, config.output_arena_bytes)
-    WorkerLoop(config, device, socket.socket(fileno=socket_fd), inputs, outputs).run(os.getpid())
+    sock, meter = socket.socket(fileno=socket_fd), Meter.of(meter_fd)
+    WorkerLoop(config, device, sock, inputs, outputs, meter=meter).run(os.getpid())
 
 
 if __name__ == "__main__":

@@ -17,12 +17,16 @@ class Turn(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """What became of a slice. finished: it was its batch's last. failure: it broke the batch; for the callers."""
+    """What became of a slice. finished: it was its batch's last. failure: it broke the batch; for the callers.
+
+    final: it had to be stopped; what was in it is not to be run again.
+    """
 
     batch: int
     took: Nanoseconds
     finished: bool = False
     failure: str | None = None
+    final: bool = False
 
 
 def next_turn(arbiter: Arbiter, now: Nanoseconds) -> Turn:
@@ -34,5 +38,5 @@ def next_turn(arbiter: Arbiter, now: Nanoseconds) -> Turn:
 def tell(arbiter: Arbiter, ran: Ran, now: Nanoseconds) -> list[Action]:
     """Tell: what the slice took and whether it broke."""
     if ran.failure is not None:
-        return arbiter.handle(BatchFailed(ran.batch, ran.took, ran.failure), now)
+        return arbiter.handle(BatchFailed(ran.batch, ran.took, ran.failure, ran.final), now)
     return arbiter.handle(SliceDone(ran.batch, ran.took, ran.finished), now)

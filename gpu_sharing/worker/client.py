@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from gpu_sharing.memory.arena import Arena, ArenaView, create_memory, read_only
 from gpu_sharing.worker import wire
 from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.messages import Command, Done, Event, Ready, Stop
+from gpu_sharing.worker.meter import PAGE_BYTES
 from gpu_sharing.worker.process import WorkerProcess
 
 __all__ = ["WorkerClient", "WorkerConfig", "WorkerLost"]
@@ -57,8 +59,13 @@ class WorkerClient:
         return self._first.result()
 
     @classmethod
-    async def start(cls, config: WorkerConfig, *, on_events: OnEvents, timeout_s: float = 30.0) -> WorkerClient:
+    async def start(
+        cls, config: WorkerConfig, *, on_events: OnEvents, timeout_s: float = 30.0, meter_fd: int | None = None
+    ) -> WorkerClient:
         """Starts a worker and waits until its loop runs.
+
+        meter_fd: the meter page it is to write (gpu_sharing.worker.meter), which stays the caller's; None: one that
+        nobody reads.
 
         on_events: called on the loop with the events of one frame, in order, Ready not among them; must not raise.
         Raises WorkerLost, with the end of what it wrote to standard error, where the worker exits before it is ready or is
@@ -68,7 +75,8 @@ class WorkerClient:
         outputs_fd = create_memory(config.output_arena_bytes, "outputs")
         outputs = ArenaView(read_only(outputs_fd), config.output_arena_bytes)
         inputs_fd = read_only(inputs.fd)
-        process = WorkerProcess.spawn(config, inputs_fd, outputs_fd)
+        meter = create_memory(PAGE_BYTES, "meter") if meter_fd is None else os.dup(meter_fd)
+        process = WorkerProcess.spawn(config, inputs_fd, outputs_fd, meter)
         client = cls(process, inputs, outputs, on_events)
         try:
             await client._connect(timeout_s)

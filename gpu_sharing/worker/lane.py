@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gpu_sharing.runtimes.base import Interruptible, Run
+from gpu_sharing.runtimes.base import Interrupted, Interruptible, Run
 from gpu_sharing.units import Nanoseconds
 from gpu_sharing.worker.faults import describe, reason_of
 from gpu_sharing.worker.gather import join
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Submit
+from gpu_sharing.worker.meter import Meter
 from gpu_sharing.worker.requests import Finished, Requests, Work
 from gpu_sharing.worker.scatter import checked
 from gpu_sharing.worker.watch import TIMES_THE_ESTIMATE, Watch, Watched
@@ -36,13 +37,18 @@ class Lane:
         clock: Callable[[], Nanoseconds],
         watch: Watch,
         hang_after_ns: Nanoseconds,
+        meter: Meter | None = None,
     ) -> None:
-        """inputs: the executor's arena. watch: notices slices that have not returned after hang_after_ns, at the least."""
+        """inputs: the executor's arena. watch: notices slices that have not returned after hang_after_ns, at the least.
+
+        meter: told of every slice, at both its ends.
+        """
         self._requests = requests
         self._inputs = inputs
         self._clock = clock
         self._watch = watch
         self._hang_after_ns = hang_after_ns
+        self._meter = Meter() if meter is None else meter
         self._flights: dict[int, _Flight] = {}
 
     def run(self) -> None:
@@ -54,16 +60,20 @@ class Lane:
         batch = work.slice.batch
         self._watch.begin("lane", self._watched(work))
         started = self._clock()
+        self._meter.begin(work.hosted.load.replica, started, len(work.slice.calls) if work.slice.first else 0)
         try:
             finished = self._advance(work)
         except BaseException as error:  # a model may raise anything; its neighbours must not notice
             took = self._clock() - started
+            self._meter.end(took)
             self._let_go(batch)
-            self._requests.fail(batch, took, describe(work.hosted.label, error), reason_of(error))
+            final = isinstance(error, Interrupted)
+            self._requests.fail(batch, took, describe(work.hosted.label, error), reason_of(error), final=final)
             return
         finally:
             self._watch.end("lane")
         took = self._clock() - started
+        self._meter.end(took)
         if finished is not None:
             del self._flights[batch]
         self._requests.end_slice(batch, took, finished)

@@ -20,6 +20,7 @@ from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.lane import Lane
 from gpu_sharing.worker.loader import Loader, RuntimeFor
 from gpu_sharing.worker.messages import Account, Command, Load, Ready, Statistics, Stop, Unload, Used
+from gpu_sharing.worker.meter import Meter
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.requests import RequestCommand, Requests
 from gpu_sharing.worker.scatter import Outputs
@@ -47,9 +48,13 @@ class WorkerLoop:
         outputs: Arena,
         *,
         runtime_for: RuntimeFor | None = None,
+        meter: Meter | None = None,
         end_worker: Callable[[], None] = lambda: os._exit(HUNG_STATUS),
     ) -> None:
-        """runtime_for: finds a runtime by its name; None: the registered ones. end_worker: where a thread cannot be freed."""
+        """runtime_for: finds a runtime by its name; None: the registered ones. meter: where its executor reads what was used.
+
+        end_worker: where a thread cannot be freed.
+        """
         clock = time.monotonic_ns
         units = len(config.cores) or device.compute_units
         self._config = config
@@ -58,7 +63,8 @@ class WorkerLoop:
         self._socket = sock
         self._outbox = Outbox(sock)
         self._ledger = Ledger(device.memory_bytes if config.memory_bytes is None else config.memory_bytes)
-        self._watch = Watch(clock=clock, end_worker=end_worker)
+        meter = Meter() if meter is None else meter
+        self._watch = Watch(clock=clock, end_worker=end_worker, beat=meter.beat)
         self._loader = Loader(
             self._outbox,
             self._ledger,
@@ -78,7 +84,12 @@ class WorkerLoop:
         )
         self._requests = Requests(arbiter, Outputs(outputs), self._outbox, clock=clock, on_gone=self._loader.unload)
         self._lane = Lane(
-            self._requests, inputs.view, clock=clock, watch=self._watch, hang_after_ns=config.hang_after_ns
+            self._requests,
+            inputs.view,
+            clock=clock,
+            watch=self._watch,
+            hang_after_ns=config.hang_after_ns,
+            meter=meter,
         )
         self._clock = clock
         # As long as nothing has happened there is nothing to tell.

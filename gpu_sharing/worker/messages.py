@@ -7,7 +7,7 @@ outputs in one that the worker allocates; each side only reads the other's.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
@@ -34,6 +34,7 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     format: the runtime's name, "onnx" or "torch_export".
     batch_axes: by tensor name where the artefact does not tell; -1: none.
     profile: known from before; then nothing is measured again.
+    queue_limit: requests that may wait for it, where the worker's limit is higher; 0: not said.
     """
 
     replica: int
@@ -51,6 +52,7 @@ class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     objective_ns: Nanoseconds | None = None
     signature: Signature | None = None
     profile: Profile | None = None
+    queue_limit: int = 0
 
 
 class Update(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -215,3 +217,22 @@ class Statistics(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 Event: TypeAlias = Ready | Stage | Loaded | LoadFailed | Unloaded | Done | Failed | Statistics
+
+
+# What a worker's meter page says (gpu_sharing.worker.meter).
+
+
+class Running(NamedTuple):
+    """A slice that has begun and not ended. alive: when its worker last showed a sign of life, at most 0.2 s ago while it
+    lives and is not starved of its processor."""
+
+    replica: int
+    began: Nanoseconds
+    alive: Nanoseconds
+
+
+class Reading(NamedTuple):
+    """What a page says. used: by replica, since the worker started, in whole slices; their `waiting` is not known."""
+
+    used: tuple[Used, ...] = ()
+    running: Running | None = None

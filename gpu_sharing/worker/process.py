@@ -58,13 +58,13 @@ class WorkerProcess:
         self.pid = process.pid
 
     @classmethod
-    def spawn(cls, config: WorkerConfig, inputs_fd: int, outputs_fd: int) -> WorkerProcess:
-        """Starts a worker. Both descriptors are given to it and closed here."""
+    def spawn(cls, config: WorkerConfig, inputs_fd: int, outputs_fd: int, meter_fd: int) -> WorkerProcess:
+        """Starts a worker. The descriptors are given to it and closed here."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
         ours.setblocking(False)
-        fds = (theirs.fileno(), inputs_fd, outputs_fd)
+        fds = (theirs.fileno(), inputs_fd, outputs_fd, meter_fd)
         arguments = [*map(str, fds), str(os.getpid()), msgspec.json.encode(config).decode()]
         try:
             process = subprocess.Popen(
@@ -79,6 +79,7 @@ class WorkerProcess:
             theirs.close()
             os.close(inputs_fd)
             os.close(outputs_fd)
+            os.close(meter_fd)
         return cls(process, ours)
 
     async def forward_stderr(self) -> None:

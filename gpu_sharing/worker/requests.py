@@ -84,6 +84,7 @@ class Requests:
             weight=load.weight,
             points=hosted.points,
             tenant=load.tenant,
+            queue_limit=load.queue_limit,
         )
         with self._lock:
             self._arbiter.handle(added, self._clock())
@@ -164,10 +165,12 @@ class Requests:
                 effects.events.extend(self._answers(finished, complete.batch, received))
         self._emit(effects)
 
-    def fail(self, batch: int, took: Nanoseconds, message: str, reason: str = MODEL_FAILED) -> None:
-        """The slice has broken its batch. message, reason: for the callers."""
+    def fail(
+        self, batch: int, took: Nanoseconds, message: str, reason: str = MODEL_FAILED, *, final: bool = False
+    ) -> None:
+        """The slice has broken its batch. message, reason: for the callers who are not run again. final: nobody is."""
         with self._lock:
-            ran = Ran(batch, took, failure=message)
+            ran = Ran(batch, took, failure=message, final=final)
             effects = self._perform(tell(self._arbiter, ran, self._clock()))
         if reason != MODEL_FAILED:
             # The arbiter knows that it broke, not by what.

@@ -33,10 +33,17 @@ class Watched(NamedTuple):
 class Watch:
     """Any thread: `begin` and `end` what it runs, one thing at a time for each place. One thread: `run`."""
 
-    def __init__(self, *, clock: Callable[[], Nanoseconds], end_worker: Callable[[], None]) -> None:
-        """end_worker: called once something has run past its limit and does not stop."""
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], Nanoseconds],
+        end_worker: Callable[[], None],
+        beat: Callable[[Nanoseconds], None] = lambda _now: None,
+    ) -> None:
+        """end_worker: called once something has run past its limit and does not stop. beat: told the time at every look."""
         self._clock = clock
         self._end_worker = end_worker
+        self._beat = beat
         self._running: dict[str, Watched] = {}
         self._seen: dict[str, tuple[Watched, Nanoseconds]] = {}
         self._stopped = threading.Event()
@@ -54,6 +61,7 @@ class Watch:
         before = self._clock()
         while not self._stopped.wait(POLL_NS / SECOND):
             now = self._clock()
+            self._beat(now)
             # A machine that stood still has not run anything meanwhile.
             self.look(min(now - before, 2 * POLL_NS))
             before = now

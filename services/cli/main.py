@@ -29,6 +29,8 @@ COMMANDS: dict[str, str] = {
     "tenant": "Create, show and remove tenants and their API keys.",
     "model": "Push, show and remove models.",
     "status": "Who runs where, and at what share.",
+    "layout": "How each device is divided, and which of its layouts is in force.",
+    "top": "Watch tenants, lanes, queues and objectives, live.",
     "trace": "Show one request's waterfall, or find traces.",
     **SERVICES,
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 KEPT_BYTES = 512 << 20
 GROWTH_BYTES = 64 << 20
+HEAPS = 2
+"""The main thread's, and one for gRPC's threads: each of them would have its own, and keep there what it once needed."""
 
 
 def keep_large_blocks() -> bool:
@@ -20,5 +22,5 @@ def keep_large_blocks() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    options = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, KEPT_BYTES), (_M_TOP_PAD, GROWTH_BYTES))
+    options = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, KEPT_BYTES), (_M_TOP_PAD, GROWTH_BYTES), (_M_ARENA_MAX, HEAPS))
     return all(mallopt(name, value) == 1 for name, value in options)

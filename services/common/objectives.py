@@ -70,7 +70,8 @@ class Ask:
     """What a tenant means to do. reservation: in millidevices, over `spread` lanes of as many devices.
 
     rate: requests a second in all; None: as many as the reservation holds. burst: requests that come at once. objective_ns:
-    wanted; None: the least there is. shape_bucket: of its requests; "": the costliest that was measured.
+    wanted; None: the least there is. shape_bucket: of its requests; "": the costliest that was measured. beside: other models
+    of the tenant's, which draw on the same reservation.
     """
 
     reservation: int
@@ -82,6 +83,7 @@ class Ask:
     way_ns: int = WAY_NS
     spread: int = 1
     shape_bucket: str = ""
+    beside: int = 0
 
 
 class Verdict(Enum):
@@ -117,6 +119,11 @@ class Answer:
     most_rate: float = 0.0
     needed: int | None = None
     least_whole_ns: int = 0
+
+
+def lane_worth(units: int, of_device: int) -> int:
+    """Millidevices of a lane of so many of a device's compute units."""
+    return 1000 * units // max(of_device, 1)
 
 
 def checked(ask: Ask) -> Ask:
@@ -244,7 +251,14 @@ def _least(found: Answer, ask: Ask) -> str:
     """What is promised, with what it consists of."""
     burst = "a request" if ask.burst == 1 else f"a burst of {ask.burst}"
     parts = f"{burst} {_text(found.burst_ns)} + two slices {_text(found.slices_ns)} + the way {_text(found.way_ns)}"
-    return f"{_reserved(found, ask)} hold {found.most_rate:.1f} requests/s and promise {_text(found.least_ns or 0)} at the least ({parts})"
+    return f"{_reserved(found, ask)} hold {found.most_rate:.1f} requests/s and promise {_text(found.least_ns or 0)} at the least ({parts}){_beside(ask)}"
+
+
+def _beside(ask: Ask) -> str:
+    if not ask.beside:
+        return ""
+    others = "1 other model leaves" if ask.beside == 1 else f"{ask.beside} other models leave"
+    return f" where the tenant's {others} it all of that"
 
 
 def _below_cost(found: Answer, wanted: int) -> str:

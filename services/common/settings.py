@@ -62,6 +62,14 @@ class ServiceSettings(BaseSettings):
     """Calls that one connection may have in progress; the caller's own gRPC holds further ones back until one ends."""
     max_header_bytes: int = Field(default=16_384, ge=1024, le=1 << 20)
     """Largest metadata of a call, by HTTP/2's count; beyond it the caller gets RESOURCE_EXHAUSTED."""
+    max_connections: int = Field(default=4096, ge=1)
+    """Connections that may be open; a further one is closed at once."""
+    handshake_s: float = Field(default=20.0, gt=0)
+    """How long a connection may take until it speaks HTTP/2; then it is closed."""
+    keepalive_s: float = Field(default=60.0, ge=1)
+    """How long nothing may come over a connection before it is asked for a sign of life, which the caller's gRPC gives."""
+    keepalive_timeout_s: float = Field(default=20.0, ge=1)
+    """How long that sign may take; then the connection is closed, and what was held for it is let go of."""
     drain_notice_s: float = 0.0
     """How long health checks say NOT_SERVING before a service that is told to stop sends its callers away: as long as a load
     balancer takes to notice."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 import grpc
 import structlog
 
-from services._proto.apportion.v1.scheduler_pb2 import AttachRequest, AttachResponse, LoadReplica
+from services._proto.apportion.v1.scheduler_pb2 import AttachRequest, AttachResponse, LoadReplica, SetLayout
 from services._proto.apportion.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from services.common.channel import backoff
 from services.common.errors import Reason
@@ -37,9 +37,11 @@ class Attachment:
         address: str,
         changed: asyncio.Event,
         handle: Callable[[Happened], None],
+        set_layout: Callable[[int, bool], None] = lambda _layout, _pinned: None,
     ) -> None:
         self._stub = SchedulerServiceStub(channel)  # type: ignore[no-untyped-call]
         self._reports, self._address, self._changed, self._handle = reports, address, changed, handle
+        self._obey_layout = set_layout
         self._interval_s = 1.0
         self._epoch = 0
         self._current = False
@@ -108,8 +110,16 @@ class Attachment:
             case "unload":
                 unload = response.unload
                 self._handle(Unwanted(unload.replica_id, unload.drain_us * _NS_PER_US))
+            case "layout":
+                self._set_layout(response.layout)
             case "update":
                 self._handle(changed_from(response.update))
+
+    def _set_layout(self, wanted: SetLayout) -> None:
+        try:
+            self._obey_layout(wanted.layout, wanted.pinned)
+        except ValueError as error:
+            log.error("the scheduler wants a layout that there is not", layout=wanted.layout, error=str(error))
 
     def _load(self, load: LoadReplica) -> None:
         try:

@@ -183,7 +183,8 @@ class Calls:
             self._over(call)
             return
         call.handed = now = time.monotonic_ns()
-        deadline = call.deadline
+        queueing = call.serving.queueing
+        deadline = queueing.deadline(call.arrived, call.deadline)
         if deadline is not None and now >= deadline:
             late_us = (now - deadline) // _US
             raise Refusal(
@@ -204,7 +205,7 @@ class Calls:
                 call.arrived,
                 deadline,
                 call.objective,
-                call.priority,
+                queueing.priority(call.priority),
             )
         )
 

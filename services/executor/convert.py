@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from gpu_sharing.measurements import Profile, ProfilePoint, SegmentCost
 from gpu_sharing.tensors import Signature, TensorSpec, WarmupTensor
 from services._proto.apportion.v1 import common_pb2, executor_pb2, registry_pb2, scheduler_pb2
-from services.executor.core.replica_events import Changed, Wanted
+from services.executor.core.replica_events import Changed, Queueing, Wanted
 from services.executor.core.replicas import Phase, Replica
 from services.executor.core.statistics import Counts
 
@@ -41,6 +41,8 @@ STATES = {
 
 _NS_PER_US = 1_000
 _NS_PER_MS = 1_000_000
+_HIGHEST_PRIORITY = (1 << 32) - 1
+"""Of Execute: what the protocol's priority 1 comes as; 2 comes as one less, and so on."""
 
 
 def wanted_from(load: scheduler_pb2.LoadReplica) -> Wanted:
@@ -70,6 +72,17 @@ def wanted_from(load: scheduler_pb2.LoadReplica) -> Wanted:
         profile=profile_from(load.profile) if load.HasField("profile") else None,
         declared=signature_from(config.declared) if config.HasField("declared") else None,
         labels={each.name: tuple(each.labels) for each in config.declared.outputs if each.labels},
+        queueing=_queueing(config.queue),
+    )
+
+
+def _queueing(queue: registry_pb2.QueueLimits) -> Queueing:
+    levels, default = queue.priority_levels, queue.default_priority
+    return Queueing(
+        queue.max_waiting,
+        queue.deadline_us * _NS_PER_US,
+        _HIGHEST_PRIORITY - levels + 1 if levels else 0,
+        _HIGHEST_PRIORITY - default + 1 if default else 0,
     )
 
 

@@ -15,6 +15,7 @@ from gpu_sharing.worker.messages import TensorRef
 from services._proto.inference.grpc_service_pb2 import ModelInferRequest
 from services.common.errors import Reason, Refusal, invalid
 from services.executor.core.requests import (
+    TEXT_AT_ONCE,
     InputHead,
     Invalid,
     Limits,
@@ -150,9 +151,18 @@ def elements_to_walk(planned: Plan) -> int:
     return sum(each.elements for each in planned.inputs if each.length_bytes is None) if planned.raw else 0
 
 
+def text_to_check(planned: Plan, contents: Sequence[bytes | memoryview]) -> int:
+    """How many bytes have to be UTF-8."""
+    if not planned.raw:
+        return 0
+    return sum(
+        len(each) for one, each in zip(planned.inputs, contents, strict=True) if one.length_bytes is None and one.utf8
+    )
+
+
 def check_elements(planned: Plan, contents: Sequence[bytes | memoryview]) -> bool:
     """Checks the elements of BYTES, where there are few. Raises Refusal; False: there are too many to check at once."""
-    if elements_to_walk(planned) >= WALKED_AT_ONCE:
+    if elements_to_walk(planned) >= WALKED_AT_ONCE or text_to_check(planned, contents) > TEXT_AT_ONCE:
         return False
     for each, content in zip(planned.inputs, contents, strict=True):
         if each.length_bytes is None and planned.raw:

@@ -15,6 +15,7 @@ from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.messages import Done, Event, Failed, Load, Loaded, LoadFailed, Stage, Statistics, Unloaded
 from services.common.channel import backoff
 from services.common.status import from_rpc_error
+from services.executor.books import Books, MeterPage
 from services.executor.cache import ArtefactCache, FetchFailed, format_of
 from services.executor.calls import Calls
 from services.executor.core.accounts import Accounts
@@ -24,11 +25,13 @@ from services.executor.core.replica_events import (
     Fetched,
     Fetching,
     Happened,
+    LayoutSet,
     LetGo,
     NotFetched,
     Send,
     Serve,
     StartWorker,
+    StopWorker,
     Tell,
     Wanted,
     Withdraw,
@@ -37,6 +40,7 @@ from services.executor.core.replica_events import (
 )
 from services.executor.core.replicas import Phase, Replicas
 from services.executor.core.requests import Limits
+from services.executor.core.statistics import MOST_VERSIONS
 from services.executor.core.usage import UsageLedger
 from services.executor.core.watchdog import Patience
 from services.executor.decode import Decoder
@@ -51,6 +55,12 @@ Download = Callable[[str, str], AsyncIterator[bytes]]
 """The bytes of an artefact, by tenant and digest."""
 StartsWorker = Callable[..., Awaitable[WorkerClient]]
 _NS_PER_S = 1_000_000_000
+LEAVE_POLL_S, LEAVE_LOOKS, LEAVE_GRACE_S = 0.05, 600, 1.0
+"""A worker that is needed no more goes once nobody reads its memory: looked at this often, at most so many times; then it has so long."""
+TEXT_FORMATS = frozenset({"onnx"})
+"""Formats whose runtime takes elements of BYTES as text."""
+MOST_REPLICAS = 16_384
+"""Replicas whose tenant is remembered, those that are gone too: what was asked of them may still be on its way."""
 
 
 class Expected(NamedTuple):
@@ -64,7 +74,8 @@ class Executor:
     """Holds replicas on lanes. workers: each lane's configuration, by number.
 
     changed: set whenever what the scheduler knows is out of date. tenants: by replica, of all that were ever here.
-    patience: how long a worker may be silent. limits: of every request, whatever its model allows.
+    patience: how long a worker may be silent. limits: of every request, whatever its model allows. books: where device time is
+    written down; None: nowhere.
     """
 
     def __init__(
@@ -77,30 +88,44 @@ class Executor:
         start_worker: StartsWorker = WorkerClient.start,
         patience: Patience | None = None,
         limits: Limits | None = None,
+        layouts: Sequence[tuple[int, ...]] = (),
+        books: Books | None = None,
     ) -> None:
+        self.layouts = tuple(layouts) or (tuple(workers),)
+        self.layout, self.layout_pinned = 0, False
         self.lanes = {number: Lane(number) for number in workers}
         self.replicas = Replicas(workers)
         self._watching = Watching(self.lanes, self.replicas, patience or Patience())
+        self.books = Books(None, "", "") if books is None else books
+        units = {number: len(config.cores) for number, config in workers.items()}
+        self.usage = UsageLedger(units, self.books.settled, self.books.owners)
+        self.books.settled = self.usage.settled
+        self._pages: dict[int, MeterPage] = {}
         self.accounts = Accounts()
-        self.usage = UsageLedger({number: len(config.cores) for number, config in workers.items()})
         self.changed = asyncio.Event()
         self.tenants: dict[int, str] = {}
         self.sessions: Callable[[], Sequence[Session]] = lambda: ()
         self.calls: Calls
         self._workers, self._cache, self._download = workers, cache, download
-        self._start_worker, self._load_interval_s, self._limits = start_worker, load_interval_s, limits
-        self._models: dict[int, tuple[str, str]] = {}
+        self._start_worker, self._load_interval_s, self._limits = start_worker, load_interval_s, limits or Limits()
         self._fetches: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: dict[int, Expected] = {}
+        self._leaving = {number: asyncio.Event() for number in workers}
         self._dirty: set[int] = set()
         self._stopping = False
 
     def start(self) -> None:
-        """Starts every lane's worker, in the background."""
-        for number in self.lanes:
-            self._spawn(self._run_worker(number, 0))
+        """Starts the worker of every lane in force, in the background."""
+        self.handle(LayoutSet(self.layouts[self.layout]))
         self._spawn(self._watching.run())
+
+    def set_layout(self, layout: int, pinned: bool) -> None:
+        """Brings a layout into force. ValueError where there is no such layout."""
+        if layout >= len(self.layouts):
+            raise ValueError(f"layout: must be below {len(self.layouts)}, is {layout}")
+        self.layout, self.layout_pinned = layout, pinned
+        self.handle(LayoutSet(self.layouts[layout]))
 
     async def stop(self, grace_s: float) -> None:
         """Stops workers, giving each what it has in hand that long to finish."""
@@ -111,6 +136,8 @@ class Executor:
         await asyncio.gather(*tasks, return_exceptions=True)
         clients = [lane.client for lane in self.lanes.values() if lane.client is not None]
         await asyncio.gather(*(client.stop(grace_s) for client in clients), return_exceptions=True)
+        for number in list(self._pages):
+            self._close_page(number)
 
     def handle(self, event: Happened, lane: int | None = None) -> None:
         """Takes an event in and performs what follows. lane: whose worker said it."""
@@ -128,6 +155,8 @@ class Executor:
                     self.calls.serving.pop(action.replica, None)
                 case StartWorker():
                     self._spawn(self._run_worker(action.lane, action.after_ns))
+                case StopWorker():
+                    self._leaving[action.lane].set()
                 case Tell():
                     self.changed.set()
         if isinstance(event, LoadFailed | NotFetched):
@@ -167,27 +196,76 @@ class Executor:
         await asyncio.sleep(after_ns / _NS_PER_S)
         lane = self.lanes[number]
         try:
+            page = self._open_page(number)
             client = await self._start_worker(
-                self._workers[number], on_events=lambda events: self._on_events(lane, events)
+                self._workers[number], on_events=lambda events: self._on_events(lane, events), meter_fd=page.fd
             )
         except Exception as error:
             log.error("worker could not be started", lane=number, error=str(error))
+            self._close_page(number)
             self.handle(WorkerDown(number, str(error)[:500]))
             return
         lane.client = client
         self._watching.started(number)
         log.info("worker started", lane=number, pid=client.pid)
+        self._leaving[number].clear()
         self.handle(WorkerUp(number))
-        reason = await asyncio.shield(client.lost)
+        reason = await self._lost_or_left(lane, client)
         if self._stopping:
             return
-        log.error("worker lost", lane=number, pid=client.pid, reason=reason, calls=len(lane.calls))
         lane.client = None
         self.calls.lost(lane, reason)
-        self.usage.worker_lost(number)
+        self._close_page(number)
         self.accounts.ended(number)
         self.handle(WorkerDown(number, reason))
         await client.stop(0.0)
+
+    async def _lost_or_left(self, lane: Lane, client: WorkerClient) -> str:
+        """Waits until the worker is lost, or has been stopped since its lane needs none; why."""
+        left = asyncio.create_task(self._leaving[lane.number].wait())
+        try:
+            ends: list[asyncio.Future[Any]] = [client.lost, left]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not client.lost.done():
+                await self._until_nothing_is_sent(lane, client)
+        finally:
+            left.cancel()
+        if client.lost.done():
+            log.error(
+                "worker lost", lane=lane.number, pid=client.pid, reason=client.lost.result(), calls=len(lane.calls)
+            )
+            return client.lost.result()
+        log.info("worker leaves", lane=lane.number, pid=client.pid, reason="its lane is in no layout in force")
+        await client.stop(LEAVE_GRACE_S)
+        return "its lane is in no layout in force"
+
+    async def _until_nothing_is_sent(self, lane: Lane, client: WorkerClient) -> None:
+        """Large answers are read from the worker's memory while they are sent."""
+        for _ in range(LEAVE_LOOKS):
+            sending = lane.calls or any(session.sends_from(client) for session in self.sessions())
+            if client.lost.done() or not sending:
+                return
+            await asyncio.sleep(LEAVE_POLL_S)
+
+    def _open_page(self, number: int) -> MeterPage:
+        page = self._pages[number] = self.books.page(number, len(self._workers[number].cores))
+        self.usage.started(number, time.monotonic_ns())
+        return page
+
+    def _close_page(self, number: int) -> None:
+        """A worker is gone: its last counts, up to now, are settled."""
+        page = self._pages.pop(number, None)
+        self.usage.ended(number, page.read() if page is not None else None, time.monotonic_ns())
+        if page is not None:
+            self.books.settle(page)
+
+    def read_meters(self) -> None:
+        """Counts every slice that has ended by now."""
+        now = time.monotonic_ns()
+        for number, page in self._pages.items():
+            reading = page.read()
+            if reading is not None:
+                self.usage.read(number, reading, now)
 
     def _on_events(self, lane: Lane, events: Sequence[Event]) -> None:
         """What a worker said. It may be hostile, so nothing it says may raise."""
@@ -200,7 +278,7 @@ class Executor:
                     case Failed():
                         self.calls.failed(lane, event)
                     case Statistics():
-                        self.usage.take(lane.number, event, self._models)
+                        self.usage.take(lane.number, event, time.monotonic_ns())
                         tenants = {each.wanted.tenant for each in self.replicas.all()}
                         self.accounts.take(lane.number, event.accounts, tenants)
                     case Stage() | Loaded() | LoadFailed() | Unloaded():
@@ -220,15 +298,25 @@ class Executor:
             wanted.version,
             self.lanes[wanted.lane],
             wanted.bandwidth,
-            Decoder(signature, self._limits),
+            Decoder(signature, self._limits._replace(utf8=replica.format in TEXT_FORMATS)),
             Encoder(signature, wanted.version, wanted.labels),
             self.calls.statistics.of(wanted.tenant, wanted.model, wanted.version),
+            wanted.queueing,
         )
+        if len(self.calls.statistics.counts) > MOST_VERSIONS:
+            self.calls.statistics.trim(
+                {(each.tenant, each.model, each.version) for each in self.calls.serving.values()}
+            )
         log.info("replica ready", replica=number, tenant=wanted.tenant, model=wanted.model, version=wanted.version)
 
     def _fetch(self, wanted: Wanted) -> None:
         number = wanted.replica
-        self.tenants[number], self._models[number] = wanted.tenant, (wanted.tenant, wanted.model)
+        if len(self.tenants) > MOST_REPLICAS:
+            del self.tenants[next(gone for gone in self.tenants if self.replicas.get(gone) is None)]
+        self.tenants[number] = wanted.tenant
+        if self.usage.models.get(number) != (wanted.tenant, wanted.model):
+            self.usage.models[number] = (wanted.tenant, wanted.model)
+            self.books.write()
         task = asyncio.create_task(self._fetch_until_had(wanted))
         self._fetches[number] = task
         task.add_done_callback(lambda done: self._fetches.pop(number) if self._fetches.get(number) is done else None)

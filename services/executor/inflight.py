@@ -10,6 +10,7 @@ from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Millidevices, Nanoseconds
 from gpu_sharing.worker.client import WorkerClient
 from services._proto.apportion.v1.executor_pb2 import Infer, Result, Stages
+from services.executor.core.replica_events import Queueing
 from services.executor.core.statistics import Counts
 from services.executor.core.turns import Part
 from services.executor.decode import Decoded, Decoder
@@ -70,12 +71,14 @@ class Serving:
         decoder: Decoder,
         encoder: Encoder,
         counts: Counts | None = None,
+        queueing: Queueing | None = None,
     ) -> None:
         assert lane.client is not None
         self.replica, self.tenant, self.model, self.version = replica, tenant, model, version
         self.lane, self.client, self.bandwidth = lane, lane.client, bandwidth
         self.decoder, self.encoder = decoder, encoder
         self.counts = Counts() if counts is None else counts
+        self.queueing = queueing or Queueing()
         self.owner = lane.client.inputs.owner(tenant)
         self.outstanding = 0
         self.service_ns: Nanoseconds = 0

@@ -3,47 +3,61 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 
 from gpu_sharing.devices.base import Device
+from gpu_sharing.partitioning.partitions import Partitions
+from gpu_sharing.units import Bytes
 from services._proto.apportion.v1 import common_pb2, scheduler_pb2
 from services.executor.convert import BACKENDS, report_of
+from services.executor.core.usage import Model, Total
 from services.executor.executor import Executor
 
 
 class Reports:
-    """Makes hello and reports. layout: the cores of each lane, by number."""
+    """Makes hello and reports. memory_bytes: of each lane, what models may take; none: not told."""
 
     def __init__(
         self,
         executor: Executor,
         device: Device,
-        layout: dict[int, int],
+        partitions: Partitions,
         executor_id: str,
         incarnation: str,
+        memory_bytes: Mapping[int, Bytes] | None = None,
         *,
         quantum_ns: int = 0,
         arrival_order: bool = False,
     ) -> None:
         """quantum_ns: what a slice may take; 0: any time. arrival_order: nobody is promised anything."""
         self._quantum_ns, self._arrival_order = quantum_ns, arrival_order
-        self._executor, self._device, self._layout = executor, device, layout
+        self._executor, self._device, self._partitions = executor, device, partitions
+        self._memory_bytes = memory_bytes or {}
         self._executor_id, self._incarnation = executor_id, incarnation
         self._reported_at = time.monotonic_ns()
-        self._busy_ns = dict.fromkeys(layout, 0)
+        self._busy_ns = dict.fromkeys(range(len(partitions.lanes)), 0)
         self.draining = False
 
     def hello(self, address: str) -> scheduler_pb2.AttachRequest:
         """The first message: who we are, what we have, what we hold."""
         lanes = (
-            scheduler_pb2.LaneInfo(lane=lane, worker=lane, compute_units=units) for lane, units in self._layout.items()
+            scheduler_pb2.LaneInfo(
+                lane=lane, worker=lane, compute_units=len(units), memory_bytes=self._memory_bytes.get(lane, 0)
+            )
+            for lane, units in enumerate(self._partitions.lanes)
+        )
+        layouts = (
+            scheduler_pb2.LayoutInfo(name=name, lanes=lanes)
+            for name, lanes in zip(self._partitions.names, self._partitions.layouts, strict=True)
         )
         device = scheduler_pb2.DeviceInfo(
             backend=BACKENDS.get(self._device.backend, scheduler_pb2.BACKEND_UNSPECIFIED),
             device_kind=self._device.device_kind,
-            compute_units=sum(self._layout.values()),
+            compute_units=self._partitions.compute_units,
             memory_bytes=self._device.memory_bytes,
             lanes=lanes,
             backend_reason=self._device.reason,
+            layouts=layouts if len(self._partitions.layouts) > 1 else (),
             quantum_ns=self._quantum_ns,
             arrival_order=self._arrival_order,
         )
@@ -63,29 +77,27 @@ class Reports:
 
     def _report(self) -> scheduler_pb2.ExecutorReport:
         executor = self._executor
+        executor.read_meters()
         serving = executor.calls.serving
         replicas = (
             report_of(each, serving[each.wanted.replica].outstanding if each.wanted.replica in serving else 0)
             for each in executor.replicas.all()
         )
-        usage = (
-            scheduler_pb2.Usage(
-                key=common_pb2.ModelKey(tenant=tenant, name=model),
-                device_ns=total.device_ns,
-                compute_unit_ns=total.compute_unit_ns,
-                requests=total.requests,
-                batches=total.batches,
-                incarnation=self._incarnation,
-            )
-            for (tenant, model), total in executor.usage.totals.items()
-        )
         return scheduler_pb2.ExecutorReport(
             replicas=replicas,
             lanes=self._lanes(),
-            usage=usage,
+            usage=self._usage(),
             memory_used_bytes=sum(use.memory_used_bytes for use in executor.usage.lanes.values()),
             draining=self.draining,
+            layout=executor.layout,
+            layout_pinned=executor.layout_pinned,
+            measured_us=time.monotonic_ns() // 1_000,
         )
+
+    def _usage(self) -> Iterator[scheduler_pb2.Usage]:
+        books = self._executor.books
+        for name, totals in [*books.earlier, (books.name or self._incarnation, self._executor.usage.totals)]:
+            yield from usage_of(name, totals)
 
     def _lanes(self) -> list[scheduler_pb2.LaneReport]:
         now = time.monotonic_ns()
@@ -101,3 +113,16 @@ class Reports:
                 )
             )
         return reports
+
+
+def usage_of(book: str, totals: Mapping[Model, Total]) -> Iterator[scheduler_pb2.Usage]:
+    """What was counted under one name."""
+    for (tenant, model), total in totals.items():
+        yield scheduler_pb2.Usage(
+            key=common_pb2.ModelKey(tenant=tenant, name=model),
+            device_ns=total.device_ns,
+            compute_unit_ns=total.compute_unit_ns,
+            requests=total.requests,
+            batches=total.batches,
+            incarnation=book,
+        )

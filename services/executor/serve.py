@@ -11,7 +11,9 @@ import structlog
 
 from gpu_sharing.devices.base import Device
 from gpu_sharing.devices.probe import probe
-from gpu_sharing.partitioning.layout import Layout, LayoutInvalid, default_layout, parse_layout
+from gpu_sharing.partitioning.layout import LayoutInvalid, default_layout, parse_layout
+from gpu_sharing.partitioning.partitions import Partitions, parse_layouts, prepared
+from gpu_sharing.units import Bytes
 from gpu_sharing.worker.config import WorkerConfig
 from services._proto.apportion.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
 from services._proto.apportion.v1.registry_pb2 import DownloadArtefactRequest
@@ -22,6 +24,7 @@ from services.common.heap import keep_large_blocks
 from services.common.server import Server, StartupError, write_ready
 from services.common.telemetry import Tracer
 from services.executor.attach import Attachment
+from services.executor.books import Books
 from services.executor.cache import ArtefactCache
 from services.executor.calls import Calls
 from services.executor.core.requests import Limits
@@ -50,11 +53,11 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
     keep_large_blocks()
     async with AsyncExitStack() as stack:
         device = probe()
-        layout = choose_layout(settings.cores, device)
+        partitions = choose_partitions(settings, device)
         incarnation = secrets.token_hex(8)
         tracer = Tracer("apportion-executor", settings.otlp_endpoint, mesh_token=settings.mesh_token)
         stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
-        executor, spans = _build(settings, device, layout, incarnation, tracer, stack)
+        executor, spans = _build(settings, device, partitions, incarnation, tracer, stack)
         servicer = ExecuteService(settings, incarnation, executor.calls, spans, executor.tenants)
         executor.sessions = lambda: servicer.sessions
         server = Server(settings, settings.listen, name="executor")
@@ -66,15 +69,18 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         reports = Reports(
             executor,
             device,
-            {n: len(cores) for n, cores in enumerate(layout)},
+            partitions,
             settings.executor_id,
             incarnation,
+            _memory(settings, device, partitions),
             quantum_ns=int((settings.quantum_ms or 0) * 1e6),
             arrival_order=settings.policy == "arrival_order",
         )
         scheduler = connect(settings.scheduler, mesh_token=settings.mesh_token, options=SOON)
         stack.push_async_callback(scheduler.close)
-        attachment = Attachment(scheduler, reports, settings.advertise or address, executor.changed, executor.handle)
+        attachment = Attachment(
+            scheduler, reports, settings.advertise or address, executor.changed, executor.handle, executor.set_layout
+        )
         attaching = asyncio.create_task(attachment.run())
         stack.push_async_callback(_cancelled, attaching)
         addresses = stack.enter_context(metrics.exposed(settings.metrics_listen, ExecutorCollector(executor, spans)))
@@ -86,12 +92,14 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
             session.finish()
 
 
-def choose_layout(cores: str, device: Device) -> Layout:
-    """The cores of each worker. Raises StartupError, naming the setting, where they cannot be given."""
+def choose_partitions(settings: ExecutorSettings, device: Device) -> Partitions:
+    """The layouts that the device is prepared for. Raises StartupError, naming the setting, where one cannot be given."""
+    units, cores = device.units(), settings.cores
     try:
-        if cores.strip() == "auto":
-            return default_layout(device.units())
-        return parse_layout(cores, device.units(), field="cores")
+        if settings.layouts.strip():
+            return parse_layouts(settings.layouts, units)
+        whole = default_layout(units) if cores.strip() == "auto" else parse_layout(cores, units, field="cores")
+        return prepared([whole], field="cores")
     except LayoutInvalid as error:
         raise StartupError(f"executor: {error}") from None
 
@@ -99,7 +107,7 @@ def choose_layout(cores: str, device: Device) -> Layout:
 def _build(
     settings: ExecutorSettings,
     device: Device,
-    layout: Layout,
+    partitions: Partitions,
     incarnation: str,
     tracer: Tracer,
     stack: AsyncExitStack,
@@ -109,6 +117,9 @@ def _build(
         cache.open()
     except OSError as error:
         raise StartupError(f"executor: cache {settings.cache}: {error.strerror or error}") from None
+    books = Books(settings.books_folder, settings.executor_id, incarnation)
+    books.open()
+    stack.callback(books.close)
     channel = connect(settings.registry, mesh_token=settings.mesh_token)
     stack.push_async_callback(channel.close)
     registry = RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -118,12 +129,14 @@ def _build(
             yield part.data
 
     executor = Executor(
-        _workers(settings, device, layout),
+        _workers(settings, device, partitions),
         cache,
         download,
         load_interval_s=settings.load_interval_ms / 1000,
         patience=Patience(int(settings.watchdog_s * 1e9), int(settings.load_patience_s * 1e9)),
         limits=Limits(settings.max_rows, settings.max_string_bytes),
+        layouts=partitions.layouts,
+        books=books,
     )
     spans = Spans(
         tracer,
@@ -138,9 +151,14 @@ def _build(
     return executor, spans
 
 
-def _workers(settings: ExecutorSettings, device: Device, layout: Layout) -> dict[int, WorkerConfig]:
+def _memory(settings: ExecutorSettings, device: Device, partitions: Partitions) -> dict[int, Bytes]:
+    """What models on each lane may take."""
     memory_bytes = settings.memory_bytes or device.memory_bytes * MODEL_MEMORY_PERCENT // 100
-    units = sum(map(len, layout))
+    return {lane: partitions.memory_bytes(lane, memory_bytes) for lane in range(len(partitions.lanes))}
+
+
+def _workers(settings: ExecutorSettings, device: Device, partitions: Partitions) -> dict[int, WorkerConfig]:
+    memory_bytes = _memory(settings, device, partitions)
     return {
         number: WorkerConfig(
             cores=cores,
@@ -149,15 +167,15 @@ def _workers(settings: ExecutorSettings, device: Device, layout: Layout) -> dict
             lane=number,
             prewarm=settings.prewarm,
             queue_limit=settings.queue_limit,
-            memory_bytes=memory_bytes // len(layout) or None,
+            memory_bytes=memory_bytes[number] or None,
             # As the scheduler reckons what a lane is worth.
-            capacity=1000 * len(cores) // units,
+            capacity=partitions.capacity(number),
             policy=settings.policy,
             quantum_ns=int(settings.quantum_ms * 1e6) if settings.quantum_ms is not None else None,
             hang_after_ns=int(settings.hang_after_s * 1e9),
             load_limit_ns=int(settings.load_limit_s * 1e9),
         )
-        for number, cores in enumerate(layout)
+        for number, cores in enumerate(partitions.lanes)
     }
 
 

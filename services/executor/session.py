@@ -10,6 +10,7 @@ from itertools import count
 
 from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Nanoseconds
+from gpu_sharing.worker.client import WorkerClient
 from services._proto.apportion.v1.executor_pb2 import (
     Chunk,
     Credit,
@@ -240,6 +241,10 @@ class Session:
         self._incoming.grant(tenant, amount)
         self._grants[tenant] = self._grants.get(tenant, 0) + amount
         self.primary.wake()
+
+    def sends_from(self, client: WorkerClient) -> bool:
+        """Whether an answer that lies in this worker's memory is still being sent."""
+        return any(call.serving.client is client for call, _ in self._sending.values())
 
     async def _wait_for(self, number: int) -> None:
         """Waits until the primary stream has come as far as this call."""

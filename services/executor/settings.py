@@ -34,8 +34,13 @@ class ExecutorSettings(ServiceSettings):
     """What the fleet calls this executor: unique in it, and the same after a restart. Two on one host need a name each."""
     cores: str = "auto"
     """Which processor cores its workers get: "auto", or sets of them, one worker each: "1;2-3"."""
+    layouts: str = ""
+    """Ways to divide the cores that this executor is prepared for, in place of `cores`: written like it, with bars between them:
+    "0-3|0-1;2-3". The first is in force at the start; the scheduler changes them with demand. At most eight."""
     cache: Path = Path("~/.cache/apportion/artefacts")
     """Folder for artefacts that were fetched. Executors of one host may share it."""
+    books: Path | None = None
+    """Folder for the books of device time, which outlive executors; none: `books` beside the cache."""
     cache_bytes: int = Field(default=20 * _GIB, ge=0)
     """What the cache may hold of artefacts that no replica uses any more."""
     input_arena_bytes: int = Field(default=_GIB, ge=_MIB, multiple_of=4096)
@@ -79,3 +84,8 @@ class ExecutorSettings(ServiceSettings):
     """How long what is known of a request is kept for its trace while no verdict comes."""
     trace_hold_requests: int = Field(default=20_000, ge=1)
     """Requests held so at most; the oldest go first."""
+
+    @property
+    def books_folder(self) -> Path:
+        """Where the books are."""
+        return self.cache.expanduser().parent / "books" if self.books is None else self.books

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -37,18 +37,32 @@ BOUNDS_S = (
     60.0,
 )
 """Upper bounds of the latency histogram's buckets, in seconds."""
+FEW = 64
+"""So many models' counts are never looked through for those of models that are gone."""
 _BOUNDS_NS = tuple(int(bound * 1e9) for bound in BOUNDS_S)
 
 
 class Counts:
-    """Of one tenant's model. buckets: answers by latency, the last one beyond all bounds."""
+    """Of one tenant's model. buckets: answers by latency, the last one beyond all bounds; latencies: the same, finely, by the
+    bucket that `bucket_of` says. answer_bytes: the last answer's."""
 
-    __slots__ = ("buckets", "in_flight", "missed", "outcomes", "sum_ns", "violated", "within")
+    __slots__ = (
+        "answer_bytes",
+        "buckets",
+        "in_flight",
+        "latencies",
+        "missed",
+        "outcomes",
+        "sum_ns",
+        "violated",
+        "within",
+    )
 
     def __init__(self) -> None:
         self.outcomes: dict[str, int] = {}
         self.buckets = [0] * (len(BOUNDS_S) + 1)
-        self.sum_ns = self.in_flight = self.within = self.missed = self.violated = 0
+        self.latencies: dict[int, int] = {}
+        self.answer_bytes = self.sum_ns = self.in_flight = self.within = self.missed = self.violated = 0
 
 
 class Accounts:
@@ -62,6 +76,9 @@ class Accounts:
         self._tracer, self._sample = tracer, trace_sample
         self._counts: dict[tuple[str, str], Counts] = {}
         self.triton = TritonMetrics()
+        self.held: Callable[[], Mapping[str, Iterable[tuple[str, int]]]] = dict
+        """Bytes that are held for each tenant, by what they are."""
+        self._looked_at = FEW
         self.triton.pending = lambda: ((*key, counts.in_flight) for key, counts in list(self._counts.items()) if key[1])
 
     def counts(self, tenant: str, model: str) -> Counts:
@@ -71,6 +88,23 @@ class Accounts:
             counts = self._counts[tenant, model] = Counts()
         return counts
 
+    def keep(self, exists: Callable[..., bool]) -> None:
+        """Lets go of the counts of models, and of versions, that are gone, each time there are twice as many as before.
+
+        exists(tenant, model): there is such a model; exists(tenant, model, version).
+        """
+        if len(self._counts) + len(self.triton) < 2 * self._looked_at:
+            return
+        for (tenant, model), counts in list(self._counts.items()):
+            if model and not counts.in_flight and not exists(tenant, model):
+                del self._counts[tenant, model]
+        self.triton.keep(exists)
+        self._looked_at = max(FEW, len(self._counts) + len(self.triton))
+
+    def by_model(self) -> dict[tuple[str, str], Counts]:
+        """The counts of every model that exists, as they stand and go on changing."""
+        return {key: counts for key, counts in self._counts.items() if key[1]}
+
     def close(self, request: Request, judgement: Judgement, ended_ns: int) -> bool:
         """Takes a request that is over; whether its trace is kept."""
         counts = self.counts(request.tenant, request.model)
@@ -78,6 +112,8 @@ class Accounts:
         counts.outcomes[outcome] = counts.outcomes.get(outcome, 0) + 1
         counts.buckets[bisect_left(_BOUNDS_NS, elapsed_ns)] += 1
         counts.sum_ns += elapsed_ns
+        bucket = bucket_of(elapsed_ns)
+        counts.latencies[bucket] = counts.latencies.get(bucket, 0) + 1
         if request.objective_ns is not None:
             if outcome == OK:
                 counts.within += 1
@@ -117,6 +153,14 @@ class Accounts:
         in_flight = GaugeMetricFamily(
             "apportion_frontend_in_flight", "Requests that wait for their answer.", labels=by_model
         )
+        held = GaugeMetricFamily(
+            "apportion_frontend_held_bytes",
+            "Requests that wait for their answer; answers that callers have not read, large ones apart.",
+            labels=["tenant", "what"],
+        )
+        for what, tenants in self.held().items():
+            for tenant, held_bytes in tenants:
+                held.add_metric([tenant, what], held_bytes)
         for (tenant, model), counts in list(self._counts.items()):
             for outcome, count in list(counts.outcomes.items()):
                 requests.add_metric([tenant, model, outcome], count)
@@ -125,8 +169,15 @@ class Accounts:
             objective.add_metric([tenant, model, "false"], counts.missed)
             violations.add_metric([tenant, model], counts.violated)
             in_flight.add_metric([tenant, model], counts.in_flight)
-        yield from (requests, latency, objective, violations, in_flight)
+        yield from (requests, latency, objective, violations, in_flight, held)
         yield from self.triton.collect()
+
+
+def bucket_of(elapsed_ns: int) -> int:
+    """The bucket of a time, eight of which make an octave: see LatencyCount in apportion.v1."""
+    eighths = max(8, elapsed_ns // 125)
+    exponent = eighths.bit_length() - 4
+    return 8 * exponent + (eighths >> exponent) - 8
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:

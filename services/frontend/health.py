@@ -7,8 +7,9 @@ from typing import Any
 
 from grpc_health.v1 import health, health_pb2
 
-from services.common.errors import Refusal
+from services.common.errors import Reason, Refusal
 from services.common.server import HealthServicer
+from services.frontend.core.held import Held
 from services.frontend.core.keys import Keys
 from services.frontend.core.routing import RoutingTable
 
@@ -20,11 +21,15 @@ LOOK_S = 0.5
 
 
 class ModelHealth(HealthServicer):  # type: ignore[misc]
-    """Health with a service for each model: "MODEL" or "MODEL/VERSION", of the caller's tenant."""
+    """Health with a service for each model: "MODEL" or "MODEL/VERSION", of the caller's tenant.
 
-    def __init__(self, keys: Keys, table: RoutingTable) -> None:
+    watches: calls of Watch that one tenant may have open.
+    """
+
+    def __init__(self, keys: Keys, table: RoutingTable, watches: int) -> None:
         super().__init__()
         self._keys, self._table = keys, table
+        self._watches = Held(watches)
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
         """SERVING or NOT_SERVING; NOT_FOUND for a model that is not there, or is another tenant's."""
@@ -33,10 +38,32 @@ class ModelHealth(HealthServicer):  # type: ignore[misc]
         return _Status(status=self._status(request.service, context))
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
-        """As Check, again whenever it changes; SERVICE_UNKNOWN for a model that is not there (yet)."""
+        """As Check, again whenever it changes; SERVICE_UNKNOWN for a model that is not there (yet). Raises Refusal."""
         if request.service in OWN:
             await super().Watch(request, context)
             return
+        try:
+            tenant = self._tenant(context)
+        except Refusal:
+            # Not known (yet): all of them together.
+            tenant = ""
+        if not self._watches.take(tenant, 1):
+            raise Refusal(
+                Reason.QUOTA_EXCEEDED,
+                f"tenant {tenant!r} has {self._watches.of(tenant)} models' health watched, as many as one frontend serves it "
+                "(APPORTION_FRONTEND_STREAMS)",
+                facts={"limit": self._watches.limit},
+            )
+        try:
+            await self._tell(request, context)
+        finally:
+            self._watches.give(tenant, 1)
+
+    def watched(self, tenant: str) -> int:
+        """How many watches a tenant has open."""
+        return self._watches.of(tenant)
+
+    async def _tell(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
         told: int | None = None
         while True:
             try:
@@ -49,8 +76,7 @@ class ModelHealth(HealthServicer):  # type: ignore[misc]
             await asyncio.sleep(LOOK_S)
 
     def _status(self, service: str, context: Any) -> Any:
-        metadata = dict(context.invocation_metadata())
-        tenant = self._keys.tenant(metadata.get("authorization"), metadata.get("apportion-key"))
+        tenant = self._tenant(context)
         name, _, version = service.partition("/")
         route = self._table.route(tenant, name)
         try:
@@ -60,3 +86,7 @@ class ModelHealth(HealthServicer):  # type: ignore[misc]
                 raise
             return _Status.NOT_SERVING
         return _Status.SERVING
+
+    def _tenant(self, context: Any) -> str:
+        metadata = dict(context.invocation_metadata())
+        return self._keys.tenant(metadata.get("authorization"), metadata.get("apportion-key"))

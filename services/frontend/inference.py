@@ -12,6 +12,7 @@ from services.common.status import CODES, DETAILS_KEY, to_status
 from services.frontend.accounting import Accounts
 from services.frontend.calls import Call, expired
 from services.frontend.core.deadlines import Deadlines
+from services.frontend.core.held import Held
 from services.frontend.core.keys import Keys
 from services.frontend.core.retries import Retries
 from services.frontend.core.routes import Replica, Route, Version
@@ -25,6 +26,9 @@ from services.frontend.shared import SharedMemory
 TRACE_KEY = "apportion-trace-id"
 ADMIT = "admit"
 SECOND_NS = 1_000_000_000
+MOST_HELD_BYTES = 1 << 30
+WAITING = ("of requests that wait for their answer", "APPORTION_FRONTEND_TENANT_REQUEST_BYTES")
+UNREAD = ("of answers that its callers have not read", "APPORTION_FRONTEND_TENANT_UNREAD_BYTES")
 WORD_NS = 10_000_000
 """How long past a call's deadline its executor may still say what the call was waiting for: it finds the time up when we do,
 knows the stage better, and has been told to drop the work anyway."""
@@ -42,7 +46,8 @@ class Inference:
     """The path of every request.
 
     limits: of a request's form. most_bytes: of a request, and of an answer. default_deadline_s: of callers that give none.
-    retries: how many failed attempts may be tried elsewhere.
+    retries: how many failed attempts may be tried elsewhere. waiting, unread: bytes of each tenant's requests until they are
+    answered, and of its answers until they are sent; large answers, which draw on its credit, apart.
     """
 
     def __init__(
@@ -57,10 +62,13 @@ class Inference:
         most_bytes: int,
         default_deadline_s: float,
         retries: Retries | None = None,
+        waiting: Held | None = None,
+        unread: Held | None = None,
     ) -> None:
         self._keys, self._table, self._links, self._accounts = keys, table, links, accounts
         self._shared = shared
         self._retries = retries or Retries()
+        self._waiting, self._unread = waiting or Held(MOST_HELD_BYTES), unread or Held(MOST_HELD_BYTES)
         self._limits, self._most_bytes = limits, most_bytes
         self._default_ns = int(default_deadline_s * SECOND_NS)
         self._loop = asyncio.get_running_loop()
@@ -74,9 +82,11 @@ class Inference:
         if refusal is None:
             if answered.traced:
                 context.set_trailing_metadata(((TRACE_KEY, answered.request.trace_id.hex()),))
-            call = answered.request.attempts[-1]
-            if call.bulk_bytes:
-                context.add_done_callback(lambda _: call.release())
+            # gRPC's task for the call ends once it has sent the answer, or cannot: until then the answer is held. Its own
+            # callbacks would leave a circle behind each call, with the answer in it.
+            task = asyncio.current_task()
+            assert task is not None
+            task.add_done_callback(lambda _: self.gone(answered))
             return answered.content
         details = to_status(refusal).SerializeToString()
         trailing = ((DETAILS_KEY, details), (TRACE_KEY, answered.request.trace_id.hex()))
@@ -86,20 +96,29 @@ class Inference:
     async def answer(self, payload: bytes, context: Any) -> Answered:
         """Serves a request to its end, and accounts for it. context: of the call that it came with.
 
-        A refusal is in the request. Whoever gets an answer calls `release` on its last attempt once it has left this process.
+        A refusal is in the request. Whoever gets an answer calls `gone` once it has left this process.
         """
         request = Request(monotonic_ns())
         content, reason = b"", None
         try:
             content = await self._answer(request, payload, context)
         except Refusal as refusal:
-            request.refusal, reason = refusal, refusal.reason
+            # Without its traceback, whose frames hold the request: a circle that would keep the payload.
+            request.refusal, reason = refusal.with_traceback(None), refusal.reason
         except asyncio.CancelledError:
             self._broken_off(request)
             raise
         ended_ns = monotonic_ns()
         judgement = judge(reason, ended_ns - request.arrived_ns, request.objective_ns, request.deadline_ns)
         return Answered(content, request, self._accounts.close(request, judgement, ended_ns))
+
+    def gone(self, answered: Answered) -> None:
+        """An answer has left this process, or never will: nothing is held for it any more."""
+        call = answered.request.attempts[-1]
+        if call.bulk_bytes:
+            call.release()
+        else:
+            self._unread.give(answered.request.tenant, len(answered.content))
 
     def close(self) -> None:
         """Stops the clock."""
@@ -109,11 +128,15 @@ class Inference:
     async def _answer(self, request: Request, payload: bytes, context: Any) -> bytes:
         route, version, shared = self._admit(request, payload, context)
         counts = self._accounts.counts(request.tenant, request.model)
+        if not self._unread.fits(request.tenant, counts.answer_bytes):
+            raise full(self._unread, request.tenant, *UNREAD)
+        held_bytes = self._hold(request.tenant, len(payload))
         counts.in_flight += 1
         try:
             outputs = None
             if shared:
                 payload, outputs = await self._shared.gather(request.tenant, payload)
+                held_bytes += self._hold(request.tenant, max(0, len(payload) - held_bytes))
             replica = self._table.replica(route, version)
             self._retries.requested(request.tenant)
             answer = await self._forwarded(request, payload, replica)
@@ -127,10 +150,21 @@ class Inference:
                 answer = await self._released(request, self._shared.scatter(request.tenant, answer, outputs))
         finally:
             counts.in_flight -= 1
+            self._waiting.give(request.tenant, held_bytes)
         if len(answer) > self._most_bytes:
             request.attempts[-1].release()
             raise too_large("answer", len(answer), self._most_bytes)
+        if not request.attempts[-1].bulk_bytes:
+            counts.answer_bytes = len(answer)
+            if not self._unread.take(request.tenant, len(answer)):
+                raise full(self._unread, request.tenant, *UNREAD)
         return answer
+
+    def _hold(self, tenant: str, size_bytes: int) -> int:
+        """Counts what is held for a tenant, and returns it. Raises Refusal (QUOTA_EXCEEDED)."""
+        if self._waiting.take(tenant, size_bytes):
+            return size_bytes
+        raise full(self._waiting, tenant, *WAITING)
 
     async def _released(self, request: Request, work: Awaitable[bytes]) -> bytes:
         """Lets go of the credit that an answer drew, however the work on it ends."""
@@ -248,4 +282,14 @@ def too_large(what: str, size_bytes: int, most_bytes: int) -> Refusal:
         Reason.MESSAGE_TOO_LARGE,
         f"the {what} has {size_bytes} bytes, more than the {most_bytes} that this frontend passes on",
         facts={"size_bytes": size_bytes, "limit_bytes": most_bytes},
+    )
+
+
+def full(held: Held, tenant: str, what: str, setting: str) -> Refusal:
+    """The refusal of what would have this frontend hold more for a tenant than it may."""
+    held_bytes, limit_bytes = held.of(tenant), held.limit
+    return Refusal(
+        Reason.QUOTA_EXCEEDED,
+        f"this frontend holds {held_bytes} bytes of tenant {tenant!r} {what}; it may hold {limit_bytes} ({setting})",
+        facts={"held_bytes": held_bytes, "limit_bytes": limit_bytes},
     )

@@ -13,6 +13,7 @@ from services.common.heap import keep_large_blocks
 from services.common.server import Server, write_ready
 from services.common.telemetry import Tracer
 from services.frontend.accounting import Accounts
+from services.frontend.core.held import Held
 from services.frontend.core.keys import Keys
 from services.frontend.core.retries import Retries
 from services.frontend.core.routing import RoutingTable
@@ -22,6 +23,7 @@ from services.frontend.health import ModelHealth
 from services.frontend.inference import Inference
 from services.frontend.memory import MemoryService
 from services.frontend.regions import Regions
+from services.frontend.reporting import RequestReports
 from services.frontend.repository import Repository, Wishes
 from services.frontend.servicer import SERVICE, Describer, handlers
 from services.frontend.settings import FrontendSettings
@@ -43,7 +45,8 @@ class Frontend:
         self.keys = Keys(anonymous=settings.lets_in_anonymous)
         self.tracer = Tracer("apportion-frontend", settings.otlp_endpoint, mesh_token=settings.mesh_token)
         self.accounts = Accounts(self.tracer, settings.trace_sample)
-        self.links = Links(f"frontend-{os.urandom(4).hex()}", settings.tenant_credit_bytes, settings.mesh_token)
+        frontend_id = f"frontend-{os.urandom(4).hex()}"
+        self.links = Links(frontend_id, settings.tenant_credit_bytes, settings.mesh_token)
         self.table = RoutingTable(self.links.state)
         self.links.reports = self.table.report
         self._channels = [
@@ -51,6 +54,7 @@ class Frontend:
         ]
         self._catalogue = CatalogueWatch(self.keys, self._channels[0], self._changed)
         self._routes = RoutesWatch(self.table, self._channels[1], self._changed)
+        self._reports = RequestReports(frontend_id, self.accounts, self._channels[1])
         self._tasks: list[asyncio.Task[None]] = []
         self._announced = False
         self._build()
@@ -69,6 +73,7 @@ class Frontend:
         followers = (self._catalogue.follower, self._routes.follower)
         self._tasks = [asyncio.ensure_future(follower.run()) for follower in followers]
         self._tasks.append(asyncio.ensure_future(self.memory.watch()))
+        self._tasks.append(asyncio.ensure_future(self._reports.run()))
         return address
 
     async def stop(self) -> None:
@@ -88,6 +93,8 @@ class Frontend:
         settings = self.settings
         limits = Limits(settings.max_fields, settings.max_parameters, settings.max_tensors, settings.max_name_bytes)
         self.regions = Regions(settings.shared_memory_folder)
+        self.waiting, self.unread = Held(settings.tenant_request_bytes), Held(settings.tenant_unread_bytes)
+        self.accounts.held = lambda: {"waiting": self.waiting.all(), "unread": self.unread.all()}
         self.inference = Inference(
             self.keys,
             self.table,
@@ -98,6 +105,8 @@ class Frontend:
             most_bytes=settings.max_message_bytes,
             default_deadline_s=settings.default_deadline_s,
             retries=Retries(settings.retry_ratio, settings.retry_burst),
+            waiting=self.waiting,
+            unread=self.unread,
         )
         # gRPC refuses without a word of ours: what is not far beyond the limit is read, so that it is told why.
         received = min(settings.max_message_bytes * READ_TIMES, MOST_READ_BYTES)
@@ -105,7 +114,7 @@ class Frontend:
             ("grpc.max_receive_message_length", received),
             ("grpc.max_send_message_length", settings.max_message_bytes),
         ]
-        health = ModelHealth(self.keys, self.table)
+        health = ModelHealth(self.keys, self.table, settings.streams)
         self.server = Server(settings, settings.listen, name="frontend", public=True, options=options, health=health)
         self._serve_methods(limits)
 
@@ -132,6 +141,7 @@ class Frontend:
 
     def _changed(self) -> None:
         self.links.follow(self.table.addresses())
+        self.accounts.keep(self.table.has)
         if self.keys.known:
             self.regions.keep_tenants(self.keys.tenants)
         if self.ready and not self._announced:

@@ -42,11 +42,17 @@ class FrontendSettings(ServiceSettings):
     """Longest model name, version and request id."""
     stream_requests: int = Field(default=64, ge=1, le=4096)
     """Requests of one ModelStreamInfer that may be in hand: asked and not answered, or answered and not read. The next one is
-    not read before one of them is."""
+    not read before one of them is. A stream begins with 8, and may have one more for each answer that is read."""
     stream_bytes: int = Field(default=64 << 20, ge=1 << 16)
     """Bytes of requests and answers that one ModelStreamInfer may have in hand before the next request is read."""
     streams: int = Field(default=256, ge=1)
-    """ModelStreamInfer calls that one tenant may have open at one frontend; a further one gets QUOTA_EXCEEDED."""
+    """ModelStreamInfer calls that one tenant may have open at one frontend, and models whose health it may watch; a further one
+    gets QUOTA_EXCEEDED."""
+    tenant_request_bytes: int = Field(default=1 << 30, ge=1 << 16)
+    """Bytes of a tenant's requests that one frontend holds until they are answered; a further one gets QUOTA_EXCEEDED."""
+    tenant_unread_bytes: int = Field(default=64 << 20, ge=1 << 16)
+    """Bytes of a tenant's answers that one frontend holds while its callers do not read them, those in chunks apart, which draw
+    on `tenant_credit_bytes`; beyond it, requests and answers become QUOTA_EXCEEDED."""
     shared_memory: bool = True
     """Whether callers on this machine may register system shared memory."""
     shared_memory_folder: Path | None = None

@@ -16,15 +16,17 @@ import structlog
 
 from services._proto.inference import grpc_service_pb2 as pb
 from services.common.errors import Reason, Refusal
-from services.frontend.calls import Call
 from services.frontend.core.keys import Keys
 from services.frontend.core.order import Order, Ticket
 from services.frontend.core.wire import Limits, framed, request_id
-from services.frontend.inference import Inference
+from services.frontend.inference import Answered, Inference
 
 log = structlog.get_logger()
 
 GRPC_ERROR_KEY = "triton_grpc_error"
+FIRST_REQUESTS = 8
+"""What a stream may have in hand before its caller has read anything: whoever never does costs that much, and no more."""
+UNEXPECTED = Refusal(Reason.INTERNAL, "an unexpected error; the service's log has it")
 FINAL = pb.ModelInferResponse(
     parameters={"triton_final_response": pb.InferParameter(bool_param=True)}
 ).SerializeToString()
@@ -40,11 +42,12 @@ class Bounds(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """An answer on its way to the caller. held_bytes: what it counts for. call: whose credit is due back once it is sent."""
+    """An answer on its way to the caller. held_bytes: what it counts for in the stream. answered: what is `gone` once it is
+    sent; None: a refusal."""
 
     message: bytes
     held_bytes: int
-    call: Call | None
+    answered: Answered | None
     refusal: Refusal | None
 
 
@@ -67,8 +70,11 @@ class Streams:
             while (told := await conversation.next()) is not None:
                 if strict and told.refusal is not None:
                     raise told.refusal
-                yield told.message
-                conversation.sent(told)
+                try:
+                    yield told.message
+                finally:
+                    # Also where the caller has left it unread.
+                    conversation.sent(told)
             if reader.done():
                 reader.result()
         finally:
@@ -82,7 +88,7 @@ class Streams:
         if count >= self._bounds.streams:
             raise Refusal(
                 Reason.QUOTA_EXCEEDED,
-                f"tenant {tenant!r} has {count} streams open, as many as one frontend serves it",
+                f"tenant {tenant!r} has {count} streams open, as many as one frontend serves it (APPORTION_FRONTEND_STREAMS)",
                 facts={"streams": count, "limit": self._bounds.streams},
             )
         self._open[tenant] = count + 1
@@ -104,6 +110,7 @@ class _Conversation:
         self._ready: deque[_Told] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._held_requests = self._held_bytes = 0
+        self._window = min(FIRST_REQUESTS, bounds.requests)
         self._whole = False
         self._room, self._wake = asyncio.Event(), asyncio.Event()
 
@@ -112,7 +119,7 @@ class _Conversation:
         try:
             async for payload in requests:
                 self._take(payload)
-                while self._held_requests >= self._bounds.requests or self._held_bytes >= self._bounds.bytes:
+                while self._held_requests >= self._window or self._held_bytes >= self._bounds.bytes:
                     self._room.clear()
                     await self._room.wait()
         finally:
@@ -132,8 +139,9 @@ class _Conversation:
         """An answer has left: there is room for another request."""
         self._held_requests -= 1
         self._held_bytes -= told.held_bytes
-        if told.call is not None:
-            told.call.release()
+        self._window = min(self._window + 1, self._bounds.requests)
+        if told.answered is not None:
+            self._inference.gone(told.answered)
         self._room.set()
 
     def end(self) -> None:
@@ -141,8 +149,8 @@ class _Conversation:
         for task in self._tasks:
             task.cancel()
         for told in (*self._ready, *self._order.left()):
-            if told.call is not None:
-                told.call.release()
+            if told.answered is not None:
+                self._inference.gone(told.answered)
         self._ready.clear()
 
     def _take(self, payload: bytes) -> None:
@@ -154,20 +162,20 @@ class _Conversation:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, payload: bytes, ticket: Ticket[_Told]) -> None:
-        call = None
+        answered = None
         try:
             answered = await self._inference.answer(payload, self._context)
             refusal, model = answered.request.refusal, answered.request.model
         except Exception as error:
             log.error("unexpected error", method="ModelStreamInfer", exc_info=error)
-            refusal, model = Refusal(Reason.INTERNAL, "an unexpected error; the service's log has it"), ""
-        if refusal is None:
-            message, call = framed(answered.content, FINAL), answered.request.attempts[-1]
+            refusal, model = UNEXPECTED, ""
+        if answered is not None and refusal is None:
+            message = framed(answered.content, FINAL)
         else:
-            message = refused(refusal, ticket.key, model)
+            message, answered = refused(refusal or UNEXPECTED, ticket.key, model), None
         held_bytes = max(len(payload), len(message))
         self._held_bytes += held_bytes - len(payload)
-        self._ready.extend(self._order.finish(ticket, _Told(message, held_bytes, call, refusal)))
+        self._ready.extend(self._order.finish(ticket, _Told(message, held_bytes, answered, refusal)))
         self._wake.set()
 
 

@@ -69,6 +69,15 @@ class TritonMetrics(Collector):
             served.infer += stages.compute_ns
             served.encode += stages.encode_ns
 
+    def __len__(self) -> int:
+        return len(self._served)
+
+    def keep(self, exists: Callable[[str, str, int], bool]) -> None:
+        """Lets go of the counts of versions that are gone."""
+        for key in list(self._served):
+            if not exists(*key):
+                del self._served[key]
+
     def collect(self) -> Iterator[Metric]:
         """The counts as metrics. Called by the metrics thread."""
         served = list(self._served.items())

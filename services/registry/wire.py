@@ -101,6 +101,8 @@ def config_of(config: registry_pb2.VersionConfig) -> bytes:
         config.batch_axes,
         [(tensor.name, tensor.shape, len(tensor.data)) for tensor in config.warmup],
     )
+    queue = config.queue
+    rules.queue(queue.max_waiting, queue.deadline_us, queue.priority_levels, queue.default_priority)
     for side in (config.declared.inputs, config.declared.outputs):
         rules.declared([(tensor.name, tensor.datatype, tensor.labels) for tensor in side])
     return config.SerializeToString(deterministic=True)

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from services._proto.apportion.v1 import common_pb2, registry_pb2
 from services._proto.apportion.v1 import scheduler_pb2 as pb
 from services.common.errors import Reason, Refusal, invalid
-from services.common.objectives import WAY_NS, Ask, Point
+from services.common.objective_messages import points_from
+from services.common.objectives import WAY_NS, Ask
 from services.scheduler.core import catalogue as cat
 from services.scheduler.core import reports as rep
-from services.scheduler.core.events import CatalogueChanged, Passed, RecordInspection
+from services.scheduler.core import requests as req
+from services.scheduler.core.events import CatalogueChanged, FrontendReported, Passed, RecordInspection
 from services.scheduler.core.objectives import Question
 
 SEEN: Mapping[pb.ReplicaState, rep.Seen] = {
@@ -45,18 +47,7 @@ def traffic_class(value: int) -> cat.TrafficClass:
 def profile(message: common_pb2.Profile) -> cat.Profile:
     """A profile. Its memory: the weights and the largest activations of any point."""
     activations = max((point.activation_bytes for point in message.points), default=0)
-    points = tuple(
-        Point(
-            each.rows,
-            each.shape_bucket,
-            each.compute_units,
-            each.p50_ns,
-            each.p99_ns,
-            max(each.segments_ns, default=0),
-        )
-        for each in message.points
-    )
-    return cat.Profile(message.device_kind, message.weight_bytes + activations, _blob(message), points)
+    return cat.Profile(message.device_kind, message.weight_bytes + activations, _blob(message), points_from(message))
 
 
 def signature(message: common_pb2.Signature) -> bytes:
@@ -160,12 +151,16 @@ def hello(message: pb.ExecutorHello) -> rep.Hello:
     numbers = [each.lane for each in message.device.lanes]
     if len(set(numbers)) != len(numbers):
         raise invalid("hello.device.lanes", f"must differ, and are {numbers}")
+    for layout in message.device.layouts:
+        missing = sorted(set(layout.lanes) - set(numbers))
+        if missing or not layout.lanes:
+            raise invalid("hello.device.layouts", f"{layout.name!r} names lanes {missing or 'none'} of {numbers}")
     held = report(message.report, message.incarnation)
     return rep.Hello(message.executor_id, message.incarnation, message.address, _device(message.device), held)
 
 
 def _device(message: pb.DeviceInfo) -> rep.Device:
-    lanes = tuple(rep.Lane(each.lane, each.worker, each.compute_units) for each in message.lanes)
+    lanes = tuple(rep.Lane(each.lane, each.worker, each.compute_units, each.memory_bytes) for each in message.lanes)
     return rep.Device(
         message.device_kind,
         message.compute_units,
@@ -175,6 +170,7 @@ def _device(message: pb.DeviceInfo) -> rep.Device:
         message.backend_reason,
         message.quantum_ns,
         message.arrival_order,
+        tuple(rep.Layout(each.name, tuple(each.lanes)) for each in message.layouts),
     )
 
 
@@ -186,6 +182,9 @@ def report(message: pb.ExecutorReport, incarnation: str) -> rep.Report:
         tuple(_usage(each, incarnation) for each in message.usage),
         message.memory_used_bytes,
         message.draining,
+        message.layout,
+        message.layout_pinned,
+        message.measured_us,
     )
 
 
@@ -220,6 +219,22 @@ def _usage(message: pb.Usage, incarnation: str) -> rep.UsageReport:
         message.requests,
         message.batches,
     )
+
+
+# From frontends.
+
+
+def frontend_report(message: pb.ReportRequestsRequest) -> FrontendReported:
+    """A frontend's counts. Refuses one without a name."""
+    if not message.frontend_id:
+        raise invalid("frontend_id", "must not be empty")
+    counts = tuple((key(each.key), _counts(each)) for each in message.counts)
+    return FrontendReported(message.frontend_id, counts, message.whole)
+
+
+def _counts(message: pb.RequestCounts) -> req.Counts:
+    latencies = tuple((each.bucket, each.count) for each in message.latencies)
+    return req.Counts(message.requests, message.within, message.missed, message.in_flight, latencies)
 
 
 def _key(value: cat.Key) -> common_pb2.ModelKey:

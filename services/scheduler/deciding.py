@@ -14,6 +14,7 @@ from services.scheduler.core.events import (
     Event,
     Noted,
     RecordInspection,
+    SendLayout,
     SendLoad,
     SendUnload,
     SendUpdate,
@@ -114,6 +115,9 @@ class Deciding:
 
 
 def _log_command(command: Command) -> None:
+    if isinstance(command, SendLayout):
+        log.info("layout", executor=command.executor_id, layout=command.layout, pinned=command.pinned, why=command.why)
+        return
     subject: dict[str, object] = {"executor": command.executor_id, "replica": command.replica_id, "why": command.why}
     if isinstance(command, SendLoad):
         log.info("load", what=str(command.ref), lane=command.lane, bandwidth=command.terms.bandwidth, **subject)

@@ -7,14 +7,15 @@ from typing import cast
 
 from services._proto.apportion.v1 import common_pb2
 from services._proto.apportion.v1 import scheduler_pb2 as pb
-from services.common.objectives import Verdict
+from services.common.objective_messages import VERDICTS, answer_to
 from services.scheduler.convert import SEEN
 from services.scheduler.core import catalogue as cat
 from services.scheduler.core import reports as rep
-from services.scheduler.core.events import Command, SendLoad, SendUnload, Terms
+from services.scheduler.core.events import Command, SendLayout, SendLoad, SendUnload, Terms
 from services.scheduler.core.objectives import Found
+from services.scheduler.core.requests import Recent
 from services.scheduler.core.routes import Route, RoutesChanged, VersionRoute, VersionState
-from services.scheduler.core.scheduler import ExecutorView, FleetView, TenantView
+from services.scheduler.core.scheduler import ExecutorView, FleetView, ModelView, TenantView
 
 STATES: Mapping[rep.Seen, pb.ReplicaState] = {seen: number for number, seen in SEEN.items()}
 VERSION_STATES: Mapping[VersionState, pb.VersionState] = {
@@ -27,9 +28,6 @@ VERSION_STATES: Mapping[VersionState, pb.VersionState] = {
 CLASSES: Mapping[cat.TrafficClass, common_pb2.TrafficClass] = {
     cat.TrafficClass.INTERACTIVE: common_pb2.TRAFFIC_CLASS_INTERACTIVE,
     cat.TrafficClass.BATCH: common_pb2.TRAFFIC_CLASS_BATCH,
-}
-VERDICTS: Mapping[Verdict, pb.ObjectiveVerdict] = {
-    each: cast("pb.ObjectiveVerdict", pb.ObjectiveVerdict.Value(f"OBJECTIVE_VERDICT_{each.name}")) for each in Verdict
 }
 
 
@@ -53,6 +51,8 @@ def command(value: Command) -> pb.AttachResponse:
     if isinstance(value, SendUnload):
         drain_us = int(value.drain_s * 1e6)
         return pb.AttachResponse(unload=pb.UnloadReplica(replica_id=value.replica_id, drain_us=drain_us))
+    if isinstance(value, SendLayout):
+        return pb.AttachResponse(layout=pb.SetLayout(layout=value.layout, pinned=value.pinned))
     update = pb.UpdateReplica(replica_id=value.replica_id)
     _put_terms(update, value.terms)
     return pb.AttachResponse(update=update)
@@ -168,32 +168,8 @@ def fleet(epoch: int, view: FleetView) -> pb.GetFleetResponse:
 
 
 def objective(found: Found) -> pb.ObjectiveAnswer:
-    """What can be promised on one kind of lane. Times are rounded up."""
-    made = found.answer
-    message = pb.ObjectiveAnswer(
-        device_kind=made.lane.device_kind,
-        compute_units=made.lane.compute_units,
-        lane=share(made.lane.worth),
-        reservation=share(made.on_lane),
-        verdict=VERDICTS[made.verdict],
-        message=made.message,
-        cost_us=_us(made.cost_ns),
-        burst_us=_us(made.burst_ns),
-        slices_us=_us(made.slices_ns),
-        way_us=_us(made.way_ns),
-        most_rate=made.most_rate,
-        least_whole_us=_us(made.least_whole_ns),
-        serves=found.serves,
-    )
-    if made.least_ns is not None:
-        message.least_objective_us = _us(made.least_ns)
-    if made.needed is not None:
-        message.reservation_needed.CopyFrom(share(made.needed))
-    return message
-
-
-def _us(nanoseconds: int) -> int:
-    return -(-nanoseconds // 1_000)
+    """What can be promised on one kind of lane."""
+    return answer_to(found.answer, serves=found.serves)
 
 
 def _tenant(view: TenantView) -> pb.TenantStatus:
@@ -203,13 +179,45 @@ def _tenant(view: TenantView) -> pb.TenantStatus:
         weight=view.weight,
         device_ns=view.used.device_ns,
         requests=view.used.requests,
+        compute_unit_ns=view.used.compute_unit_ns,
+        batches=view.used.batches,
+        used_ppm=view.used_ppm,
+        recent=_recent(view.recent),
+        models=[_model(each) for each in view.models],
+    )
+
+
+def _model(view: ModelView) -> pb.ModelStatus:
+    return pb.ModelStatus(
+        key=key(view.key),
+        device_ns=view.used.device_ns,
+        requests=view.used.requests,
+        compute_unit_ns=view.used.compute_unit_ns,
+        batches=view.used.batches,
+        used_ppm=view.used_ppm,
+        recent=_recent(view.recent),
+    )
+
+
+def _recent(value: Recent) -> pb.RecentRequests:
+    return pb.RecentRequests(
+        window_ms=int(value.window_s * 1000),
+        requests=value.requests,
+        within=value.within,
+        missed=value.missed,
+        p99_us=value.p99_us,
+        requests_per_s=value.requests_per_s,
+        in_flight=value.in_flight,
     )
 
 
 def _executor(view: ExecutorView) -> pb.ExecutorStatus:
     device = view.hello.device
     lanes = [
-        pb.LaneInfo(lane=each.number, worker=each.worker, compute_units=each.compute_units) for each in device.lanes
+        pb.LaneInfo(
+            lane=each.number, worker=each.worker, compute_units=each.compute_units, memory_bytes=each.memory_bytes
+        )
+        for each in device.lanes
     ]
     info = pb.DeviceInfo(
         backend=cast("pb.Backend", device.backend),
@@ -218,6 +226,7 @@ def _executor(view: ExecutorView) -> pb.ExecutorStatus:
         memory_bytes=device.memory_bytes,
         lanes=lanes,
         backend_reason=device.backend_reason,
+        layouts=[pb.LayoutInfo(name=each.name, lanes=each.lanes) for each in device.layouts],
         quantum_ns=device.quantum_ns,
         arrival_order=device.arrival_order,
     )
@@ -241,6 +250,9 @@ def _report(value: rep.Report) -> pb.ExecutorReport:
         usage=[_usage(each) for each in value.usage],
         memory_used_bytes=value.memory_used_bytes,
         draining=value.draining,
+        layout=value.layout,
+        layout_pinned=value.layout_pinned,
+        measured_us=value.measured_us,
     )
 
 

@@ -12,6 +12,7 @@ from services._proto.apportion.v1 import scheduler_pb2_grpc
 from services.common.errors import Reason, Refusal, invalid
 from services.scheduler import convert, encode
 from services.scheduler.core.events import ExecutorAttached, ExecutorDetached, ExecutorReported
+from services.scheduler.core.layouts import LayoutRefused
 from services.scheduler.core.reservations import Promise
 from services.scheduler.deciding import Deciding
 from services.scheduler.streams import Stream, Streams
@@ -88,6 +89,13 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         """The fleet as it is known."""
         return encode.fleet(self._deciding.scheduler.epoch, self._deciding.scheduler.fleet())
 
+    async def ReportRequests(
+        self, request: pb.ReportRequestsRequest, _context: grpc.aio.ServicerContext
+    ) -> pb.ReportRequestsResponse:
+        """A frontend's counts."""
+        self._deciding.tell(convert.frontend_report(request))
+        return pb.ReportRequestsResponse(epoch=self._deciding.scheduler.epoch)
+
     async def CheckReservation(
         self, request: pb.CheckReservationRequest, _context: grpc.aio.ServicerContext
     ) -> pb.CheckReservationResponse:
@@ -101,6 +109,17 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         _refuse_oversold(request.tenant, promise)
         free_after, capacity = encode.share(promise.free_after), encode.share(promise.capacity or 0)
         return pb.CheckReservationResponse(free_after=free_after, capacity=capacity)
+
+    async def SetExecutorLayout(
+        self, request: pb.SetExecutorLayoutRequest, _context: grpc.aio.ServicerContext
+    ) -> pb.SetExecutorLayoutResponse:
+        """Brings a layout into force."""
+        try:
+            pinned = self._deciding.scheduler.pin_layout(request.executor_id, request.layout)
+        except LayoutRefused as refused:
+            raise invalid(refused.field, str(refused)) from None
+        self._deciding.handle(pinned)
+        return pb.SetExecutorLayoutResponse()
 
     async def GetObjective(
         self, request: pb.GetObjectiveRequest, _context: grpc.aio.ServicerContext

@@ -37,6 +37,12 @@ class SchedulerSettings(ServiceSettings):
     """Delay before a replica that failed is tried again; it doubles with each failure in a row."""
     retry_most_s: float = Field(default=60.0, gt=0)
     """The longest such delay."""
+    layout_steady_s: float = Field(default=5.0, ge=0)
+    """Another layout of a device must have served demand better for so long before it is brought into force."""
+    layout_dwell_s: float = Field(default=60.0, ge=0)
+    """A layout is in force for so long before another one is; an executor's first change need not wait."""
+    layout_limit_s: float = Field(default=300.0, gt=0)
+    """A change of layouts that has not come to its end by then is taken back."""
     route_changes: int = Field(default=1024, ge=1)
     """Changes of routes that are kept for watchers that come back; one that is further behind takes a new snapshot."""
 
@@ -48,4 +54,7 @@ class SchedulerSettings(ServiceSettings):
             drain_s=self.replica_drain_s,
             retry_first_s=self.retry_first_s,
             retry_most_s=self.retry_most_s,
+            layout_steady_s=self.layout_steady_s,
+            layout_dwell_s=self.layout_dwell_s,
+            layout_limit_s=self.layout_limit_s,
         )

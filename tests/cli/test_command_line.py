@@ -128,8 +128,9 @@ def test_every_setting_of_a_service_has_a_flag_with_its_variable_and_default():
 
 
 @pytest.mark.parametrize("name", list(main.SERVICES))
-def test_every_service_shows_its_flags(name, capsys):
+def test_every_service_shows_its_flags(name, capsys, monkeypatch):
     pytest.importorskip(f"services.{name}.settings")
+    monkeypatch.setenv("COLUMNS", "120")
     assert main.run([name, "--help"]) == 0
     shown = capsys.readouterr().out
     for field in service.settings_of(name).model_fields:

@@ -97,12 +97,9 @@ def test_everything_else_of_the_embedder_is_listed_with_a_reason_of_its_own(repo
         "dynamic_batching.preferred_batch_size",
         "dynamic_batching.max_queue_delay_microseconds",
         "dynamic_batching.preserve_ordering",
-        "dynamic_batching.priority_levels",
-        "dynamic_batching.default_priority_level",
         "dynamic_batching.default_queue_policy.timeout_action",
         "dynamic_batching.default_queue_policy.default_timeout_microseconds",
         "dynamic_batching.default_queue_policy.allow_timeout_override",
-        "dynamic_batching.default_queue_policy.max_queue_size",
         'dynamic_batching.priority_queue_policy["1"].max_queue_size',
         "optimization.graph.level",
         "optimization.execution_accelerators.gpu_execution_accelerator[0].name",
@@ -303,6 +300,27 @@ def test_every_reason_belongs_to_a_field_that_exists():
         for part in path.split("."):
             assert part in descriptor.fields_by_name, path
             descriptor = descriptor.fields_by_name[part].message_type
+
+
+def test_how_requests_wait_is_taken_from_the_queue_policy_and_the_priority_levels(repository):
+    plan = read(embedder(repository), "embedder")
+    assert plan.config.queue == registry_pb2.QueueLimits(max_waiting=64, priority_levels=3, default_priority=2)
+    root = repository("model", "1/model.onnx")
+    config = root / "config.pbtxt"
+    config.write_text(
+        "dynamic_batching { default_queue_policy { default_timeout_microseconds: 20000 max_queue_size: 3 } }"
+    )
+    plan = read(root, "model")
+    assert plan.config.queue == registry_pb2.QueueLimits(max_waiting=3, deadline_us=20_000)
+    assert told(plan.honoured)["dynamic_batching.default_queue_policy.default_timeout_microseconds"] == (
+        "the deadline of requests whose callers allow more"
+    )
+    assert plan.ignored == []
+    config.write_text("dynamic_batching { priority_levels: 2 default_priority_level: 3 }")
+    with pytest.raises(CommandError, match="default_priority_level: 3 is beyond priority_levels, 2"):
+        read(root, "model")
+    config.write_text("dynamic_batching { }")
+    assert not read(root, "model").config.HasField("queue")
 
 
 def test_a_field_that_the_table_does_not_know_is_listed_all_the_same():

@@ -45,10 +45,24 @@ def test_executors_have_names_ports_caches_and_cores_of_their_own():
 
 def test_a_name_that_the_user_gave_is_kept_and_counted():
     plan = Plan(Listen(), Path("/data"), executors=2)
-    given_name = {"APPORTION_EXECUTOR_EXECUTOR_ID": "left", "APPORTION_EXECUTOR_METRICS_LISTEN": "127.0.0.1:9000"}
-    second = environment(plan, "executor-2", inherited=given_name)
+    second = environment(plan, "executor-2", inherited={"APPORTION_EXECUTOR_EXECUTOR_ID": "left"})
     assert second["APPORTION_EXECUTOR_EXECUTOR_ID"] == "left-2"
-    assert second["APPORTION_EXECUTOR_METRICS_LISTEN"] == "127.0.0.1:9001"
+
+
+def test_every_executor_tells_its_device_time_on_a_port_of_its_own_also_the_only_one():
+    alone, two = (
+        Plan(Listen(), Path("/data")),
+        Plan(Listen(executor_metrics="127.0.0.1:9000"), Path("/data"), executors=2),
+    )
+    assert environment(alone, "executor")["APPORTION_EXECUTOR_METRICS_LISTEN"] == Listen.executor_metrics
+    ports = [environment(two, name)["APPORTION_EXECUTOR_METRICS_LISTEN"] for name in ("executor", "executor-2")]
+    assert ports == ["127.0.0.1:9000", "127.0.0.1:9001"]
+    free = Plan(Listen(executor_metrics="127.0.0.1:0"), Path("/data"))
+    again = environment(free, "executor", pinned={"listen": "127.0.0.1:1", "metrics": "127.0.0.1:4711"})
+    assert again["APPORTION_EXECUTOR_METRICS_LISTEN"] == "127.0.0.1:4711"
+    ready = {"executor": {"listen": "a:1", "metrics": "a:2"}, "executor-2": {"listen": "b:1", "metrics": "b:2"}}
+    addresses = two.mesh_addresses(ready)
+    assert (addresses["executor_metrics"], addresses["executor_metrics-2"]) == ("a:2", "b:2")
 
 
 def test_frontends_share_the_port_that_the_first_one_got():

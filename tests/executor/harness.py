@@ -76,7 +76,7 @@ async def house(
 ) -> AsyncIterator[House]:
     workers: list[FakeWorker] = []
 
-    async def fake(config: WorkerConfig, *, on_events: Any) -> Any:
+    async def fake(config: WorkerConfig, *, on_events: Any, **_: Any) -> Any:
         workers.append(FakeWorker(on_events, signatures or {}))
         return workers[-1]
 

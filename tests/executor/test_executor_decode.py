@@ -16,7 +16,7 @@ from gpu_sharing.memory.arena import Arena
 from gpu_sharing.tensors import NUMPY_NAMES, Signature, TensorSpec
 from services._proto.inference.grpc_service_pb2 import ModelInferRequest
 from services.common.errors import Reason, Refusal
-from services.executor.core.requests import Invalid, Limits, PlannedInput, walk_elements
+from services.executor.core.requests import Invalid, Limits, Plan, PlannedInput, walk_elements
 from services.executor.core.wire import MAX_FIELDS, Malformed, first_raw_start, scan, varint
 from services.executor.decode import Decoder, check_elements, in_place, place, shape_key
 
@@ -225,6 +225,44 @@ def test_many_elements_are_walked_in_turns() -> None:
     assert sum(1 for _ in walk_elements(planned, bytes(40_000), 1000)) == 10
     with pytest.raises(Invalid):
         list(walk_elements(planned, bytes(40_001), 1000))
+
+
+@pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
+@pytest.mark.parametrize("utf8", [False, True])
+def test_bytes_that_are_not_text_are_refused_by_element_where_the_model_takes_text(typed: bool, utf8: bool) -> None:
+    signature = Signature((TensorSpec("text", "BYTES", (None,), (), 0),), (), max_batch_size=8)
+    elements = ["Grüße".encode(), b"a\0b", b"ab\xff"]
+    message = ModelInferRequest(model_name="m")
+    message.inputs.add(name="text", datatype="BYTES", shape=(3,))
+    if typed:
+        message.inputs[0].contents.bytes_contents.extend(elements)
+    else:
+        message.raw_input_contents.append(b"".join(struct.pack("<I", len(each)) + each for each in elements))
+    payload, arena = message.SerializeToString(), Arena.create(1 << 16)
+
+    def check() -> None:
+        decoded = Decoder(signature, Limits(utf8=utf8)).decode(payload)
+        assert check_elements(decoded.plan, place(arena, decoded, payload).contents)
+
+    if not utf8:
+        check()
+        return
+    with pytest.raises(Refusal, match="element 2 is not UTF-8") as caught:
+        check()
+    assert caught.value.reason is Reason.FIELD_INVALID
+    where = "inputs[0] 'text'"
+    assert caught.value.field == (f"{where}.contents.bytes_contents" if typed else f"raw_input_contents of {where}")
+    assert caught.value.facts == {"element": "2", "byte": "2"}
+
+
+def test_much_text_is_checked_in_turns() -> None:
+    length = 1 << 18
+    content = (struct.pack("<I", length) + b"a" * length) * 16
+    planned = PlannedInput(0, (16,), 16, None, "inputs[0] 't'", None, utf8=True)
+    assert sum(1 for _ in walk_elements(planned, content, 1000)) == 4
+    plan = Plan((planned,), (), 1, b"", (), raw=True)
+    assert not check_elements(plan, [content])
+    assert check_elements(plan._replace(inputs=(planned._replace(utf8=False),)), [content])
 
 
 TYPED: dict[str, tuple[str, list[Any]]] = {

@@ -79,11 +79,12 @@ def test_the_expected_wait_is_bounded_by_the_replica_s_own_bandwidth() -> None:
 
 
 def test_usage_goes_on_counting_when_a_worker_is_replaced() -> None:
-    ledger, models = UsageLedger({0: 2}), {1: ("a", "m")}
-    ledger.take(0, Statistics(50, 0, (Used(1, 40, 4, 2, 0),), 7), models)
-    ledger.take(0, Statistics(60, 0, (Used(1, 45, 5, 3, 0),), 7), models)
-    ledger.worker_lost(0)
-    ledger.take(0, Statistics(10, 0, (Used(1, 10, 1, 1, 0),), 7), models)
+    ledger = UsageLedger({0: 2}, models={1: ("a", "m")})
+    ledger.take(0, Statistics(50, 0, (Used(1, 40, 4, 2, 0),), 7), 50)
+    ledger.take(0, Statistics(60, 0, (Used(1, 45, 5, 3, 0),), 7), 60)
+    ledger.ended(0, None, 60)
+    ledger.started(0, 60)
+    ledger.take(0, Statistics(10, 0, (Used(1, 10, 1, 1, 0),), 7), 70)
     total = ledger.totals["a", "m"]
     assert (total.device_ns, total.compute_unit_ns, total.requests, total.batches) == (55, 110, 6, 4)
     assert ledger.lanes[0].busy_ns == 70

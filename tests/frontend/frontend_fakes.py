@@ -244,6 +244,8 @@ class FakeMesh(scheduler_pb2_grpc.SchedulerServiceServicer, registry_pb2_grpc.Re
         self.routes: asyncio.Queue[scheduler_pb2.WatchRoutesResponse] = asyncio.Queue()
         self.catalogue: asyncio.Queue[registry_pb2.WatchCatalogueResponse] = asyncio.Queue()
         self.asked: list[tuple[int, int]] = []
+        self.request_reports: list[scheduler_pb2.ReportRequestsRequest] = []
+        self.epoch = 1
         self.compacted = False
         self.wishes: list[tuple[str, str, bool]] = []
         self.wish_refusal: Refusal | None = None
@@ -272,6 +274,12 @@ class FakeMesh(scheduler_pb2_grpc.SchedulerServiceServicer, registry_pb2_grpc.Re
             await abort(context, Refusal(Reason.REVISION_COMPACTED, "take a new snapshot"))
         while True:
             yield await self.routes.get()
+
+    async def ReportRequests(
+        self, request: scheduler_pb2.ReportRequestsRequest, context: Any
+    ) -> scheduler_pb2.ReportRequestsResponse:
+        self.request_reports.append(request)
+        return scheduler_pb2.ReportRequestsResponse(epoch=self.epoch)
 
     async def WatchCatalogue(self, request: registry_pb2.WatchCatalogueRequest, context: Any) -> AsyncIterator[Any]:
         while True:

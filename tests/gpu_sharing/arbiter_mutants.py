@@ -199,6 +199,35 @@ def riders_are_paid_by_the_reservation(patch: Patch) -> None:
 
 
 @mutant
+def a_broken_batch_takes_all_its_requests_along(patch: Patch) -> None:
+    """One request fails everybody who rode with it."""
+    from gpu_sharing.arbiter import core
+
+    patch.setattr(core, "survivors", lambda batch, now: [])
+
+
+@mutant
+def a_broken_batch_runs_again_together(patch: Patch) -> None:
+    """What broke it breaks it again."""
+    right = Call.run_again
+
+    def run_again(self: Call) -> None:
+        kind = self.kind
+        right(self)
+        self.kind = kind
+
+    patch.setattr(Call, "run_again", run_again)
+
+
+@mutant
+def what_runs_again_is_paid_by_nobody(patch: Patch) -> None:
+    """It waits within the reservation, whether that pays for it or not."""
+    from gpu_sharing.arbiter import core
+
+    patch.setattr(core, "terms", lambda call, admission, lane, now: Tier.GUARANTEED)
+
+
+@mutant
 def nothing_is_learnt_from_surplus_that_was_late(patch: Patch) -> None:
     """Waits are expected to be as they were always expected to be."""
     patch.setattr(Foresight, "factor", lambda self, now: 1.0)

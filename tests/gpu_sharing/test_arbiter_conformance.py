@@ -62,6 +62,8 @@ class Lane(RuleBasedStateMachine):
         self.loaded: dict[int, str | None] = {}
         self.leaving: dict[int, int] = {}
         self.started: dict[int, int] = {}
+        self.broken: set[int] = set()
+        self.again: set[int] = set()
         self.alive: dict[int, int] = {}
         self.running: Slice | None = None
         self.busy = 0
@@ -90,7 +92,7 @@ class Lane(RuleBasedStateMachine):
         if reason == "DEADLINE_EXCEEDED":
             assert self.calls[call].deadline <= self.now
         if reason in ("DEADLINE_EXCEEDED", "OVERLOADED"):
-            assert call not in self.started
+            assert call not in self.started or call in self.broken
             assert facts
         self.answered[call] = reason
 
@@ -168,19 +170,34 @@ class Lane(RuleBasedStateMachine):
             request = self.calls[call]
             assert request.replica == running.replica
             late = request.deadline is not None and request.deadline <= self.now
+            if call in self.broken and running.first:
+                assert running.calls == (call,), "what runs again runs alone"
+                assert call not in self.again, "nothing runs a third time"
+                self.again.add(call)
+                assert not late, "late work was run again"
+                self.started[call] = running.batch
             assert call in self.started or not late, "late work was started"
             assert self.started.setdefault(call, running.batch) == running.batch
 
     @precondition(lambda self: self.running is not None)
-    @rule(took=st.integers(0, 20), outcome=st.sampled_from(["boundary", "boundary", "finished", "failed"]))
-    def end_slice(self, took: int, outcome: str) -> None:
+    @rule(
+        took=st.integers(0, 20),
+        outcome=st.sampled_from(["boundary", "boundary", "finished", "failed"]),
+        final=st.sampled_from([False, False, True]),
+    )
+    def end_slice(self, took: int, outcome: str, final: bool = False) -> None:
         self.now += took
         self.busy += took
         running, self.running = self.running, None
         self.used[running.replica] = self.used.get(running.replica, 0) + took
         if outcome == "failed":
             del self.alive[running.batch]
-            self.perform(self.arbiter.handle(BatchFailed(running.batch, took, "broke"), self.now))
+            known, self.broken = set(self.answered), self.broken | set(running.calls)
+            self.perform(self.arbiter.handle(BatchFailed(running.batch, took, "broke", final), self.now))
+            if final or len(running.calls) == 1:
+                assert set(running.calls) <= set(self.answered)
+            failed = {call for call in set(self.answered) - known if self.answered[call] == "MODEL_FAILED"}
+            assert failed <= set(running.calls), "what broke was no batch of theirs"
             return
         finished = outcome == "finished"
         actions = self.arbiter.handle(SliceDone(running.batch, took, finished), self.now)

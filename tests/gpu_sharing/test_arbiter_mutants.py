@@ -34,6 +34,9 @@ def checks() -> dict[str, Story]:
     found["a full queue"] = lambda: scenarios.test_what_is_past_its_deadline_is_dropped_and_never_started(
         scenarios.made()
     )
+    found["a broken batch"] = lambda: (
+        scenarios.test_the_requests_of_a_broken_batch_run_again_alone_and_only_what_breaks_again_fails(scenarios.made())
+    )
     return found
 
 
@@ -52,6 +55,9 @@ CAUGHT_BY = {
     "more_is_granted_than_there_is": "test_more_bandwidth_than_the_lane_has_is_refused_with_the_numbers",
     "idle_tenants_collect_a_claim_on_the_surplus": "test_who_was_idle_has_no_claim_on_the_surplus_of_the_past",
     "a_cancelled_request_keeps_its_budget": "what_is_not_needed_is_given_back",
+    "a_broken_batch_takes_all_its_requests_along": "a broken batch",
+    "a_broken_batch_runs_again_together": "a broken batch",
+    "what_runs_again_is_paid_by_nobody": "test_what_runs_again_is_guaranteed_only_where_its_reservation_pays_for_it",
     "nothing_is_learnt_from_surplus_that_was_late": "test_after_surplus_was_late_less_of_it_is_admitted_and_none_is_kept_from_an_empty_lane",
     "riders_are_paid_by_the_reservation": "test_surplus_does_not_ride_at_the_expense_of_the_reservation",
 }

@@ -20,6 +20,7 @@ from gpu_sharing.arbiter.events import (
     SliceDone,
     TimePassed,
 )
+from gpu_sharing.arbiter.replicas import MOST_RUNS_AGAIN
 from gpu_sharing.measurements import ProfilePoint
 from gpu_sharing.units import MS
 
@@ -194,12 +195,86 @@ def test_a_suspended_batch_that_nobody_waits_for_goes_at_once(arbiter: Arbiter) 
 def test_a_broken_batch_fails_its_own_requests_only(arbiter: Arbiter) -> None:
     arrive(arbiter, Request(1, objective=1), Request(2, objective=2), Request(3, replica=2, objective=3))
     running = arbiter.next_slice(0)
-    drops = arbiter.handle(BatchFailed(running.batch, 1, "boom"), 1)
-    assert [(drop.call, drop.reason, drop.message) for drop in drops] == [
-        (1, "MODEL_FAILED", "boom"),
-        (2, "MODEL_FAILED", "boom"),
-    ]
+    drops = arbiter.handle(BatchFailed(running.batch, 1, "boom", final=True), 1)
+    assert [(drop.call, drop.reason) for drop in drops] == [(1, "MODEL_FAILED"), (2, "MODEL_FAILED")]
+    assert all("boom (in a batch of 2 requests" in drop.message for drop in drops)
     assert arbiter.next_slice(1).calls == (3,)
+
+
+def test_the_requests_of_a_broken_batch_run_again_alone_and_only_what_breaks_again_fails(arbiter: Arbiter) -> None:
+    arrive(arbiter, *(Request(call, objective=1000 + call) for call in (1, 2, 3)))
+    running = arbiter.next_slice(0)
+    assert running.calls == (1, 2, 3)
+    assert arbiter.handle(BatchFailed(running.batch, 1, "boom"), 1) == []
+    # Those that come later ride together, and with none of these.
+    arrive(arbiter, Request(4, objective=2000), Request(5, objective=2000))
+    told: dict[int, str] = {}
+    for now in range(1, 6):
+        chosen = arbiter.next_slice(now)
+        if chosen is None:
+            break
+        assert len(chosen.calls) == 1 or chosen.calls == (4, 5)
+        broke = chosen.calls == (2,)
+        ended = BatchFailed(chosen.batch, 1, "boom") if broke else SliceDone(chosen.batch, 1, finished=True)
+        for action in arbiter.handle(ended, now + 1):
+            calls = action.calls if isinstance(action, Complete) else (action.call,)
+            told |= dict.fromkeys(calls, "OK" if isinstance(action, Complete) else action.message)
+        arbiter.check_invariants()
+    assert told == {1: "OK", 2: "boom", 3: "OK", 4: "OK", 5: "OK"}
+    (statistics,) = (each for each in arbiter.statistics().replicas if each.replica == 1)
+    assert (statistics.requests, statistics.batches) == (5, 5)
+    (tenant,) = (each for each in arbiter.statistics().tenants if each.device_ns)
+    assert tenant.guaranteed + tenant.surplus + tenant.gap == 5
+
+
+def test_what_has_no_time_left_or_is_not_waited_for_any_more_does_not_run_again(arbiter: Arbiter) -> None:
+    arrive(arbiter, Request(1, deadline=5), Request(2, deadline=500), Request(3, deadline=500))
+    running = arbiter.next_slice(0)
+    assert len(running.calls) == 3
+    arbiter.handle(Cancelled(3), 1)
+    dropped = {drop.call: drop.reason for drop in arbiter.handle(BatchFailed(running.batch, 5, "boom"), 5)}
+    assert dropped == {1: "MODEL_FAILED", 3: "CANCELLED"}
+    assert arbiter.next_slice(5).calls == (2,)
+
+
+def test_what_waits_to_run_again_is_dropped_at_its_deadline_and_at_the_end_of_a_drain(arbiter: Arbiter) -> None:
+    arrive(arbiter, Request(1, deadline=50), Request(2, deadline=500))
+    running = arbiter.next_slice(0)
+    arbiter.handle(ReplicaRemoved(1, drain_until=100), 0)
+    assert arbiter.handle(BatchFailed(running.batch, 1, "boom"), 1) == []
+    (late,) = arbiter.handle(TimePassed(), 50)
+    assert (late.call, late.reason) == (1, "DEADLINE_EXCEEDED")
+    assert arbiter.wake_at() == 100
+    drop, gone = arbiter.handle(TimePassed(), 100)
+    assert (drop.call, drop.reason) == (2, "MODEL_NOT_READY")
+    assert isinstance(gone, ReplicaGone)
+
+
+def test_a_model_may_have_fewer_waiting_than_the_lane_allows(arbiter: Arbiter) -> None:
+    arbiter.handle(ReplicaAdded(3, 4, queue_limit=2), 0)
+    refused = arrive(arbiter, *(Request(call, replica=3) for call in (1, 2, 3)))
+    assert [(drop.call, drop.reason, drop.facts) for drop in refused] == [
+        (3, "OVERLOADED", {"waiting": "2", "queue_limit": "2"})
+    ]
+    assert arrive(arbiter, *(Request(call) for call in range(4, 12))) == []
+    (refused,) = arrive(arbiter, Request(12))
+    assert refused.facts["queue_limit"] == "8"
+
+
+def test_a_model_of_which_nothing_succeeds_is_not_run_again_for_ever() -> None:
+    arbiter = Arbiter()
+    arbiter.handle(ReplicaAdded(1, 64), 0)
+    runs, call = 0, 0
+    for now in range(3000):
+        if not arbiter.statistics().waiting:
+            arrive(arbiter, *(Request(call + more, arrived=now) for more in range(64)), now=now)
+            call += 64
+            if call > 64 * 20:
+                break
+        chosen = arbiter.next_slice(now)
+        runs += 1
+        arbiter.handle(BatchFailed(chosen.batch, 1, "boom"), now)
+    assert MOST_RUNS_AGAIN < runs <= 21 + MOST_RUNS_AGAIN
 
 
 def test_a_replica_drains_before_it_goes(arbiter: Arbiter) -> None:

@@ -8,6 +8,7 @@ import pytest
 from arbiter_world import Model, World
 
 from gpu_sharing.arbiter import Arbiter
+from gpu_sharing.arbiter.calls import Tier
 from gpu_sharing.arbiter.policies import arbiter_of
 from gpu_sharing.arbiter.switching import EarliestDeadline
 from gpu_sharing.units import MS, SECOND
@@ -172,3 +173,39 @@ def test_device_time_is_metered_to_the_slice_also_of_those_who_have_left(world: 
     assert {each.replica: each.device_ns for each in statistics.replicas} == used
     assert {each.tenant: each.device_ns for each in statistics.tenants} == {"a": used[1], "b": used[2] + used[3]}
     assert statistics.busy_ns == sum(used.values())
+
+
+def test_what_runs_again_is_guaranteed_only_where_its_reservation_pays_for_it() -> None:
+    """Two requests of 10 ms each break their batch after 15 ms, for which half a lane has 30 ms: again they are due at 50 and
+    at 70 ms, and to be guaranteed they have to be the longest slice before their objective."""
+    for within, second in ((80 * MS, Tier.SURPLUS), (200 * MS, Tier.GUARANTEED)):
+        world = World(Arbiter(), audit_every=1)
+        world.host(1, Model(each=10 * MS, max_batch_size=2), bandwidth=500, tenant="a")
+        calls = [world.arrive(1, within=within) for _ in range(2)]
+        world.schedule(15 * MS, lambda world=world: world.break_running(15 * MS))
+        world.run(until=16 * MS)
+        assert [world.arbiter._lane.calls[call].tier for call in calls] == [Tier.GUARANTEED, second]
+        world.run()
+        assert [world.endings[call].reason for call in calls] == ["OK", "OK"]
+        (tenant,) = world.arbiter.statistics().tenants
+        assert (tenant.guaranteed, tenant.surplus) == (2, 0)
+
+
+def test_finding_out_what_breaks_a_batch_costs_nobody_else_anything() -> None:
+    """Every batch of the first tenant breaks, over and over; the second is within its reservation."""
+    world = World(Arbiter(), audit_every=20)
+    world.host(1, Model(fixed=MS, each=MS, max_batch_size=8), bandwidth=300, tenant="broken")
+    world.host(2, Model(segments=3, each=MS), bandwidth=500, tenant="sound")
+    flood(world, 1, until=SECOND, every=2 * MS, within=SECOND)
+    sound = [world.arrive(2, at=at, within=30 * MS) for at in range(0, SECOND, 8 * MS)]
+
+    def break_it() -> None:
+        running = world._running
+        if running is not None and running.replica == 1:
+            world.break_running(0)
+
+    for at in range(0, 2 * SECOND, MS // 2):
+        world.schedule(at, break_it)
+    world.run()
+    assert all(world.endings[call].is_good for call in sound)
+    assert len(world.endings) == len(world.requests)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpu_sharing.memory.arena import WARM_BYTES, Arena, ArenaView, read_only
+from gpu_sharing.memory.arena import ROUND, WARM_BYTES, Arena, ArenaView, read_only
 from gpu_sharing.memory.extents import Extents
 
 CAPACITY = 64 * 64
@@ -125,4 +125,32 @@ def test_what_its_owner_has_left_is_not_wiped_for_the_same_one() -> None:
     arena.free(again)
     other = arena.allocate(5_000, 2)
     assert bytes(arena.view[other : other + 10_000]) == bytes(5_056) + b"a" * 4_944
+    arena.close()
+
+
+def test_pages_that_a_moment_of_many_requests_needed_go_back_and_what_is_held_stays() -> None:
+    arena = Arena.create(WARM_BYTES)
+    held = arena.allocate(1 << 20)
+    many = [arena.allocate(1 << 20) for _ in range(32)]
+    kept = many[7]
+    assert held is not None
+    assert kept is not None
+    for offset in (held, *many):
+        assert offset is not None
+        arena.view[offset : offset + (1 << 20)] = b"x" * (1 << 20)
+    for offset in many:
+        if offset is not None and offset != kept:
+            arena.free(offset)
+    for _ in range(2 * ROUND):
+        small = arena.allocate(4096)
+        assert small is not None
+        arena.view[small : small + 4096] = b"y" * 4096
+        arena.free(small)
+    assert os.fstat(arena.fd).st_blocks * 512 <= 9 << 20
+    assert bytes(arena.view[kept : kept + (1 << 20)]) == b"x" * (1 << 20)
+    assert bytes(arena.view[held : held + (1 << 20)]) == b"x" * (1 << 20)
+    again = arena.allocate(20 << 20)
+    assert again is not None
+    assert not any(arena.view[16 << 20 : 20 << 20])
+    arena.check_invariants()
     arena.close()

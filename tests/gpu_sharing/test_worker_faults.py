@@ -47,6 +47,22 @@ async def test_nan_in_one_row_fails_the_request_it_belongs_to(books: Books, tmp_
     assert np.isneginf(books.read(infinite))
 
 
+async def test_of_a_batch_that_raises_only_the_request_fails_that_makes_it_raise(books: Books, tmp_path: Path) -> None:
+    loaded = await books.load(models.looking_up(tmp_path / "m.onnx"), max_batch_size=8)
+    assert isinstance(loaded, Loaded), loaded
+    assert loaded.signature.max_batch_size == 8
+    await books.load(models.looping(tmp_path / "busy.onnx"), 2, max_batch_size=0)
+    busy = books.submit([np.array(200_000, np.int64)], replica=2)
+    futures = [books.submit([np.full((1, 1), value, np.int64)]) for value in (1, 99, 3, 4)]
+    answers = await asyncio.wait_for(asyncio.gather(*futures), 20)
+    await busy
+    assert [type(each) for each in answers] == [Done, Failed, Done, Done]
+    assert [books.read(answers[at], "INT64").item() for at in (0, 2, 3)] == [1, 9, 16]
+    assert answers[1].reason == "MODEL_FAILED"
+    assert "out of data bounds" in answers[1].message or "indices" in answers[1].message, answers[1].message
+    assert [each.batch.requests for each in answers] == [1, 1, 1, 1]
+
+
 async def test_a_model_that_asks_for_too_much_memory_is_told_so(books: Books, tmp_path: Path) -> None:
     await neighbour(books, tmp_path)
     await books.load(models.filling(tmp_path / "m.onnx"), max_batch_size=0)

@@ -102,7 +102,8 @@ class World:
         """Loads a model that runs `body`."""
         model = self.models[str(replica)] = Model(body)
         digest = f"digest {replica}"
-        profile = Profile(digest, CpuDevice("").device_kind, 100, (ProfilePoint(1, "2", 1, 5, 5, 1, 10),))
+        device = CpuDevice("")
+        profile = Profile(digest, device.device_kind, 100, (ProfilePoint(1, "2", device.compute_units, 5, 5, 1, 10),))
         self.send(Load(replica, "t", "m", 1, digest, f"/{replica}", "scripted", 0, 1, profile=profile))
         loaded = self.expect(Loaded)
         assert loaded.memory_bytes == 120

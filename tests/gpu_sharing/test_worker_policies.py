@@ -33,7 +33,8 @@ def test_a_share_that_does_not_fit_fails_the_load_and_nothing_else(
     world = world_of(monkeypatch, capacity=100)
     world.host(1, negated)
     model = world.models["2"] = loop.Model(negated)
-    profile = Profile("d", CpuDevice("").device_kind, 100, (ProfilePoint(1, "2", 1, 5, 5, 1, 10),))
+    device = CpuDevice("")
+    profile = Profile("d", device.device_kind, 100, (ProfilePoint(1, "2", device.compute_units, 5, 5, 1, 10),))
     world.send(Load(2, "other", "m", 1, "d", "/2", "scripted", 101, 1, profile=profile))
     failed = world.expect(LoadFailed)
     assert "101 millidevices do not fit for tenant 'other': of 100 on this lane, others hold 0" in failed.message

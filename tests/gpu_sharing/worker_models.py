@@ -158,6 +158,17 @@ def logarithm(path: Path) -> Path:
     return save(path, [helper.make_node("Log", ["x"], ["y"])], [x], [y])
 
 
+def looking_up(path: Path) -> Path:
+    """y = a table of ten at x, over INT64 [n, 1]: it raises where x is not one of them."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.INT64, ["n", 1]) for name in "xy")
+    table = helper.make_tensor("v", TensorProto.INT64, [10], [number * number for number in range(10)])
+    nodes = [
+        helper.make_node("Constant", [], ["table"], value=table),
+        helper.make_node("Gather", ["table", "x"], ["y"]),
+    ]
+    return save(path, nodes, [x], [y])
+
+
 def looping(path: Path) -> Path:
     """y = k counted one by one."""
     int64 = TensorProto.INT64

@@ -180,6 +180,13 @@ BAD = [
         "element 0 has 2147483647 bytes, more than 16777216",
     ),
     Bad(
+        "a string that is no text",
+        lambda: _words(b"\x03\x00\x00\x00ab\xff"),
+        INVALID,
+        "raw_input_contents of inputs[0] 'in_object'",
+        "element 0 is not UTF-8 (byte 2",
+    ),
+    Bad(
         "a message beyond the limit",
         tensor(np.ones((2, LIMIT_BYTES // 8 + 1), np.float32)),
         ("RESOURCE_EXHAUSTED", Reason.MESSAGE_TOO_LARGE),

@@ -23,7 +23,7 @@ import psutil
 from services.common.channel import connect
 
 FREE = "127.0.0.1:0"
-PORTS = ("frontend", "metrics", "registry", "scheduler", "executor", "otlp", "query")
+PORTS = ("frontend", "metrics", "registry", "scheduler", "executor", "otlp", "query", "executor-metrics")
 START_S = 60.0
 STOP_S = 40.0
 SHARED_MEMORY = Path("/dev/shm")
@@ -38,7 +38,7 @@ Sample = tuple[str, dict[str, str], float]
 class RunningMesh:
     """A mesh under test.
 
-    addresses: as mesh.json has them: frontend, metrics, registry, scheduler, executor, otlp, query.
+    addresses: as mesh.json has them: frontend, metrics, registry, scheduler, executor, otlp, query, executor_metrics.
     keys: API keys of the tenants that were created here, by name. said: what `up` has printed.
     """
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 
-from tests.mesh.calling import Caller, outputs, request
-from tests.mesh.tiny import echo
+from tests.mesh.calling import Caller, outputs, refused, request
+from tests.mesh.tiny import echo, slow
 
 CONFIG = """
 backend: "onnxruntime"
@@ -54,3 +55,24 @@ def test_an_artefact_that_is_not_what_its_configuration_says_is_refused(mesh, tm
     done = mesh.apportion("model", "push", "pets", str(root), "--tenant", "fraud")
     assert done.returncode == 1
     assert "input 'in_float32' is declared INT64, and the artefact has FP32" in done.stderr
+
+
+def test_no_more_wait_and_none_for_longer_than_the_queue_policy_allows(mesh, tmp_path):
+    """One request has the lane for about a second; of five behind it two may wait, for 300 ms."""
+    mesh.create_tenant("queue")
+    root = tmp_path / "slow"
+    (root / "1").mkdir(parents=True)
+    slow(root / "1" / "model.onnx")
+    policy = "max_queue_size: 2 default_timeout_microseconds: 300000"
+    (root / "config.pbtxt").write_text(f"dynamic_batching {{ default_queue_policy {{ {policy} }} }}")
+    mesh.command("model", "push", "slow", str(root), "--tenant", "queue")
+    asked = lambda turns: request("slow", {"turns": np.array([turns], np.int64)})
+    with Caller(mesh, "queue") as caller:
+        call = lambda turns: caller.stub.ModelInfer.future(asked(turns), metadata=caller.metadata, timeout=20)
+        running = call(10_000)
+        time.sleep(0.1)
+        behind = [call(1) for _ in range(5)]
+        told = [refused(each.exception())[1] for each in behind]
+        assert running.exception() is None
+    assert sorted(each.reason for each in told) == ["DEADLINE_EXCEEDED"] * 2 + ["OVERLOADED"] * 3
+    assert {each.facts.get("queue_limit") for each in told if each.reason == "OVERLOADED"} == {"2"}

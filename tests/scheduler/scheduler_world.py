@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from services.common.objectives import Point
 from services.scheduler.core.catalogue import Key, Model, Profile, Ref, Slo, Split, Tenant, Version
 from services.scheduler.core.events import (
     Action,
@@ -13,12 +14,13 @@ from services.scheduler.core.events import (
     ExecutorDetached,
     ExecutorReported,
     RecordInspection,
+    SendLayout,
     SendLoad,
     SendUnload,
     SendUpdate,
     Tick,
 )
-from services.scheduler.core.reports import Device, Hello, Lane, ReplicaReport, Report, Seen, UsageReport
+from services.scheduler.core.reports import Device, Hello, Lane, Layout, ReplicaReport, Report, Seen, UsageReport
 from services.scheduler.core.routes import Route, RoutesChanged, VersionRoute, VersionState
 from services.scheduler.core.scheduler import Scheduler
 from services.scheduler.core.state import Policy
@@ -66,6 +68,18 @@ def device(lanes: int = 1, memory_bytes: int = 10_000, units: int = 8, workers: 
     )
 
 
+def divided(*layouts: tuple[int, ...], memory_bytes: int = 10_000, kind: str = KIND) -> Device:
+    """A device that is prepared for layouts, each given by its lanes' compute units; no two layouts share a lane."""
+    lanes: list[Lane] = []
+    made: list[Layout] = []
+    for units in layouts:
+        first = len(lanes)
+        for each in units:
+            lanes.append(Lane(len(lanes), len(lanes), each, memory_bytes // len(units)))
+        made.append(Layout("+".join(map(str, units)), tuple(range(first, len(lanes)))))
+    return Device(kind, max(map(sum, layouts)), memory_bytes, tuple(lanes), layouts=tuple(made))
+
+
 @dataclass
 class SimReplica:
     """A replica as the simulated executor has it."""
@@ -88,13 +102,20 @@ class SimExecutor:
     attached: bool = False
     draining: bool = False
     replicas: dict[int, SimReplica] = field(default_factory=dict)
-    inbox: list[SendLoad | SendUnload | SendUpdate] = field(default_factory=list)
+    inbox: list[SendLoad | SendUnload | SendUpdate | SendLayout] = field(default_factory=list)
     used_ns: dict[Key, int] = field(default_factory=dict)
+    layout: int = 0
+    pinned: bool = False
+    measured: dict[Ref, dict[int, int]] = field(default_factory=dict)
+    stubborn: bool = False
 
     def obey(self, most: int | None = None) -> None:
         """Takes in commands, in order."""
         taken, self.inbox = self.inbox[:most], self.inbox[len(self.inbox[:most]) :]
         for command in taken:
+            if isinstance(command, SendLayout):
+                self.layout, self.pinned = command.layout, command.pinned
+                continue
             held = self.replicas.get(command.replica_id)
             if isinstance(command, SendLoad) and held is None:
                 self.replicas[command.replica_id] = SimReplica(
@@ -110,7 +131,7 @@ class SimExecutor:
         for number, replica in list(self.replicas.items()):
             if replica.state is Seen.DRAINING:
                 del self.replicas[number]
-            elif replica.state is Seen.LOADING:
+            elif replica.state is Seen.LOADING and not (self.stubborn and replica.lane):
                 replica.state = Seen.READY
 
     def put(self, number: int, state: Seen, message: str = "") -> None:
@@ -119,9 +140,9 @@ class SimExecutor:
 
     def report(self) -> Report:
         """Everything it holds."""
-        replicas = tuple(_reported(number, each, self.device.kind) for number, each in sorted(self.replicas.items()))
+        replicas = tuple(self._reported(number, each) for number, each in sorted(self.replicas.items()))
         usage = tuple(UsageReport(key, str(self.incarnation), used, 0, 1) for key, used in self.used_ns.items())
-        return Report(replicas, usage=usage, draining=self.draining)
+        return Report(replicas, usage=usage, draining=self.draining, layout=self.layout, layout_pinned=self.pinned)
 
     def hello(self) -> Hello:
         """Its first words."""
@@ -131,21 +152,24 @@ class SimExecutor:
         """Its process dies and starts anew with nothing."""
         self.attached, self.incarnation = False, self.incarnation + 1
         self.replicas, self.inbox, self.used_ns, self.draining = {}, [], {}, False
+        self.layout, self.pinned = 0, False
 
-
-def _reported(number: int, each: SimReplica, kind: str) -> ReplicaReport:
-    ready = each.state is Seen.READY
-    return ReplicaReport(
-        number,
-        each.ref,
-        each.lane,
-        each.state,
-        each.message,
-        signature=b"signature" if ready else None,
-        profile=Profile(kind, each.memory_bytes) if ready else None,
-        memory_bytes=each.memory_bytes if ready else 0,
-        bandwidth=each.bandwidth,
-    )
+    def _reported(self, number: int, each: SimReplica) -> ReplicaReport:
+        ready = each.state is Seen.READY
+        lane = self.device.lane(each.lane)
+        took = self.measured.get(each.ref, {}).get(lane.compute_units if lane else 0)
+        points = (Point(1, "", lane.compute_units, took, took),) if lane and took else ()
+        return ReplicaReport(
+            number,
+            each.ref,
+            each.lane,
+            each.state,
+            each.message,
+            signature=b"signature" if ready else None,
+            profile=Profile(self.device.kind, each.memory_bytes, points=points) if ready else None,
+            memory_bytes=each.memory_bytes if ready else 0,
+            bandwidth=each.bandwidth,
+        )
 
 
 class World:
@@ -166,7 +190,7 @@ class World:
         actions = self.scheduler.handle(event, self.now)
         self.story += actions
         for action in actions:
-            if isinstance(action, SendLoad | SendUnload | SendUpdate):
+            if isinstance(action, SendLoad | SendUnload | SendUpdate | SendLayout):
                 executor = self.executors[action.executor_id]
                 assert executor.attached, f"{action} to an executor without a stream"
                 executor.inbox.append(action)
@@ -267,7 +291,13 @@ class World:
             assert not at.memory_bytes or executor.memory_taken_bytes <= at.memory_bytes, (
                 f"{executor.executor_id} is full"
             )
-            refs = [replica.ref for replica in executor.replicas.values() if replica.live]
+            layouts = range(len(at.layouts) or 1)
+            assert all(sum(at.capacity(lane.number) for lane in at.in_layout(each)) <= 1000 for each in layouts)
+            refs = [
+                replica.ref
+                for replica in executor.replicas.values()
+                if replica.live and executor.in_force(replica.lane)
+            ]
             assert len(refs) == len(set(refs)), f"{executor.executor_id} holds one thing twice"
         if state.catalogue_known:
             self._check_routes()

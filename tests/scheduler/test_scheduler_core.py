@@ -14,10 +14,9 @@ from services.scheduler.core.catalogue import MILLION, Key, Profile, Slo, Split,
 from services.scheduler.core.events import Passed, RecordInspection, SendLoad, SendUnload, SendUpdate, Tick
 from services.scheduler.core.placement import SIZE_FACTOR, demand, memory_estimate, spread
 from services.scheduler.core.replicas import STEPS, Phase
-from services.scheduler.core.reports import Device, Lane, Seen, UsageReport
+from services.scheduler.core.reports import Device, Lane, Seen
 from services.scheduler.core.routes import Route, RouteLog, RoutesChanged, scaled, shares
 from services.scheduler.core.state import Policy
-from services.scheduler.core.usage import UsageLedger, Used
 
 KEY = Key("search", "embed")
 versions = st.integers(1, 6)
@@ -146,53 +145,6 @@ def test_a_watcher_that_applies_changes_holds_what_the_snapshot_says(states: lis
                 del held[key]
             revision = change.revision
     assert (revision, tuple(each for _, each in sorted(held.items()))) == log.snapshot()
-
-
-# Usage.
-
-
-def usage(incarnation: str, device_ns: int, requests: int = 1) -> list[UsageReport]:
-    return [UsageReport(KEY, incarnation, device_ns, 0, requests)]
-
-
-def test_device_time_is_counted_once_when_an_executor_attaches_again() -> None:
-    ledger = UsageLedger()
-    ledger.hello("gpu-0", "one", [])
-    ledger.report("gpu-0", usage("one", 100))
-    ledger.hello("gpu-0", "one", usage("one", 150, 2))
-    ledger.report("gpu-0", usage("one", 150, 2))
-    assert ledger.of("search") == Used(150, 2)
-
-
-def test_device_time_is_summed_over_the_incarnations_of_an_executor() -> None:
-    ledger = UsageLedger()
-    ledger.hello("gpu-0", "one", [])
-    ledger.report("gpu-0", usage("one", 100))
-    ledger.hello("gpu-0", "two", [])
-    ledger.report("gpu-0", usage("two", 30))
-    ledger.report("gpu-0", usage("one", 500))
-    assert ledger.of("search") == Used(130, 2)
-
-
-def test_what_an_executor_used_before_the_scheduler_heard_of_it_is_not_counted() -> None:
-    ledger = UsageLedger()
-    ledger.hello("gpu-0", "one", usage("one", 1000, 10))
-    ledger.report("gpu-0", usage("one", 1200, 12))
-    assert ledger.of("search") == Used(200, 2)
-
-
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 50), st.booleans()), max_size=30))
-def test_counted_time_never_falls_and_never_exceeds_what_was_used(steps: list[tuple[str, int, bool]]) -> None:
-    ledger, used, before = UsageLedger(), {"a": 0, "b": 0}, 0
-    for incarnation, more, attaches in steps:
-        used[incarnation] += more
-        if attaches:
-            ledger.hello("gpu-0", incarnation, usage(incarnation, used[incarnation]))
-        else:
-            ledger.report("gpu-0", usage(incarnation, used[incarnation]))
-        counted = ledger.of("search").device_ns
-        assert before <= counted <= sum(used.values())
-        before = counted
 
 
 # The whole.

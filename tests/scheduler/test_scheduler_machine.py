@@ -7,10 +7,11 @@ from dataclasses import replace
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from scheduler_world import World, device, model, tenant
+from scheduler_world import World, device, divided, model, tenant
 
 from services.scheduler.core.catalogue import Model, Tenant
 from services.scheduler.core.events import Action, CatalogueChanged, SendLoad, SendUnload, SendUpdate
+from services.scheduler.core.layouts import LayoutRefused
 from services.scheduler.core.replicas import Phase
 from services.scheduler.core.reports import Seen
 from services.scheduler.core.state import Policy
@@ -94,13 +95,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         lanes=st.sampled_from([1, 2, 4]),
         memory_bytes=st.sampled_from([1_000, 4_000]),
         workers=st.integers(1, 2),
+        prepared=st.booleans(),
     )
-    def attach(self, name: str, lanes: int, memory_bytes: int, workers: int) -> None:
+    def attach(self, name: str, lanes: int, memory_bytes: int, workers: int, prepared: bool) -> None:
         """An executor comes, or comes back, or opens a newer stream."""
         if name in self.world.executors:
             self.took(self.world.attach(name))
+        elif prepared:
+            self.world.add(name, divided((8,), (4, 4), (2,) * 4, memory_bytes=memory_bytes))
         else:
             self.world.add(name, device(lanes, memory_bytes, workers=workers))
+
+    @precondition(lambda self: any(each.attached for each in self.world.executors.values()))
+    @rule(data=st.data(), layout=st.sampled_from(["", "8", "4+4", "2+2+2+2"]))
+    def pin_layout(self, data: st.DataObject, layout: str) -> None:
+        """An operator wants a layout, or no longer."""
+        name = data.draw(st.sampled_from([each.name for each in self.world.executors.values() if each.attached]))
+        try:
+            wish = self.world.scheduler.pin_layout(name, layout)
+        except LayoutRefused:
+            return
+        self.took(self.world.handle(wish))
 
     @precondition(lambda self: any(each.attached for each in self.world.executors.values()))
     @rule(data=st.data(), crashes=st.booleans())

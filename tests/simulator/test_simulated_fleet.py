@@ -86,3 +86,52 @@ def test_two_fleets_with_one_seed_live_the_same_life() -> None:
         return world.trace.digest()
 
     assert digest() == digest()
+
+
+FLAT = SimulatedModel((Segment(MS),) * 5, weight_bytes=60)
+STEEP = SimulatedModel((Segment(4 * MS),) * 10, weight_bytes=60, parallel_part=1.0)
+
+
+def switching(seed: int = 1, seconds: int = 157) -> World:
+    """Two models that gain nothing from more units keep a whole device busy; later comes one that needs all of it."""
+    steady = tuple(range(75 * SECOND, max(75, 3 + seconds) * SECOND, 200 * MS))
+    loads = [
+        Load(Tenant("acme", 200), "a", FLAT, poisson(85, seconds=seconds), SECOND),
+        Load(Tenant("bolt", 200), "b", FLAT, poisson(85, seconds=seconds), SECOND),
+        # 20 ms on two units, which is not half its objective; 10 ms on four.
+        Load(Tenant("core", 300), "c", STEEP, steady, 38 * MS, pushed=70 * SECOND),
+    ]
+    return World(loads, chance(seed), layouts="0-3|0-1;2-3")
+
+
+def test_a_device_changes_its_layout_under_load_and_back_and_no_request_fails() -> None:
+    world = switching()
+    fared = world.run(160 * SECOND)
+    (executor,) = world.executors.values()
+    halves = [(each.started, each.ended) for lane in executor.lanes[1:] for each in lane.slices]
+    whole = [(each.started, each.ended) for each in executor.lanes[0].slices]
+    # Whole, divided, whole again.
+    first, last = min(start for start, _ in halves), max(end for _, end in halves)
+    assert min(start for start, _ in whole) < first < 60 * SECOND
+    assert 75 * SECOND < last < 140 * SECOND
+    assert any(start > last for start, _ in whole)
+    assert executor.layout == 0
+    for key in (Key("acme", "a"), Key("bolt", "b"), Key("core", "c")):
+        assert fared[key].outcomes.keys() == {"OK"}, fared[key].outcomes
+
+
+def test_two_fleets_that_change_layouts_with_one_seed_live_the_same_life() -> None:
+    def digest() -> str:
+        world = switching(3, seconds=30)
+        world.run(33 * SECOND)
+        assert all(lane.slices for lane in world.executors["executor-0"].lanes)
+        return world.trace.digest()
+
+    assert digest() == digest()
+
+
+def test_models_run_faster_on_more_units_as_far_as_their_parallel_part_goes() -> None:
+    assert [STEEP.on(units).cost(1) for units in (1, 2, 4)] == [40 * MS, 20 * MS, 10 * MS]
+    half = SimulatedModel((Segment(8 * MS),), parallel_part=0.5)
+    assert [half.on(units).cost(1) for units in (1, 2, 4)] == [8 * MS, 6 * MS, 5 * MS]
+    assert half.on(4).on(1) == half

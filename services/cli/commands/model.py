@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +14,12 @@ from services._proto.apportion.v1 import common_pb2, registry_pb2
 from services.cli import remote, show
 from services.cli.errors import usage
 from services.cli.options import Data, Json, Mesh, Registry, Scheduler, find_mesh
+from services.cli.profiles import commands, objective
 from services.cli.push import artefact, loading, parse, run
 
 app = typer.Typer(no_args_is_help=True)
+app.command("profile")(commands.profile_command)
+app.command("objective")(commands.objective_command)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 Tenant = Annotated[str, typer.Option("--tenant", metavar="T", help="Whose model it is.")]
@@ -76,14 +80,19 @@ def push(
     ] = None,
     wait: Wait = True,
     timeout: Timeout = 300.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 where it serves but its objective is not promised.")
+    ] = False,
     as_json: Json = False,
     data: Data = None,
     registry: Registry = None,
     scheduler: Scheduler = None,
 ) -> None:
     """Push a model and wait until it serves."""
-    if slo_ms is not None and slo_ms <= 0:
+    if slo_ms is not None and not 0 < slo_ms < math.inf:
         raise usage(f"--slo-ms: {slo_ms:g} is not above 0")
+    if strict and not wait:
+        raise usage("--strict: whether an objective is promised is known once the model serves; leave out --no-wait")
     request = registry_pb2.CreateVersionRequest(
         key=common_pb2.ModelKey(tenant=tenant, name=name),
         version=version,
@@ -97,12 +106,15 @@ def push(
         request.config.warmup.append(registry_pb2.WarmupTensor(name=named, shape=shape, data=filled))
     mesh, timeout_s = find_mesh(data, registry=registry, scheduler=scheduler), timeout if wait else None
     if path.is_dir():
-        asyncio.run(_folder(mesh, request, path, timeout_s=timeout_s, as_json=as_json))
+        asyncio.run(_folder(mesh, request, path, timeout_s=timeout_s, as_json=as_json, strict=strict))
     else:
-        asyncio.run(run.push(mesh, request, artefact.inspect(path), timeout_s=timeout_s, as_json=as_json))
+        found = artefact.inspect(path)
+        asyncio.run(run.push(mesh, request, found, timeout_s=timeout_s, as_json=as_json, strict=strict))
 
 
-async def _folder(mesh: Mesh, request: Any, path: Path, *, timeout_s: float | None, as_json: bool) -> None:
+async def _folder(
+    mesh: Mesh, request: Any, path: Path, *, timeout_s: float | None, as_json: bool, strict: bool
+) -> None:
     """Pushes a folder. What was said on the command line goes before what config.pbtxt says."""
     # The messages of config.pbtxt cannot be loaded beside tritonclient's in one process.
     from services.cli.push.repository import plan as planning
@@ -119,7 +131,7 @@ async def _folder(mesh: Mesh, request: Any, path: Path, *, timeout_s: float | No
     request.config.MergeFrom(said)
     if plan.replicas is not None and not request.HasField("replicas"):
         request.replicas = plan.replicas
-    await pushing.push(mesh, request, plan, timeout_s=timeout_s, json=as_json)
+    await pushing.push(mesh, request, plan, timeout_s=timeout_s, json=as_json, strict=strict)
 
 
 @app.command("list")
@@ -150,10 +162,16 @@ def list_models(
 
 @app.command("show")
 def show_model(
-    name: Name, tenant: Tenant = "default", as_json: Json = False, data: Data = None, registry: Registry = None
+    name: Name,
+    tenant: Tenant = "default",
+    as_json: Json = False,
+    data: Data = None,
+    registry: Registry = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Show one model with its versions."""
-    model = asyncio.run(_get(find_mesh(data, registry=registry), tenant, name))
+    mesh = find_mesh(data, registry=registry, scheduler=scheduler)
+    model = asyncio.run(_get(mesh, tenant, name))
     if as_json:
         show.print_json(model)
         return
@@ -178,7 +196,10 @@ def show_model(
             show.out.print(f"\nversion {one.version}")
             run.print_signature(one.signature)
             for profile in one.profiles:
-                run.print_profile(profile, model.slo)
+                run.print_profile(profile)
+            told = asyncio.run(run.objective_of(mesh, model, one.version))
+            if told is not None:
+                objective.say(told)
 
 
 @app.command()

@@ -41,6 +41,7 @@ def status(
         replicas(fleet, tenant),
         tenants(fleet, tenant),
         unplaced(fleet, tenant),
+        unpromised(fleet, tenant),
     ):
         if part.row_count:
             show.print_table(part)
@@ -75,7 +76,12 @@ def lanes(fleet: Any) -> Table:
     rows = []
     for one in fleet.executors:
         reports = {lane.lane: lane for lane in one.report.lanes}
+        used = {each.lane for each in one.report.replicas}
+        layouts = one.device.layouts
+        in_force = set(layouts[one.report.layout].lanes if layouts else [lane.lane for lane in one.device.lanes])
         for lane in one.device.lanes:
+            if lane.lane not in used | in_force:
+                continue
             report = reports.get(lane.lane, scheduler_pb2.LaneReport())
             rows.append(
                 [
@@ -137,3 +143,13 @@ def unplaced(fleet: Any, tenant: str | None = None) -> Table:
         if tenant is None or one.key.tenant == tenant
     ]
     return show.table("without a place", ["tenant", "model", ">version", "why"], rows)
+
+
+def unpromised(fleet: Any, tenant: str | None = None) -> Table:
+    """One row a version whose objective is not promised."""
+    rows = [
+        [one.key.tenant, one.key.name, str(one.version), one.message.replace("[", "\\[")]
+        for one in fleet.unpromised
+        if tenant is None or one.key.tenant == tenant
+    ]
+    return show.table("objectives that are not promised", ["tenant", "model", ">version", "why"], rows)

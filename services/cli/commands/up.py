@@ -39,6 +39,9 @@ def up(
     executor: Annotated[str, _listens("The executor", "APPORTION_EXECUTOR_LISTEN")] = Listen.executor,
     otlp: Annotated[str, _listens("Traces in, over OTLP", "APPORTION_TRACESTORE_LISTEN")] = Listen.otlp,
     query: Annotated[str, _listens("Jaeger's query API", "APPORTION_TRACESTORE_QUERY_LISTEN")] = Listen.query,
+    executor_metrics: Annotated[
+        str, _listens("Prometheus metrics of the executor", "APPORTION_EXECUTOR_METRICS_LISTEN")
+    ] = Listen.executor_metrics,
     trace_sample: Annotated[
         float | None,
         typer.Option(metavar="RATIO", help="Part of the requests whose traces are kept; violations always are."),
@@ -49,7 +52,7 @@ def up(
 ) -> None:
     """Run the whole mesh as local processes, in the foreground, until Ctrl-C."""
     started = time.monotonic()
-    listen = Listen(frontend, metrics, registry, scheduler, executor, otlp, query)
+    listen = Listen(frontend, metrics, registry, scheduler, executor, otlp, query, executor_metrics)
     check(listen)
     folder = Folder(data_folder(data).absolute())
     folder.make()
@@ -83,7 +86,12 @@ def check(listen: Listen) -> None:
     for name, address in vars(listen).items():
         host, colon, port = address.rpartition(":")
         if not (host and colon and port.isdigit() and int(port) <= 65535):
-            raise usage(f"--{name}: {address!r} is not HOST:PORT with a port of 0 to 65535")
+            raise usage(f"--{flag(name)}: {address!r} is not HOST:PORT with a port of 0 to 65535")
+
+
+def flag(name: str) -> str:
+    """The option that sets where something listens."""
+    return name.replace("_", "-")
 
 
 def check_free(listen: Listen) -> None:
@@ -91,7 +99,7 @@ def check_free(listen: Listen) -> None:
     for name, address in vars(listen).items():
         problem = unbindable(address)
         if problem is not None:
-            raise usage(f"--{name}: cannot listen on {address}: {problem} choose another")
+            raise usage(f"--{flag(name)}: cannot listen on {address}: {problem} choose another")
 
 
 def sampled(ratio: float | None) -> float | None:
@@ -108,6 +116,7 @@ def _announce(addresses: dict[str, str], folder: Folder, took_s: float, *, defau
         "registry": "tenants, models, artefacts",
         "scheduler": "the fleet",
         "executor": "where requests run",
+        "executor_metrics": "metrics of device time (Prometheus)",
         "otlp": "traces in (OTLP)",
         "query": "traces out (Jaeger's query API)",
     }

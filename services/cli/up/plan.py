@@ -24,6 +24,7 @@ class Listen:
     executor: str = "127.0.0.1:8110"
     otlp: str = "127.0.0.1:4317"
     query: str = "127.0.0.1:16685"
+    executor_metrics: str = "127.0.0.1:9110"
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,13 @@ class Plan:
             "registry": ("registry", "listen"),
             "scheduler": ("scheduler", "listen"),
             "executor": ("executor", "listen"),
+            "executor_metrics": ("executor", "metrics"),
             "otlp": ("tracestore", "listen"),
             "query": ("tracestore", "query_listen"),
         }
-        names |= {numbered("executor", n): (numbered("executor", n), "listen") for n in range(2, self.executors + 1)}
+        for n in range(2, self.executors + 1):
+            names[numbered("executor", n)] = (numbered("executor", n), "listen")
+            names[numbered("executor_metrics", n)] = (numbered("executor", n), "metrics")
         names |= {numbered("metrics", n): (numbered("frontend", n), "metrics") for n in range(2, self.frontends + 1)}
         return {name: ready[service][key] for name, (service, key) in names.items() if key in ready.get(service, {})}
 
@@ -105,6 +109,7 @@ class Plan:
             wanted["query_listen"] = listen.query
         if kind == "executor":
             wanted["listen"] = counted(listen.executor, number)
+            wanted["metrics_listen"] = counted(listen.executor_metrics, number)
         if kind == "frontend":
             wanted["metrics_listen"] = counted(listen.metrics, number)
             wanted["listen"] = start.known.get("frontend", {}).get("listen", listen.frontend)
@@ -134,8 +139,6 @@ class Plan:
             name = inherited.get("APPORTION_EXECUTOR_EXECUTOR_ID", f"executor-{socket.gethostname()}")
             own["EXECUTOR_ID"] = f"{name}-{number}"
             own["CACHE"] = f"{inherited.get('APPORTION_EXECUTOR_CACHE', str(self.data / 'cache'))}-{number}"
-            if "APPORTION_EXECUTOR_METRICS_LISTEN" in inherited:
-                own["METRICS_LISTEN"] = counted(inherited["APPORTION_EXECUTOR_METRICS_LISTEN"], number)
         return own
 
     def _preferred(self, start: Start) -> dict[str, str]:

@@ -12,10 +12,35 @@ from gpu_sharing.units import Bytes, Millidevices, Nanoseconds
 from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded, Update
 
 
+class Queueing(msgspec.Struct, frozen=True):
+    """How a model's requests wait, as whoever pushed it wants it. Zeros: not said.
+
+    max_waiting: so many may. deadline_ns: of requests whose callers allow more, from arrival. Priorities as in Execute, where
+    higher goes first: below least_priority they count as default_priority.
+    """
+
+    max_waiting: int = 0
+    deadline_ns: Nanoseconds = 0
+    least_priority: int = 0
+    default_priority: int = 0
+
+    def deadline(self, arrived: Nanoseconds, asked: Nanoseconds | None) -> Nanoseconds | None:
+        """The moment past which a request is dropped. asked: the caller's."""
+        if not self.deadline_ns:
+            return asked
+        own = arrived + self.deadline_ns
+        return own if asked is None or own < asked else asked
+
+    def priority(self, asked: int) -> int:
+        """The priority that counts."""
+        return self.default_priority if asked < self.least_priority or not asked else asked
+
+
 class Wanted(msgspec.Struct, frozen=True):
     """A replica that shall be here. The fields are those of the worker's Load; format None: told by the artefact.
 
     declared: what its artefact has to agree with. labels: class names by output, which the worker needs not know.
+    queueing: how its requests wait.
     """
 
     replica: int
@@ -36,6 +61,7 @@ class Wanted(msgspec.Struct, frozen=True):
     profile: Profile | None = None
     declared: Signature | None = None
     labels: dict[str, tuple[str, ...]] = {}
+    queueing: Queueing = Queueing()
 
 
 class Unwanted(msgspec.Struct, frozen=True):
@@ -90,8 +116,15 @@ class WorkerDown(msgspec.Struct, frozen=True):
     reason: str
 
 
+class LayoutSet(msgspec.Struct, frozen=True):
+    """These lanes are in force."""
+
+    lanes: tuple[int, ...]
+
+
 Happened: TypeAlias = (
     Wanted
+    | LayoutSet
     | Unwanted
     | Changed
     | Fetching
@@ -144,8 +177,14 @@ class StartWorker(msgspec.Struct, frozen=True):
     after_ns: Nanoseconds
 
 
+class StopWorker(msgspec.Struct, frozen=True):
+    """The lane's worker holds nothing and is not needed: stop it; answered by WorkerDown."""
+
+    lane: int
+
+
 class Tell(msgspec.Struct, frozen=True):
     """What the scheduler knows is out of date."""
 
 
-Action: TypeAlias = Fetch | LetGo | Send | Serve | Withdraw | StartWorker | Tell
+Action: TypeAlias = Fetch | LetGo | Send | Serve | Withdraw | StartWorker | StopWorker | Tell

@@ -2,6 +2,8 @@
 
 A worker loads one replica at a time: where it dies meanwhile, it is known which load it was. A replica whose load killed its
 worker twice is refused; after a loss, replicas that never did so are loaded first.
+
+A lane has a worker while it is in the layout in force, or holds a replica: one of another layout until its last replica is gone.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from services.executor.core.replica_events import (
     Fetched,
     Fetching,
     Happened,
+    LayoutSet,
     LetGo,
     NotFetched,
     Send,
     Serve,
     StartWorker,
+    StopWorker,
     Tell,
     Unwanted,
     Wanted,
@@ -68,6 +72,10 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
 """From each phase, where a replica may go; any phase may also end with the replica forgotten."""
 
 
+_OVER = (Phase.REFUSED, Phase.FAILED)
+"""Nothing of these is in a worker."""
+
+
 class Replica:
     """A replica and what is known of it. Read by reports; changed by Replicas alone."""
 
@@ -101,12 +109,18 @@ class Replica:
             objective_ns=wanted.objective_ns,
             signature=self.signature or wanted.signature,
             profile=self.profile or wanted.profile,
+            queue_limit=wanted.queueing.max_waiting,
         )
 
 
 class _Lane:
+    """up: its worker takes commands. has_worker: also while that starts or stops. stops: it has been told to."""
+
     def __init__(self) -> None:
         self.up = False
+        self.in_force = True
+        self.has_worker = False
+        self.stops = False
         self.up_since: Nanoseconds = 0
         self.losses = 0
         self.loading: int | None = None
@@ -138,7 +152,9 @@ class Replicas:
         """
         match event:
             case Wanted():
-                return self._wanted(event)
+                return [*self._wanted(event), *self._staff(event.lane)]
+            case LayoutSet():
+                return self._layout_set(event)
             case WorkerUp():
                 return self._worker_up(event.lane, now)
             case WorkerDown():
@@ -191,6 +207,29 @@ class Replicas:
             )
         replica.phase, replica.message, replica.stage = phase, message, stage
 
+    def _layout_set(self, event: LayoutSet) -> list[Action]:
+        for number, lane in self._lanes.items():
+            lane.in_force = number in event.lanes
+        return [*(action for number in self._lanes for action in self._staff(number)), Tell()]
+
+    def _staff(self, number: int) -> list[Action]:
+        """Gives a lane the worker that it needs, or takes from it one that it does not."""
+        lane = self._lanes.get(number)
+        if lane is None:
+            return []
+        needed = self._needs_worker(number)
+        if needed and not lane.has_worker:
+            lane.has_worker = True
+            return [StartWorker(number, 0)]
+        if lane.up and not needed:
+            lane.up, lane.stops = False, True
+            return [StopWorker(number)]
+        return []
+
+    def _needs_worker(self, number: int) -> bool:
+        held = (each for each in self._replicas.values() if each.wanted.lane == number)
+        return self._lanes[number].in_force or any(each.phase not in _OVER for each in held)
+
     def _wanted(self, wanted: Wanted) -> list[Action]:
         replica = self._replicas.get(wanted.replica)
         if replica is None:
@@ -218,7 +257,7 @@ class Replicas:
 
     def _forget(self, replica: Replica) -> list[Action]:
         del self._replicas[replica.wanted.replica]
-        return [LetGo(replica.wanted.replica), Tell()]
+        return [LetGo(replica.wanted.replica), *self._staff(replica.wanted.lane), Tell()]
 
     def _changed(self, replica: Replica, event: Changed) -> list[Action]:
         replica.wanted = msgspec.structs.replace(
@@ -278,18 +317,21 @@ class Replicas:
 
     def _worker_up(self, lane: int, now: Nanoseconds) -> list[Action]:
         state = self._lanes[lane]
-        state.up, state.up_since = True, now
-        return [*self._load_next(lane), Tell()]
+        state.up, state.has_worker, state.up_since = True, True, now
+        return [*self._staff(lane), *self._load_next(lane), Tell()]
 
     def _worker_down(self, lane: int, reason: str, now: Nanoseconds) -> list[Action]:
         state = self._lanes[lane]
         steady = state.up and now - state.up_since >= STEADY_NS
-        state.losses = 0 if steady else state.losses + 1
-        state.up, state.loading = False, None
+        state.losses = 0 if steady or state.stops else state.losses + 1
+        state.up, state.loading, state.has_worker, state.stops = False, None, False, False
         actions: list[Action] = []
         for replica in self.all():
             if replica.wanted.lane == lane:
                 actions += self._lost(replica, reason)
+        if not self._needs_worker(lane):
+            return [*actions, Tell()]
+        state.has_worker = True
         wait = FIRST_RESTART_NS << min(state.losses - 1, 20) if state.losses else 0
         return [*actions, StartWorker(lane, min(wait, LONGEST_RESTART_NS)), Tell()]
 

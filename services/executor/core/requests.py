@@ -17,6 +17,9 @@ MAX_EXTENT = 1 << 40
 
 MOST_CLASSES = 65_536
 
+TEXT_AT_ONCE = 1 << 20
+"""Bytes of text that are checked before others get a turn: about a millisecond."""
+
 _SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
 
@@ -33,10 +36,15 @@ class Invalid(Exception):
 
 
 class Limits(NamedTuple):
-    """What an operator allows one request, whatever its model does. element_bytes: the longest element of BYTES."""
+    """What one request may be, whatever its model does. element_bytes: the longest element of BYTES.
+
+    utf8: elements of BYTES are text to the model's runtime, as onnxruntime's strings are: it takes and gives them as UTF-8,
+    and one element that is none would fail the whole batch.
+    """
 
     rows: int = 4096
     element_bytes: Bytes = 16 << 20
+    utf8: bool = False
 
 
 class InputHead(NamedTuple):
@@ -64,8 +72,8 @@ class PlannedInput(NamedTuple):
     """An input that fits.
 
     place: its index in the signature. length_bytes: None for BYTES, whose elements have to be walked. elements: how many.
-    field: what to call it in a message. typed: its bytes, where they came as typed contents. most_bytes: of an element of
-    BYTES.
+    field: what to call it in a message. typed: its bytes, where they came as typed contents. most_bytes, utf8: of an element
+    of BYTES, see Limits.
     """
 
     place: int
@@ -75,6 +83,7 @@ class PlannedInput(NamedTuple):
     field: str
     typed: bytes | None
     most_bytes: Bytes = Limits().element_bytes
+    utf8: bool = False
 
 
 class Plan(NamedTuple):
@@ -152,8 +161,9 @@ def check_length(planned: PlannedInput, got_bytes: Bytes) -> None:
 
 
 def walk_elements(planned: PlannedInput, content: bytes | memoryview, every: int) -> Iterator[None]:
-    """Checks a raw content of BYTES, stopping after each `every` elements so that others get a turn. Raises Invalid."""
-    field, end, at = f"raw_input_contents of {planned.field}", len(content), 0
+    """Checks a raw content of BYTES, stopping after each `every` elements, or TEXT_AT_ONCE bytes of text, so that others get
+    a turn. Raises Invalid."""
+    field, end, at, text_ends = f"raw_input_contents of {planned.field}", len(content), 0, TEXT_AT_ONCE
     if planned.elements * 4 > end:
         raise Invalid(field, f"{end} bytes cannot hold {planned.elements} elements of BYTES, each with a 4-byte length")
     for element in range(planned.elements):
@@ -166,7 +176,10 @@ def walk_elements(planned: PlannedInput, content: bytes | memoryview, every: int
         if at > end:
             left = end - at + length
             raise Invalid(field, f"element {element} claims {length} bytes where {left} are left")
-        if element % every == every - 1:
+        if planned.utf8:
+            check_text(field, element, content[at - length : at])
+        if element % every == every - 1 or (planned.utf8 and at >= text_ends):
+            text_ends = at + TEXT_AT_ONCE
             yield
     if at != end:
         raise Invalid(field, f"{end - at} bytes are left over behind {planned.elements} elements")
@@ -223,6 +236,20 @@ def too_long(field: str, element: int, length: Bytes, most_bytes: Bytes) -> Inva
     return Invalid(field, f"element {element} has {length} bytes, more than {most_bytes}", limit=most_bytes)
 
 
+def check_text(field: str, element: int, value: bytes | memoryview) -> None:
+    """Raises Invalid unless an element of BYTES is UTF-8."""
+    try:
+        str(value, "utf-8")
+    except UnicodeDecodeError as wrong:
+        raise Invalid(
+            field,
+            f"element {element} is not UTF-8 (byte {wrong.start}: {wrong.reason}), and the model takes text; "
+            "send other bytes as UINT8, or as base64",
+            element=element,
+            byte=wrong.start,
+        ) from None
+
+
 def _planned(field: str, given: InputHead, index: int, limits: Limits, *, raw: bool) -> PlannedInput:
     elements = math.prod(given.shape)
     item = ITEM_BYTES.get(given.datatype)
@@ -230,7 +257,7 @@ def _planned(field: str, given: InputHead, index: int, limits: Limits, *, raw: b
     if raw:
         if given.typed:
             raise Invalid(f"{field}.contents", "given beside raw_input_contents; send a request's tensors one way only")
-        return PlannedInput(index, given.shape, elements, length, field, None, limits.element_bytes)
+        return PlannedInput(index, given.shape, elements, length, field, None, limits.element_bytes, limits.utf8)
     typed = _typed_bytes(field, given, elements, limits)
     return PlannedInput(index, given.shape, elements, length, field, typed, limits.element_bytes)
 
@@ -260,6 +287,8 @@ def _typed_bytes(field: str, given: InputHead, elements: int, limits: Limits) ->
         for element, value in enumerate(values):
             if len(value) > limits.element_bytes:
                 raise too_long(f"{field}.contents.{kind}", element, len(value), limits.element_bytes)
+            if limits.utf8:
+                check_text(f"{field}.contents.{kind}", element, value)
     try:
         return to_bytes(values, None if kind == BYTES_KIND else np.dtype(NUMPY_NAMES[given.datatype]))
     except OverflowError as error:

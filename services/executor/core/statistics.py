@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from gpu_sharing.measurements import Batch
@@ -9,6 +10,9 @@ from gpu_sharing.units import Nanoseconds
 
 MOST_SIZES = 256
 """Sizes of batches that are told apart, a version; further ones are counted in the totals alone."""
+
+MOST_VERSIONS = 4096
+"""Versions whose counts are kept, beyond those that are loaded."""
 
 
 @dataclass(slots=True)
@@ -80,14 +84,23 @@ class Counts:
 
 
 class StatisticsLedger:
-    """Counts by (tenant, model, version). A version that has left keeps its counts, so that they never shrink."""
+    """Counts by (tenant, model, version). A version that has left keeps its counts, so that they do not shrink; of very many
+    that have left, those that came first are forgotten."""
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, str, int], Counts] = {}
 
     def of(self, tenant: str, model: str, version: int) -> Counts:
         """The version's counts."""
-        return self.counts.setdefault((tenant, model, version), Counts())
+        counts = self.counts[tenant, model, version] = self.counts.pop((tenant, model, version), Counts())
+        return counts
+
+    def trim(self, loaded: Collection[tuple[str, str, int]]) -> None:
+        """Forgets versions that are not loaded, those first that were loaded longest ago, where there are too many."""
+        for key in [key for key in self.counts if key not in loaded][
+            : max(0, len(self.counts) - len(loaded) - MOST_VERSIONS)
+        ]:
+            del self.counts[key]
 
     def find(self, tenant: str, model: str) -> list[tuple[str, int, Counts]]:
         """(model, version, counts) of a tenant's versions, in order; of one model, unless its name is empty."""

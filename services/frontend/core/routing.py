@@ -64,6 +64,11 @@ class RoutingTable:
         """A tenant's routes, by name."""
         return sorted((r for r in self._routes.values() if r.tenant == tenant), key=lambda r: r.model)
 
+    def has(self, tenant: str, model: str, version: int | None = None) -> bool:
+        """Whether there is such a model, with this version where one is named."""
+        route = self._routes.get((tenant, model))
+        return route is not None and (version is None or version in route.versions)
+
     def route(self, tenant: str, model: str) -> Route:
         """A model's route. Raises Refusal: MODEL_NOT_FOUND, or NOT_SERVING before the first snapshot."""
         route = self._routes.get((tenant, model))

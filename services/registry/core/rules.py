@@ -20,6 +20,7 @@ MOST_WARMUP_BYTES = 1 << 20
 MOST_WARMUP_REQUESTS = 8
 MOST_KEYS = 100
 MOST_DECLARED = 1024
+MOST_WAITING = 1 << 20
 MOST_LABELS = 65_536
 MOST_LABEL_CHARACTERS = 1024
 DATATYPES = (
@@ -130,6 +131,13 @@ def declared(tensors: Sequence[tuple[str, str, Sequence[str]]]) -> None:
         within("config.declared.labels", max(map(len, labels), default=0), 0, MOST_LABEL_CHARACTERS)
     if len({name for name, _, _ in tensors}) != len(tensors):
         raise invalid("config.declared.name", "a tensor is named twice")
+
+
+def queue(max_waiting: int, deadline_us: int, priority_levels: int, default_priority: int) -> None:
+    """Checks how requests are to wait; 0: not said."""
+    within("config.queue.max_waiting", max_waiting, 0, MOST_WAITING)
+    within("config.queue.deadline_us", deadline_us, 0, MOST_OBJECTIVE_US)
+    within("config.queue.default_priority", default_priority, 0, priority_levels)
 
 
 def artefact_size(size_bytes: int, most_bytes: int) -> int:

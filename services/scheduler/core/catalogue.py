@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from gpu_sharing.partitioning.knee import Measured, smallest_batches
 from services.common.objectives import Point
 
 MILLION = 1_000_000
@@ -97,6 +98,11 @@ class Version:
     inspection_message: str = ""
     signature: bytes | None = None
     profiles: tuple[Profile, ...] = ()
+
+    def measured(self, device_kind: str) -> tuple[Measured, ...]:
+        """How long its smallest batch takes on such a device, ascending by compute units."""
+        points = (point for profile in self.profiles if profile.device_kind == device_kind for point in profile.points)
+        return smallest_batches((point.rows, point.compute_units, point.p50_ns) for point in points)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from services.scheduler.core.catalogue import Key, Model, Profile, Ref, Tenant, TrafficClass
 from services.scheduler.core.reports import Hello, Report
+from services.scheduler.core.requests import Counts
 from services.scheduler.core.routes import RoutesChanged
 
 # Events.
@@ -53,11 +54,37 @@ class ExecutorDetached:
 
 
 @dataclass(frozen=True, slots=True)
+class FrontendReported:
+    """A frontend told of requests that are over. whole: of all its models, also of old requests."""
+
+    frontend_id: str
+    counts: tuple[tuple[Key, Counts], ...]
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
 
-Event: TypeAlias = CatalogueReplaced | CatalogueChanged | ExecutorAttached | ExecutorReported | ExecutorDetached | Tick
+@dataclass(frozen=True, slots=True)
+class LayoutPinned:
+    """An operator wants this layout in force; None: the one that serves demand best."""
+
+    executor_id: str
+    layout: int | None
+
+
+Event: TypeAlias = (
+    CatalogueReplaced
+    | CatalogueChanged
+    | ExecutorAttached
+    | ExecutorReported
+    | ExecutorDetached
+    | FrontendReported
+    | LayoutPinned
+    | Tick
+)
 
 # Actions. Each says why it was decided.
 
@@ -109,6 +136,16 @@ class SendUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class SendLayout:
+    """This layout is in force. Workers of lanes that are not in it may go once they hold nothing."""
+
+    executor_id: str
+    layout: int
+    pinned: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Passed:
     """An artefact was loaded and ran."""
 
@@ -139,5 +176,5 @@ class Noted:
     why: str
 
 
-Command: TypeAlias = SendLoad | SendUnload | SendUpdate
+Command: TypeAlias = SendLoad | SendUnload | SendUpdate | SendLayout
 Action: TypeAlias = Command | RoutesChanged | RecordInspection | Noted

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from gpu_sharing.partitioning.patience import Patience
 from services.scheduler.core.catalogue import Ref
+from services.scheduler.core.rates import Rates
 from services.scheduler.core.replicas import Phase, Replica
-from services.scheduler.core.reports import Hello, Report
+from services.scheduler.core.reports import Hello, Lane, Report
 
 
 class LaneId(NamedTuple):
@@ -19,6 +21,24 @@ class LaneId(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.executor_id} lane {self.lane}"
+
+
+@dataclass(slots=True)
+class Division:
+    """How an executor's device is divided. layout: the one in force, which its executor may still have to be told.
+
+    pinned: an operator wants it so. sent_at: when its executor was last told; None: it is to be told.
+    before: the layout that is being left; None: none is. avoided_until: by layout, since a change to it came to nothing.
+    """
+
+    layout: int = 0
+    pinned: bool = False
+    sent_at: float | None = None
+    why: str = "as its executor says"
+    before: int | None = None
+    avoided_until: dict[int, float] = field(default_factory=dict)
+    patience: Patience = field(default_factory=Patience)
+    rates: Rates = field(default_factory=Rates)
 
 
 @dataclass(slots=True)
@@ -36,6 +56,23 @@ class Executor:
     lost: bool = False
     replicas: dict[int, Replica] = field(default_factory=dict)
     grants: dict[int, dict[str, int]] = field(default_factory=dict)
+    division: Division = field(default_factory=Division)
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """The lanes of the layout in force."""
+        return self.hello.device.in_layout(self.division.layout)
+
+    def in_force(self, lane: int) -> bool:
+        """Whether a lane is in the layout in force; those of no device are not."""
+        return any(each.number == lane for each in self.lanes)
+
+    @property
+    def left_behind(self) -> list[Replica]:
+        """Replicas on lanes that are not in the layout in force, those that drain too."""
+        if not self.hello.device.layouts:
+            return []
+        return [replica for replica in self.replicas.values() if not self.in_force(replica.lane)]
 
     @property
     def executor_id(self) -> str:

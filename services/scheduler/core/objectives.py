@@ -92,6 +92,7 @@ def _ask(state: State, model: Model, question: Question) -> Ask:
         reservation=state.tenant(model.key.tenant).reservation if given is None else given,
         objective_ns=None if objective_us is None else objective_us * 1_000,
         spread=spread(model, len(state.fleet.usable())),
+        beside=sum(key.tenant == model.key.tenant for key in state.models) - 1,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from services.scheduler.core import layouts
 from services.scheduler.core.catalogue import Ref
 from services.scheduler.core.events import Noted
 from services.scheduler.core.fleet import Executor
@@ -19,8 +20,8 @@ def attach(state: State, hello: Hello, now: float) -> Iterator[Noted]:
     executor = Executor(hello, hello.report)
     if known is not None:
         executor.replicas, executor.grants = known.replicas, known.grants
+    layouts.attach(executor, known)
     state.fleet.executors[hello.executor_id] = executor
-    state.usage.hello(hello.executor_id, hello.incarnation, hello.report.usage)
     held = {each.replica_id for each in hello.report.replicas}
     for replica in executor.replicas.values():
         if replica.replica_id not in held:
@@ -44,7 +45,9 @@ def take_report(state: State, executor: Executor, report: Report, now: float) ->
     if report.draining and not executor.report.draining:
         yield Noted(f"executor {executor.executor_id} drains", "it is about to stop: what it holds is placed elsewhere")
     executor.report = report
+    executor.division.rates.take(report.usage, now)
     state.usage.report(executor.executor_id, report.usage)
+    state.rates.report(executor.executor_id, executor.hello.incarnation, report.measured_us, report.usage, now)
     told = {each.replica_id: each for each in report.replicas}
     for replica in list(executor.replicas.values()):
         yield from _step(state, replica, told.get(replica.replica_id), now)
@@ -70,7 +73,7 @@ def expire(state: State, now: float) -> Iterator[Noted]:
             )
         if gone_s >= state.policy.forget_s:
             del state.fleet.executors[executor_id]
-            state.usage.forget(executor_id)
+            state.rates.forget(executor_id)
 
 
 def _adopt(state: State, executor: Executor, told: ReplicaReport, now: float) -> Iterator[Noted]:

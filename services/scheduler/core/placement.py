@@ -10,8 +10,8 @@ which is why a tenant's *demand* on a lane is the largest R / spread of its mode
 shared by all of them. Models of one tenant on different lanes each get the whole demand, since the tenant may use its
 reservation on either.
 
-Of the lanes that fit, the best is, in this order: on an executor where this version has not failed before; where the
-least has to be granted anew (the tenant has its bandwidth there); with the most bandwidth free (so that what is unused,
+Only lanes of the layouts in force are places. Of those that fit, the best is, in this order: on an executor where this
+version has not failed before; with as many compute units as its objective is known to need; where the least has to be granted anew (the tenant has its bandwidth there); with the most bandwidth free (so that what is unused,
 which all share by weight, is spread); with the fewest replicas; then by name, so that ties are total.
 """
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from gpu_sharing.partitioning.knee import knee_size
 from services.scheduler.core.catalogue import Key, Model, Ref, Tenant, Version
 from services.scheduler.core.fleet import Executor, Fleet
 from services.scheduler.core.reports import Lane
@@ -30,13 +31,14 @@ SIZE_FACTOR = 2
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a replica needs. demand: millidevices on its lane. shunned: where it failed last."""
+    """What a replica needs. demand: millidevices on its lane. shunned: where it failed last. objective_us: of its model."""
 
     ref: Ref
     demand: int
     isolated: bool
     version: Version
     shunned: str | None = None
+    objective_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,9 @@ class _Candidate:
     executor: Executor
     lane: Lane
     memory_bytes: int
+    lane_bytes: int
     extra: int
+    too_few_units: bool
 
 
 def spread(model: Model, executors: int) -> int:
@@ -86,6 +90,11 @@ def memory_estimate(version: Version, device_kind: str) -> int:
     return known or version.size_bytes * SIZE_FACTOR
 
 
+def lane_memory(version: Version, device_kind: str) -> int:
+    """Bytes of a lane's own part of the memory that a replica is sure to take: of what nobody has measured, its weights."""
+    return memory_estimate(version, device_kind) if version.profiles else version.size_bytes
+
+
 def place(fleet: Fleet, ask: Ask, isolated: Callable[[Key], bool]) -> Place | NoPlace:
     """The best lane for one more replica, or why there is none. isolated: whether a model wants a worker of its own."""
     executors = [executor for executor in fleet.usable() if executor.attached]
@@ -101,7 +110,9 @@ def place(fleet: Fleet, ask: Ask, isolated: Callable[[Key], bool]) -> Place | No
     ]
     if not walled:
         return _nowhere(f"{ask.ref.key} needs a worker process of its own, and none is without other tenants")
-    roomy = [each for each in walled if has_memory(each.executor, each.memory_bytes)]
+    if all(0 < each.lane.memory_bytes < each.lane_bytes for each in walled):
+        return _too_large(walled, ask)
+    roomy = [each for each in walled if has_memory(each.executor, each.memory_bytes) and _has_lane_memory(each)]
     if not roomy:
         return _no_memory(max(walled, key=lambda each: _memory_free(each.executor)), ask)
     fitting = [each for each in roomy if each.extra <= each.executor.free(each.lane.number)]
@@ -112,8 +123,11 @@ def place(fleet: Fleet, ask: Ask, isolated: Callable[[Key], bool]) -> Place | No
 
 
 def holds(executor: Executor, ref: Ref) -> bool:
-    """Whether an executor has a replica of it, also one that is leaving."""
-    return any(replica.ref == ref for replica in executor.replicas.values())
+    """Whether an executor has a replica of it on a lane in force, also one that is leaving.
+
+    One on a lane of another layout is there until the replica that takes its place serves.
+    """
+    return any(replica.ref == ref and executor.in_force(replica.lane) for replica in executor.replicas.values())
 
 
 def allows(executor: Executor, lane: Lane, key: Key, isolated: Callable[[Key], bool]) -> bool:
@@ -133,20 +147,39 @@ def devices(millidevices: int) -> str:
 
 
 def _lanes(executors: list[Executor]) -> Iterator[tuple[Executor, Lane]]:
-    return ((executor, lane) for executor in executors for lane in executor.hello.device.lanes)
+    return ((executor, lane) for executor in executors for lane in executor.lanes)
 
 
 def _candidate(executor: Executor, lane: Lane, ask: Ask) -> _Candidate:
     memory_bytes = memory_estimate(ask.version, executor.hello.device.kind)
     extra = max(0, ask.demand - executor.grant(lane.number, ask.ref.key.tenant))
-    return _Candidate(executor, lane, memory_bytes, extra)
+    lane_bytes = lane_memory(ask.version, executor.hello.device.kind)
+    return _Candidate(executor, lane, memory_bytes, lane_bytes, extra, _too_few_units(executor, lane, ask))
 
 
-def _rank(each: _Candidate, ask: Ask) -> tuple[bool, int, int, int, str, int]:
+def _too_few_units(executor: Executor, lane: Lane, ask: Ask) -> bool:
+    """Whether the model is known to need more compute units for its objective than the lane has, and that there are such."""
+    if ask.objective_us is None:
+        return False
+    device = executor.hello.device
+    knee = knee_size(ask.version.measured(device.kind), ask.objective_us * 1_000, device.compute_units)
+    return knee is not None and lane.compute_units < knee
+
+
+def _has_lane_memory(each: _Candidate) -> bool:
+    """Whether a lane's own part of the memory holds one model more; one that does not tell it is not checked."""
+    if not each.lane.memory_bytes:
+        return True
+    taken = sum(replica.memory_bytes for replica in each.executor.on_lane(each.lane.number))
+    return taken + each.lane_bytes <= each.lane.memory_bytes
+
+
+def _rank(each: _Candidate, ask: Ask) -> tuple[bool, bool, int, int, int, str, int]:
     number, executor = each.lane.number, each.executor
     crowd = sum(1 for _ in executor.on_lane(number))
     return (
         executor.executor_id == ask.shunned,
+        each.too_few_units,
         each.extra,
         -executor.free(number),
         crowd,
@@ -184,11 +217,30 @@ def _all_taken(executors: list[Executor], ref: Ref) -> NoPlace:
     return _nowhere(f"each replica of {ref.key} needs an executor of its own, and there are {len(executors)}")
 
 
+def _too_large(walled: list[_Candidate], ask: Ask) -> NoPlace:
+    """It fits no partition in force, however empty; whether it would fit one of another layout is told too."""
+    largest = max(walled, key=lambda each: each.lane.memory_bytes - each.lane_bytes)
+    ever = max(
+        (lane.memory_bytes for each in walled for lane in each.executor.hello.device.lanes),
+        default=0,
+    )
+    message = f"{ask.ref.key} needs {largest.lane_bytes} bytes of memory, the largest partition has {largest.lane.memory_bytes}"
+    if ever > largest.lane.memory_bytes:
+        message += f"; another layout has one of {ever}"
+    return NoPlace(message, f"{message} (on {largest.executor.executor_id})")
+
+
 def _no_memory(best: _Candidate, ask: Ask) -> NoPlace:
     whole, free = best.executor.hello.device.memory_bytes, _memory_free(best.executor)
-    message = f"{ask.ref.key} needs {best.memory_bytes} bytes of memory, {free} free of {whole}"
+    held, needed = list(best.executor.replicas.values()), best.memory_bytes
+    if has_memory(best.executor, best.memory_bytes):
+        # It is the lane's own part that is full.
+        held, needed = list(best.executor.on_lane(best.lane.number)), best.lane_bytes
+        whole = best.lane.memory_bytes
+        free = max(0, whole - sum(replica.memory_bytes for replica in held))
+    message = f"{ask.ref.key} needs {needed} bytes of memory, {free} free of {whole}"
     taken: dict[str, int] = {}
-    for replica in best.executor.replicas.values():
+    for replica in held:
         taken[str(replica.ref.key)] = taken.get(str(replica.ref.key), 0) + replica.memory_bytes
     return NoPlace(message, f"{message} ({_listed(taken, str)}) on {best.executor.executor_id}" if taken else message)
 

@@ -16,6 +16,7 @@ from services.scheduler.core.events import (
     Passed,
     RecordInspection,
     Refused,
+    SendLayout,
     SendLoad,
     SendUnload,
     SendUpdate,
@@ -38,7 +39,7 @@ class _Want:
     moving: bool = False
 
 
-def retire(state: State) -> None:
+def retire(state: State, now: float) -> None:
     """Sends away what is not wanted: removed, unloaded and replaced versions, and replicas beyond the number asked for."""
     held = state.fleet.by_ref()
     for replica in state.fleet.replicas():
@@ -52,7 +53,7 @@ def retire(state: State) -> None:
         waiting = [number for number in numbers if not _serves(held.get(refs[number], []))]
         for number, ref in refs.items():
             if number in numbers:
-                _retire_surplus(state, model, held.get(ref, []))
+                _retire_surplus(state, model, held.get(ref, []), now)
             else:
                 _retire_replaced(state, held.get(ref, []), waiting)
 
@@ -78,7 +79,8 @@ def place_missing(state: State, now: float, next_id: Iterator[int]) -> Iterator[
             failures = state.failures.get(want.ref)
             shunned = failures.executor_id if failures else None
             version = state.with_learnt(want.ref, want.version)
-            ask = Ask(want.ref, state.model_demand(want.model), want.model.isolated, version, shunned)
+            demand, objective_us = state.model_demand(want.model), want.model.slo.objective_us
+            ask = Ask(want.ref, demand, want.model.isolated, version, shunned, objective_us)
             found = place(state.fleet, ask, state.isolated)
             if isinstance(found, NoPlace):
                 if not want.moving:
@@ -107,6 +109,7 @@ def commands(state: State, now: float) -> Iterator[Command]:
     """What executors have to be told, and have not been, or not to any effect."""
     for executor in state.fleet.executors.values():
         if executor.attached:
+            yield from _layout(state, executor, now)
             for replica in executor.replicas.values():
                 yield from _command(state, executor, replica, now)
 
@@ -142,13 +145,13 @@ def _retire_replaced(state: State, replicas: list[Replica], waiting: list[int]) 
             replica.leave("its version is no longer wanted", 0.0)
 
 
-def _retire_surplus(state: State, model: Model, replicas: list[Replica]) -> None:
+def _retire_surplus(state: State, model: Model, replicas: list[Replica], now: float) -> None:
     """Keeps as many as are wanted: those that serve before others, those in the right place first, the oldest first.
 
     A replica on its way may stay for each one kept that serves in the wrong place: it is there to take over.
     """
     wanted = model.replicas or 1
-    ranked = sorted(_one_each(state, replicas), key=lambda replica: _worth(state, replica))
+    ranked = sorted(_one_each(state, replicas, now), key=lambda replica: _worth(state, replica))
     kept, beyond = ranked[:wanted], ranked[wanted:]
     takeovers = sum(each.phase is Phase.READY and state.misplaced(each) for each in kept)
     for replica in beyond:
@@ -158,14 +161,36 @@ def _retire_surplus(state: State, model: Model, replicas: list[Replica]) -> None
             replica.leave(f"replicas asked for: {wanted}, held: {len(ranked)}", state.policy.drain_s)
 
 
-def _one_each(state: State, replicas: list[Replica]) -> list[Replica]:
-    """The best on each executor; the others are sent away."""
+def _one_each(state: State, replicas: list[Replica], now: float) -> list[Replica]:
+    """The best on each executor; the others are sent away, those on lanes that are being left in their own time."""
     best: dict[str, Replica] = {}
+    behind: list[Replica] = []
     for replica in sorted(replicas, key=lambda each: _worth(state, each)):
+        if not state.fleet.executors[replica.executor_id].in_force(replica.lane):
+            behind.append(replica)
+            continue
         first = best.setdefault(replica.executor_id, replica)
         if first is not replica:
             replica.leave(f"{replica.executor_id} holds it twice", state.policy.drain_s)
-    return list(best.values())
+    return [*best.values(), *_still_needed(state, behind, best, now)]
+
+
+def _still_needed(state: State, behind: list[Replica], best: dict[str, Replica], now: float) -> list[Replica]:
+    """Of replicas on lanes that are being left: those that serve while nobody serves in their place.
+
+    Once somebody does, both serve for a moment, so that no frontend knows the one alone that goes.
+    """
+    needed: dict[str, Replica] = {}
+    for replica in behind:
+        successor = best.get(replica.executor_id)
+        if replica.phase is not Phase.READY:
+            replica.leave("its lane is not in the layout in force", 0.0)
+        elif successor is None or successor.phase is not Phase.READY:
+            if needed.setdefault(replica.executor_id, replica) is not replica:
+                replica.leave(f"{replica.executor_id} holds it twice", state.policy.drain_s)
+        elif now - successor.ready_at >= state.policy.handover_s:
+            replica.leave(f"replica {successor.replica_id} serves on the layout in force", state.policy.drain_s)
+    return list(needed.values())
 
 
 def _worth(state: State, replica: Replica) -> tuple[bool, bool, int]:
@@ -204,6 +229,15 @@ def _command(state: State, executor: Executor, replica: Replica, now: float) -> 
         why = "it was adopted" if replica.told is None else f"was {replica.told}"
         replica.told = terms
         yield SendUpdate(executor.executor_id, replica.replica_id, terms, why)
+
+
+def _layout(state: State, executor: Executor, now: float) -> Iterator[Command]:
+    division = executor.division
+    told = (executor.report.layout, executor.report.layout_pinned) == (division.layout, division.pinned)
+    due = division.sent_at is None or now >= division.sent_at + state.policy.resend_s
+    if executor.hello.device.layouts and not told and due:
+        division.sent_at = now
+        yield SendLayout(executor.executor_id, division.layout, division.pinned, division.why)
 
 
 def _load(state: State, executor: Executor, replica: Replica) -> SendLoad:

@@ -57,14 +57,13 @@ def _refusal(tenant: str, asked: int, free: int, capacity: int) -> str:
 
 
 def _capacities(executor: Executor) -> int:
-    device = executor.hello.device
-    return sum(device.capacity(lane.number) for lane in device.lanes)
+    return sum(executor.hello.device.capacity(lane.number) for lane in executor.lanes)
 
 
 def _nth_free_lane(executors: list[Executor], tenant: str, place: int) -> int:
     """The largest lane, without what others have been granted there, of the executor that comes `place`-th by it."""
     free = [
-        max((each.free(lane.number) + each.grant(lane.number, tenant) for lane in each.hello.device.lanes), default=0)
+        max((each.free(lane.number) + each.grant(lane.number, tenant) for lane in each.lanes), default=0)
         for each in executors
     ]
     return sorted(free, reverse=True)[place - 1]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from services.scheduler.core import objectives, observing, reconcile, reservations
-from services.scheduler.core.catalogue import Key, Ref
+from services.scheduler.core import layouts, objectives, observing, reconcile, reservations
+from services.scheduler.core.catalogue import Key, Ref, Tenant
 from services.scheduler.core.events import (
     Action,
     CatalogueChanged,
@@ -15,11 +15,14 @@ from services.scheduler.core.events import (
     ExecutorAttached,
     ExecutorDetached,
     ExecutorReported,
+    FrontendReported,
+    LayoutPinned,
     Noted,
     Tick,
 )
 from services.scheduler.core.objectives import Found, Question, Unpromised
 from services.scheduler.core.reports import Hello, Report
+from services.scheduler.core.requests import Recent
 from services.scheduler.core.reservations import Promise
 from services.scheduler.core.routes import RouteLog
 from services.scheduler.core.routing import routes
@@ -37,13 +40,26 @@ class ExecutorView:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelView:
+    """What a model used: so far; of a device now, in millionths; and how its requests fared lately."""
+
+    key: Key
+    used: Used
+    used_ppm: int
+    recent: Recent
+
+
+@dataclass(frozen=True, slots=True)
 class TenantView:
-    """A tenant's promise in millidevices, its weight, and what it used."""
+    """A tenant's promise in millidevices, its weight, and what it used: in all as in ModelView, and by model."""
 
     name: str
     reservation: int
     weight: int
     used: Used
+    used_ppm: int = 0
+    recent: Recent = field(default_factory=Recent)
+    models: tuple[ModelView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +94,12 @@ class Scheduler:
         self._state = State(policy or Policy(), started_at=now)
         self._ids = self._replica_ids()
         self._last_id = epoch << 32
-        self._decided_at = now
+        self._decided_at = self._now = now
+        self._state.requests.began = now
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """What is to be done about an event: commands for executors, changed routes, inspections to record, notes."""
+        self._now = now
         stirred, notes = self._take(event, now)
         actions: list[Action] = list(notes)
         if self._state.catalogue_known and stirred:
@@ -101,21 +119,48 @@ class Scheduler:
         """Whether a tenant could be promised so much, in place of what it has."""
         return reservations.check(self._state, tenant, millidevices)
 
+    def pin_layout(self, executor_id: str, name: str) -> LayoutPinned:
+        """The event for an operator's wish. name: of the layout; "": none. LayoutRefused where it cannot be followed."""
+        return layouts.wish(self._state, executor_id, name)
+
     def objective(self, question: Question) -> tuple[int, list[Found]]:
         """What a model can be promised: its version's number, and an answer for each kind of lane. Refusal for nonsense."""
         return objectives.find(self._state, question)
 
     def fleet(self) -> FleetView:
-        """What there is, for the CLI and metrics."""
+        """What there is, for the CLI and metrics; what is said of the last minute ends with the latest event."""
         state = self._state
         executors = [each for _, each in sorted(state.fleet.executors.items())]
         tenants = [each for _, each in sorted(state.tenants.items())]
+        models = self._model_views()
         return FleetView(
             tuple(ExecutorView(each.hello, each.report, each.attached) for each in executors),
-            tuple(TenantView(each.name, each.reservation, each.weight, state.usage.of(each.name)) for each in tenants),
+            tuple(self._tenant_view(each, models.get(each.name, [])) for each in tenants),
             tuple(UnplacedView(ref.key, ref.version, why) for ref, why in sorted(self._lacking().items())),
             tuple(objectives.unpromised(state)),
         )
+
+    def _model_views(self) -> dict[str, list[ModelView]]:
+        """Every model that used or asked for anything, by tenant."""
+        state, now = self._state, self._now
+        recent, used, ppm = state.requests.recent(now), state.usage.models(), dict[Key, int]()
+        for executor_id, executor in state.fleet.executors.items():
+            rates = state.rates.used_ppm(executor_id, executor.hello.device.compute_units, now)
+            for key, rate in rates.items():
+                ppm[key] = ppm.get(key, 0) + rate
+        views: dict[str, list[ModelView]] = {}
+        for key in sorted({*recent, *used}):
+            view = ModelView(key, used.get(key, Used()), ppm.get(key, 0), recent.get(key) or Recent())
+            views.setdefault(key.tenant, []).append(view)
+        return views
+
+    def _tenant_view(self, tenant: Tenant, models: list[ModelView]) -> TenantView:
+        used, recent = Used(), Recent()
+        for each in models:
+            used = used.plus(each.used)
+            recent.add(each.recent)
+        ppm = sum(each.used_ppm for each in models)
+        return TenantView(tenant.name, tenant.reservation, tenant.weight, used, ppm, recent, tuple(models))
 
     def _lacking(self) -> dict[Ref, str]:
         """Wanted versions that lack a replica: for want of room, or until they are tried again."""
@@ -139,10 +184,16 @@ class Scheduler:
         state = self._state
         if isinstance(event, Tick):
             expired = list(observing.expire(state, now))
+            state.requests.forget_old(now)
             return bool(expired) or state.due(self._decided_at, now), expired
+        if isinstance(event, LayoutPinned):
+            return True, list(layouts.pin(state, event.executor_id, event.layout, now))
         if isinstance(event, CatalogueReplaced | CatalogueChanged):
             self._take_catalogue(event)
             return True, []
+        if isinstance(event, FrontendReported):
+            state.requests.report(event.frontend_id, event.counts, now, whole=event.whole)
+            return False, []
         if isinstance(event, ExecutorAttached):
             notes = list(observing.attach(state, event.hello, now))
             self._skip_ids(event.hello.report)
@@ -183,8 +234,10 @@ class Scheduler:
         state = self._state
         self._decided_at = now
         state.fleet.regrant(state.demand)
-        reconcile.retire(state)
+        reconcile.retire(state, now)
         if state.settled(now):
+            yield from layouts.review(state, now)
+            layouts.drain_first(state)
             yield from reconcile.place_missing(state, now, self._ids)
         yield from reconcile.shortages(state)
         # Routes first: nobody should be sent to a replica that has been told to go.
@@ -211,4 +264,4 @@ def _essence(report: Report) -> tuple[object, ...]:
         (each.replica_id, each.state, each.lane, each.memory_bytes, each.message, each.signature, each.profile)
         for each in report.replicas
     )
-    return replicas, report.draining
+    return replicas, report.draining, report.layout, report.layout_pinned

@@ -10,8 +10,9 @@ from services.scheduler.core.events import Terms
 from services.scheduler.core.fleet import Fleet, LaneId
 from services.scheduler.core.placement import NoPlace, allows, demand
 from services.scheduler.core.replicas import Phase, Replica
+from services.scheduler.core.requests import RequestHistory
 from services.scheduler.core.routes import scaled
-from services.scheduler.core.usage import UsageLedger
+from services.scheduler.core.usage import UsageLedger, UsageRates
 
 LONE = 5
 """A scheduler that no executor has come back to waits this many times as long for the first one."""
@@ -28,6 +29,10 @@ class Policy:
     steady_s: a replica that served for so long has shown that its version works: earlier failures are forgotten.
     resend_s: a command without visible effect is sent again after so long.
     forget_s: an executor that has been gone for so long is no longer listed.
+    handover_s: for so long a replica on a lane that is being left serves beside the one that takes its place.
+    layout_steady_s: a layout must have been the better one for so long before it is brought into force.
+    layout_dwell_s: a layout is in force for so long before another is; the first change need not wait.
+    layout_limit_s: a change that has not come to its end by then is taken back.
     """
 
     grace_s: float = 10.0
@@ -38,6 +43,10 @@ class Policy:
     steady_s: float = 60.0
     resend_s: float = 10.0
     forget_s: float = 600.0
+    handover_s: float = 1.0
+    layout_steady_s: float = 5.0
+    layout_dwell_s: float = 60.0
+    layout_limit_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,8 @@ class State:
     walled: set[Key] = field(default_factory=set)
     fleet: Fleet = field(default_factory=Fleet)
     usage: UsageLedger = field(default_factory=UsageLedger)
+    rates: UsageRates = field(default_factory=UsageRates)
+    requests: RequestHistory = field(default_factory=RequestHistory)
     refused: dict[Ref, str] = field(default_factory=dict)
     failures: dict[Ref, Failures] = field(default_factory=dict)
     learnt: dict[Ref, Learnt] = field(default_factory=dict)
@@ -150,6 +161,8 @@ class State:
     def misplaced(self, replica: Replica) -> bool:
         """Whether its lane cannot give what its tenant was promised, or a wall that was asked for does not stand."""
         executor = self.fleet.executors[replica.executor_id]
+        if not executor.in_force(replica.lane):
+            return True
         short = executor.grant(replica.lane, replica.ref.key.tenant) < (self.demand(replica) or 0)
         lane = executor.hello.device.lane(replica.lane)
         if short or lane is None:
@@ -184,6 +197,8 @@ class State:
         """Whether anything has become due after `since`: settling, a retry, a command that had no effect."""
         if self.settled(now) != self.settled(since):
             return True
+        if any(len(executor.hello.device.layouts) > 1 for executor in self.fleet.executors.values()):
+            return True
         if any(since < failures.retry_at <= now for failures in self.failures.values()):
             return True
         waiting = (each for each in self.fleet.replicas() if each.phase in (Phase.ORDERED, Phase.LEAVING))
@@ -199,4 +214,5 @@ class State:
         # Whoever loads it again wants it tried at once.
         for ref in [ref for ref in self.failures if self.models[ref.key].unloaded]:
             del self.failures[ref]
+        self.requests.keep(self.models)
         self.recorded = {entry for entry in self.recorded if entry[0] in known}

@@ -67,7 +67,7 @@ class ApiKey(_message.Message):
     def __init__(self, id: _Optional[str] = ..., sha256: _Optional[bytes] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class VersionConfig(_message.Message):
-    __slots__ = ("format", "max_batch_size", "batch_axes", "warmup", "declared")
+    __slots__ = ("format", "max_batch_size", "batch_axes", "warmup", "declared", "queue")
     class BatchAxesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -80,12 +80,26 @@ class VersionConfig(_message.Message):
     BATCH_AXES_FIELD_NUMBER: _ClassVar[int]
     WARMUP_FIELD_NUMBER: _ClassVar[int]
     DECLARED_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
     format: ArtefactFormat
     max_batch_size: int
     batch_axes: _containers.ScalarMap[str, int]
     warmup: _containers.RepeatedCompositeFieldContainer[WarmupTensor]
     declared: _common_pb2.Signature
-    def __init__(self, format: _Optional[_Union[ArtefactFormat, str]] = ..., max_batch_size: _Optional[int] = ..., batch_axes: _Optional[_Mapping[str, int]] = ..., warmup: _Optional[_Iterable[_Union[WarmupTensor, _Mapping]]] = ..., declared: _Optional[_Union[_common_pb2.Signature, _Mapping]] = ...) -> None: ...
+    queue: QueueLimits
+    def __init__(self, format: _Optional[_Union[ArtefactFormat, str]] = ..., max_batch_size: _Optional[int] = ..., batch_axes: _Optional[_Mapping[str, int]] = ..., warmup: _Optional[_Iterable[_Union[WarmupTensor, _Mapping]]] = ..., declared: _Optional[_Union[_common_pb2.Signature, _Mapping]] = ..., queue: _Optional[_Union[QueueLimits, _Mapping]] = ...) -> None: ...
+
+class QueueLimits(_message.Message):
+    __slots__ = ("max_waiting", "deadline_us", "priority_levels", "default_priority")
+    MAX_WAITING_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_US_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_LEVELS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    max_waiting: int
+    deadline_us: int
+    priority_levels: int
+    default_priority: int
+    def __init__(self, max_waiting: _Optional[int] = ..., deadline_us: _Optional[int] = ..., priority_levels: _Optional[int] = ..., default_priority: _Optional[int] = ...) -> None: ...
 
 class WarmupTensor(_message.Message):
     __slots__ = ("name", "shape", "data")

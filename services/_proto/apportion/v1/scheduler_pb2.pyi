@@ -75,23 +75,34 @@ OBJECTIVE_VERDICT_TOO_TIGHT: ObjectiveVerdict
 OBJECTIVE_VERDICT_BELOW_COST: ObjectiveVerdict
 
 class LaneInfo(_message.Message):
-    __slots__ = ("lane", "worker", "compute_units")
+    __slots__ = ("lane", "worker", "compute_units", "memory_bytes")
     LANE_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_UNITS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     lane: int
     worker: int
     compute_units: int
-    def __init__(self, lane: _Optional[int] = ..., worker: _Optional[int] = ..., compute_units: _Optional[int] = ...) -> None: ...
+    memory_bytes: int
+    def __init__(self, lane: _Optional[int] = ..., worker: _Optional[int] = ..., compute_units: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class LayoutInfo(_message.Message):
+    __slots__ = ("name", "lanes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LANES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    lanes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., lanes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("backend", "device_kind", "compute_units", "memory_bytes", "lanes", "backend_reason", "quantum_ns", "arrival_order")
+    __slots__ = ("backend", "device_kind", "compute_units", "memory_bytes", "lanes", "backend_reason", "layouts", "quantum_ns", "arrival_order")
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_UNITS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     BACKEND_REASON_FIELD_NUMBER: _ClassVar[int]
+    LAYOUTS_FIELD_NUMBER: _ClassVar[int]
     QUANTUM_NS_FIELD_NUMBER: _ClassVar[int]
     ARRIVAL_ORDER_FIELD_NUMBER: _ClassVar[int]
     backend: Backend
@@ -100,9 +111,10 @@ class DeviceInfo(_message.Message):
     memory_bytes: int
     lanes: _containers.RepeatedCompositeFieldContainer[LaneInfo]
     backend_reason: str
+    layouts: _containers.RepeatedCompositeFieldContainer[LayoutInfo]
     quantum_ns: int
     arrival_order: bool
-    def __init__(self, backend: _Optional[_Union[Backend, str]] = ..., device_kind: _Optional[str] = ..., compute_units: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., lanes: _Optional[_Iterable[_Union[LaneInfo, _Mapping]]] = ..., backend_reason: _Optional[str] = ..., quantum_ns: _Optional[int] = ..., arrival_order: bool = ...) -> None: ...
+    def __init__(self, backend: _Optional[_Union[Backend, str]] = ..., device_kind: _Optional[str] = ..., compute_units: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., lanes: _Optional[_Iterable[_Union[LaneInfo, _Mapping]]] = ..., backend_reason: _Optional[str] = ..., layouts: _Optional[_Iterable[_Union[LayoutInfo, _Mapping]]] = ..., quantum_ns: _Optional[int] = ..., arrival_order: bool = ...) -> None: ...
 
 class AttachRequest(_message.Message):
     __slots__ = ("hello", "report")
@@ -185,30 +197,38 @@ class LaneReport(_message.Message):
     def __init__(self, lane: _Optional[int] = ..., busy_ppm: _Optional[int] = ..., waiting_requests: _Optional[int] = ...) -> None: ...
 
 class ExecutorReport(_message.Message):
-    __slots__ = ("replicas", "lanes", "usage", "memory_used_bytes", "draining")
+    __slots__ = ("replicas", "lanes", "usage", "memory_used_bytes", "draining", "layout", "layout_pinned", "measured_us")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_PINNED_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_US_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaReport]
     lanes: _containers.RepeatedCompositeFieldContainer[LaneReport]
     usage: _containers.RepeatedCompositeFieldContainer[Usage]
     memory_used_bytes: int
     draining: bool
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[LaneReport, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., draining: bool = ...) -> None: ...
+    layout: int
+    layout_pinned: bool
+    measured_us: int
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[LaneReport, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., draining: bool = ..., layout: _Optional[int] = ..., layout_pinned: bool = ..., measured_us: _Optional[int] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
-    __slots__ = ("welcome", "load", "unload", "update")
+    __slots__ = ("welcome", "load", "unload", "update", "layout")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     UNLOAD_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
     welcome: AttachWelcome
     load: LoadReplica
     unload: UnloadReplica
     update: UpdateReplica
-    def __init__(self, welcome: _Optional[_Union[AttachWelcome, _Mapping]] = ..., load: _Optional[_Union[LoadReplica, _Mapping]] = ..., unload: _Optional[_Union[UnloadReplica, _Mapping]] = ..., update: _Optional[_Union[UpdateReplica, _Mapping]] = ...) -> None: ...
+    layout: SetLayout
+    def __init__(self, welcome: _Optional[_Union[AttachWelcome, _Mapping]] = ..., load: _Optional[_Union[LoadReplica, _Mapping]] = ..., unload: _Optional[_Union[UnloadReplica, _Mapping]] = ..., update: _Optional[_Union[UpdateReplica, _Mapping]] = ..., layout: _Optional[_Union[SetLayout, _Mapping]] = ...) -> None: ...
 
 class AttachWelcome(_message.Message):
     __slots__ = ("epoch", "report_interval_ms")
@@ -255,6 +275,14 @@ class UnloadReplica(_message.Message):
     replica_id: int
     drain_us: int
     def __init__(self, replica_id: _Optional[int] = ..., drain_us: _Optional[int] = ...) -> None: ...
+
+class SetLayout(_message.Message):
+    __slots__ = ("layout", "pinned")
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    layout: int
+    pinned: bool
+    def __init__(self, layout: _Optional[int] = ..., pinned: bool = ...) -> None: ...
 
 class UpdateReplica(_message.Message):
     __slots__ = ("replica_id", "bandwidth", "weight", "objective_us", "traffic_class")
@@ -417,18 +445,104 @@ class ExecutorStatus(_message.Message):
     def __init__(self, executor_id: _Optional[str] = ..., address: _Optional[str] = ..., device: _Optional[_Union[DeviceInfo, _Mapping]] = ..., report: _Optional[_Union[ExecutorReport, _Mapping]] = ..., attached: bool = ...) -> None: ...
 
 class TenantStatus(_message.Message):
-    __slots__ = ("tenant", "reservation", "weight", "device_ns", "requests")
+    __slots__ = ("tenant", "reservation", "weight", "device_ns", "requests", "compute_unit_ns", "batches", "used_ppm", "recent", "models")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_UNIT_NS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    USED_PPM_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     reservation: _common_pb2.Share
     weight: int
     device_ns: int
     requests: int
-    def __init__(self, tenant: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., device_ns: _Optional[int] = ..., requests: _Optional[int] = ...) -> None: ...
+    compute_unit_ns: int
+    batches: int
+    used_ppm: int
+    recent: RecentRequests
+    models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
+    def __init__(self, tenant: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., device_ns: _Optional[int] = ..., requests: _Optional[int] = ..., compute_unit_ns: _Optional[int] = ..., batches: _Optional[int] = ..., used_ppm: _Optional[int] = ..., recent: _Optional[_Union[RecentRequests, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
+
+class ModelStatus(_message.Message):
+    __slots__ = ("key", "device_ns", "requests", "compute_unit_ns", "batches", "used_ppm", "recent")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_UNIT_NS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    USED_PPM_FIELD_NUMBER: _ClassVar[int]
+    RECENT_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    device_ns: int
+    requests: int
+    compute_unit_ns: int
+    batches: int
+    used_ppm: int
+    recent: RecentRequests
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., device_ns: _Optional[int] = ..., requests: _Optional[int] = ..., compute_unit_ns: _Optional[int] = ..., batches: _Optional[int] = ..., used_ppm: _Optional[int] = ..., recent: _Optional[_Union[RecentRequests, _Mapping]] = ...) -> None: ...
+
+class RecentRequests(_message.Message):
+    __slots__ = ("window_ms", "requests", "within", "missed", "p99_us", "requests_per_s", "in_flight")
+    WINDOW_MS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    P99_US_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    window_ms: int
+    requests: int
+    within: int
+    missed: int
+    p99_us: int
+    requests_per_s: float
+    in_flight: int
+    def __init__(self, window_ms: _Optional[int] = ..., requests: _Optional[int] = ..., within: _Optional[int] = ..., missed: _Optional[int] = ..., p99_us: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., in_flight: _Optional[int] = ...) -> None: ...
+
+class ReportRequestsRequest(_message.Message):
+    __slots__ = ("frontend_id", "counts", "whole")
+    FRONTEND_ID_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    frontend_id: str
+    counts: _containers.RepeatedCompositeFieldContainer[RequestCounts]
+    whole: bool
+    def __init__(self, frontend_id: _Optional[str] = ..., counts: _Optional[_Iterable[_Union[RequestCounts, _Mapping]]] = ..., whole: bool = ...) -> None: ...
+
+class ReportRequestsResponse(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class RequestCounts(_message.Message):
+    __slots__ = ("key", "requests", "within", "missed", "in_flight", "latencies")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    LATENCIES_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    requests: int
+    within: int
+    missed: int
+    in_flight: int
+    latencies: _containers.RepeatedCompositeFieldContainer[LatencyCount]
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., requests: _Optional[int] = ..., within: _Optional[int] = ..., missed: _Optional[int] = ..., in_flight: _Optional[int] = ..., latencies: _Optional[_Iterable[_Union[LatencyCount, _Mapping]]] = ...) -> None: ...
+
+class LatencyCount(_message.Message):
+    __slots__ = ("bucket", "count")
+    BUCKET_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    bucket: int
+    count: int
+    def __init__(self, bucket: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class CheckReservationRequest(_message.Message):
     __slots__ = ("tenant", "reservation")
@@ -445,6 +559,18 @@ class CheckReservationResponse(_message.Message):
     free_after: _common_pb2.Share
     capacity: _common_pb2.Share
     def __init__(self, free_after: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., capacity: _Optional[_Union[_common_pb2.Share, _Mapping]] = ...) -> None: ...
+
+class SetExecutorLayoutRequest(_message.Message):
+    __slots__ = ("executor_id", "layout")
+    EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    executor_id: str
+    layout: str
+    def __init__(self, executor_id: _Optional[str] = ..., layout: _Optional[str] = ...) -> None: ...
+
+class SetExecutorLayoutResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class GetObjectiveRequest(_message.Message):
     __slots__ = ("key", "version", "reservation", "rate", "burst", "rows", "shape_bucket", "objective_us", "error", "way_us")

@@ -51,10 +51,20 @@ class SchedulerServiceStub(object):
                 request_serializer=apportion_dot_v1_dot_scheduler__pb2.GetFleetRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_scheduler__pb2.GetFleetResponse.FromString,
                 _registered_method=True)
+        self.ReportRequests = channel.unary_unary(
+                '/apportion.v1.SchedulerService/ReportRequests',
+                request_serializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsResponse.FromString,
+                _registered_method=True)
         self.CheckReservation = channel.unary_unary(
                 '/apportion.v1.SchedulerService/CheckReservation',
                 request_serializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationResponse.FromString,
+                _registered_method=True)
+        self.SetExecutorLayout = channel.unary_unary(
+                '/apportion.v1.SchedulerService/SetExecutorLayout',
+                request_serializer=apportion_dot_v1_dot_scheduler__pb2.SetExecutorLayoutRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_scheduler__pb2.SetExecutorLayoutResponse.FromString,
                 _registered_method=True)
         self.GetObjective = channel.unary_unary(
                 '/apportion.v1.SchedulerService/GetObjective',
@@ -93,9 +103,27 @@ class SchedulerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportRequests(self, request, context):
+        """A frontend's counts of requests that are over, about once a second while there are any. They are for people to look
+        at: nothing is decided by them, and a scheduler that does not hear them is none the worse.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckReservation(self, request, context):
         """Says whether a tenant could be promised this reservation now. RESOURCE_EXHAUSTED (OVERSOLD) with the numbers in
         google.rpc.QuotaFailure where not: asked for, free, and what there is in all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetExecutorLayout(self, request, context):
+        """Brings a layout of an executor's device into force and keeps it, or leaves the choice to demand again. Returns at once;
+        replicas move without failing a request, unless memory does not hold a replica and its successor together.
+        INVALID_ARGUMENT (FIELD_INVALID) for an executor that is not attached or a layout that it is not prepared for, and for
+        one in which a model that has a place now would have none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,10 +156,20 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     request_deserializer=apportion_dot_v1_dot_scheduler__pb2.GetFleetRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_scheduler__pb2.GetFleetResponse.SerializeToString,
             ),
+            'ReportRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportRequests,
+                    request_deserializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsResponse.SerializeToString,
+            ),
             'CheckReservation': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckReservation,
                     request_deserializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationResponse.SerializeToString,
+            ),
+            'SetExecutorLayout': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetExecutorLayout,
+                    request_deserializer=apportion_dot_v1_dot_scheduler__pb2.SetExecutorLayoutRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_scheduler__pb2.SetExecutorLayoutResponse.SerializeToString,
             ),
             'GetObjective': grpc.unary_unary_rpc_method_handler(
                     servicer.GetObjective,
@@ -233,6 +271,33 @@ class SchedulerService(object):
             _registered_method=True)
 
     @staticmethod
+    def ReportRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.SchedulerService/ReportRequests',
+            apportion_dot_v1_dot_scheduler__pb2.ReportRequestsRequest.SerializeToString,
+            apportion_dot_v1_dot_scheduler__pb2.ReportRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CheckReservation(request,
             target,
             options=(),
@@ -249,6 +314,33 @@ class SchedulerService(object):
             '/apportion.v1.SchedulerService/CheckReservation',
             apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.SerializeToString,
             apportion_dot_v1_dot_scheduler__pb2.CheckReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetExecutorLayout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.SchedulerService/SetExecutorLayout',
+            apportion_dot_v1_dot_scheduler__pb2.SetExecutorLayoutRequest.SerializeToString,
+            apportion_dot_v1_dot_scheduler__pb2.SetExecutorLayoutResponse.FromString,
             options,
             channel_credentials,
             insecure,

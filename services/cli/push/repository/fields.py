@@ -17,14 +17,9 @@ REASONS: dict[str, str] = {
     "dynamic_batching.preferred_batch_size": "a batch is as large as the earliest objective in it allows",
     "dynamic_batching.max_queue_delay_microseconds": "an idle lane starts at once; batches grow by themselves while it is busy",
     "dynamic_batching.preserve_ordering": "answers leave as they are ready; those of one id on one stream in order",
-    "dynamic_batching.priority_levels": "any number may be asked for with the parameter `priority`, 1 goes first",
-    "dynamic_batching.default_priority_level": "requests that name no priority go after those that do",
+    "dynamic_batching.default_priority_level": "without priority_levels, requests that name no priority go last",
     "dynamic_batching.default_queue_policy.timeout_action": "what is late is dropped with DEADLINE_EXCEEDED, never put last",
-    "dynamic_batching.default_queue_policy.default_timeout_microseconds": (
-        "a request waits as long as its own deadline or parameter `timeout` allows"
-    ),
-    "dynamic_batching.default_queue_policy.allow_timeout_override": "every caller may set `timeout`",
-    "dynamic_batching.default_queue_policy.max_queue_size": "APPORTION_EXECUTOR_QUEUE_LIMIT bounds the queue of every replica",
+    "dynamic_batching.default_queue_policy.allow_timeout_override": "every caller may ask for less with `timeout`, none for more",
     "dynamic_batching.priority_queue_policy": "one queue policy holds for all priorities",
     "sequence_batching": "sequences are not served: send the state as an input and take it from an output",
     "instance_group": "which device a replica runs on is the scheduler's to say",

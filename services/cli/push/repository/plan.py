@@ -66,6 +66,9 @@ def _translated(config: triton.ModelConfig, folder: ModelFolder, fields: Fields)
         made.declared.CopyFrom(declared)
     made.batch_axes.update(tensors.batch_axes(config))
     made.warmup.extend(warmup(config, folder, fields))
+    queue = policy.queue(config, fields)
+    if queue.ListFields():
+        made.queue.CopyFrom(queue)
     if config.WhichOneof("scheduling_choice") == "dynamic_batching" and not config.dynamic_batching.ListFields():
         fields.honour("dynamic_batching", "requests share batches")
     return made

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from services._proto.apportion.v1 import registry_pb2
 from services._proto.inference import model_config_pb2 as triton
 from services.cli.errors import CommandError
 from services.cli.push.repository.config import FILE_NAME
 from services.cli.push.repository.fields import Fields
+
+MOST_WAITING = 1 << 20
+MOST_PRIORITY = (1 << 32) - 1
+MOST_DEADLINE_US = 86_400_000_000
 
 PLATFORMS: dict[str, tuple[str, ...]] = {
     "onnxruntime_onnx": (".onnx",),
@@ -49,6 +54,40 @@ def replicas(config: triton.ModelConfig, fields: Fields) -> int | None:
         if group.gpus:
             fields.honour(f"instance_group[{index}].gpus", f"{len(devices)} replicas, each on a device of its own")
     return len(devices)
+
+
+def queue(config: triton.ModelConfig, fields: Fields) -> registry_pb2.QueueLimits:
+    """How requests wait. Raises CommandError for priorities that contradict each other."""
+    made = registry_pb2.QueueLimits()
+    batching, at = config.dynamic_batching, "dynamic_batching"
+    default, levels = batching.default_queue_policy, batching.priority_levels
+    if default.max_queue_size:
+        made.max_waiting = min(default.max_queue_size, MOST_WAITING)
+        fields.honour(f"{at}.default_queue_policy.max_queue_size", "so many may wait for a replica, then OVERLOADED")
+    if default.default_timeout_microseconds:
+        _timeout(default, made, fields)
+    if levels:
+        if batching.default_priority_level > levels:
+            raise CommandError(
+                f"{FILE_NAME}: {at}.default_priority_level: {batching.default_priority_level} is beyond "
+                f"priority_levels, {levels}"
+            )
+        made.priority_levels = min(levels, MOST_PRIORITY)
+        made.default_priority = min(batching.default_priority_level, MOST_PRIORITY)
+        fields.honour(
+            f"{at}.priority_levels", f"the parameter `priority`, 1 to {levels}, 1 first; others count as none"
+        )
+        fields.honour(f"{at}.default_priority_level", "of requests that give none")
+    return made
+
+
+def _timeout(default: triton.ModelQueuePolicy, made: registry_pb2.QueueLimits, fields: Fields) -> None:
+    path = "dynamic_batching.default_queue_policy.default_timeout_microseconds"
+    if default.timeout_action != triton.ModelQueuePolicy.REJECT:
+        fields.ignore(path, "what timeout_action DELAY would put last is not dropped either")
+        return
+    made.deadline_us = min(default.default_timeout_microseconds, MOST_DEADLINE_US)
+    fields.honour(path, "the deadline of requests whose callers allow more")
 
 
 def check_served(config: triton.ModelConfig) -> None:

@@ -9,15 +9,27 @@ from services.cli import remote, show
 from services.cli.options import Mesh
 from services.cli.push.repository.plan import Plan
 from services.cli.push.repository.report import after_inspection, as_json, plain, print_report
-from services.cli.push.run import default_tenant, followed, print_profile, print_signature, store
+from services.cli.push.run import (
+    check_promised,
+    default_tenant,
+    followed,
+    objective_of,
+    print_profile,
+    print_signature,
+    say_objective,
+    store,
+)
 from services.cli.push.standing import Serving, unloaded_note
 
 WHOLE_PPM = 1_000_000
 
 
-async def push(mesh: Mesh, request: Any, plan: Plan, *, timeout_s: float | None, json: bool) -> None:
+async def push(
+    mesh: Mesh, request: Any, plan: Plan, *, timeout_s: float | None, json: bool, strict: bool = False
+) -> None:
     """Uploads and makes every version and, unless timeout_s is None, waits until all serve.
 
+    strict: as for a single file.
     request: a CreateVersionRequest without version and digest; its config is every version's, but for the format.
     """
     if not json:
@@ -33,17 +45,27 @@ async def push(mesh: Mesh, request: Any, plan: Plan, *, timeout_s: float | None,
             if not json:
                 show.out.print(f"[bold]{what}[/] serves on {found[number].executor_id}, lane {found[number].lane}")
     highest = found.get(max(plan.artefacts))
+    told = await objective_of(mesh, model, max(plan.artefacts)) if highest is not None else None
     differs = after_inspection(plan, highest.signature) if highest is not None else []
     if json:
         served = {str(number): each.signature for number, each in found.items()}
-        show.print_json({"model": model, "signatures": served, **as_json(plan), "differs": differs})
-        return
+        show.print_json({"model": model, "signatures": served, **as_json(plan), "differs": differs, "objective": told})
+    else:
+        _print_standing(highest, differs)
+    if highest is not None:
+        say_objective(highest.profile, model, told, quiet=json)
+    if strict and highest is not None:
+        check_promised(f"{request.key.tenant}/{request.key.name}", model, told)
+
+
+def _print_standing(highest: Serving | None, differs: list[str]) -> None:
+    """How the highest version turned out."""
     for each in differs:
         show.out.print(f"note: {plain(each)}")
     if highest is not None:
         print_signature(highest.signature)
         if highest.profile is not None:
-            print_profile(highest.profile, model.slo)
+            print_profile(highest.profile)
 
 
 async def _made(mesh: Mesh, request: Any, plan: Plan, json: bool) -> Any:

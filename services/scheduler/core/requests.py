@@ -1,0 +1,158 @@
+"""What frontends saw of their requests in the last minute, by model. Nothing is decided by it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+
+from services.scheduler.core.catalogue import Key
+
+WINDOW_S = 60.0
+RATE_S = 5.0
+STEP_S = 0.5
+"""Reports of one frontend that follow one another sooner share a place in its history."""
+STALE_S = 5.0
+"""A frontend that has not been heard of for so long has no requests in hand."""
+EIGHTHS = 8
+_P99_LEAVES = 100
+"""One request in so many may take longer than the 99th percentile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Requests of one model at one frontend since that started. latencies: how many, by bucket."""
+
+    requests: int = 0
+    within: int = 0
+    missed: int = 0
+    in_flight: int = 0
+    latencies: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(slots=True)
+class Recent:
+    """Requests that ended within `window_s`; requests_per_s over a shorter time. latencies: by bucket."""
+
+    window_s: float = 0.0
+    requests: int = 0
+    within: int = 0
+    missed: int = 0
+    in_flight: int = 0
+    requests_per_s: float = 0.0
+    latencies: dict[int, int] = field(default_factory=dict)
+
+    def add(self, other: Recent) -> None:
+        """Takes in what another frontend, or another model, had in the same window."""
+        self.window_s = max(self.window_s, other.window_s)
+        self.requests += other.requests
+        self.within += other.within
+        self.missed += other.missed
+        self.in_flight += other.in_flight
+        self.requests_per_s += other.requests_per_s
+        for bucket, count in other.latencies.items():
+            self.latencies[bucket] = self.latencies.get(bucket, 0) + count
+
+    @property
+    def p99_us(self) -> int:
+        """The upper end of the bucket that holds the 99th percentile; 0 without requests."""
+        left = sum(self.latencies.values()) // _P99_LEAVES
+        for bucket, count in sorted(self.latencies.items(), reverse=True):
+            if count > left:
+                return upper_us(bucket)
+            left -= count
+        return 0
+
+
+@dataclass(slots=True)
+class _History:
+    """One model's counts at one frontend. told: (moment, counts), the oldest being the last before the window."""
+
+    told: deque[tuple[float, Counts]]
+
+    def take(self, counts: Counts, now: float) -> None:
+        if len(self.told) > 1 and now - self.told[-2][0] < STEP_S:
+            self.told.pop()
+        self.told.append((now, counts))
+        self.trim(now)
+
+    def trim(self, now: float) -> None:
+        while len(self.told) > 1 and self.told[1][0] <= now - WINDOW_S:
+            self.told.popleft()
+
+    def over(self, now: float, began: float, heard: float) -> Recent:
+        latest = self.told[-1][1]
+        before = self._before(now - WINDOW_S)
+        lately = self._before(now - RATE_S)
+        latencies = dict(latest.latencies)
+        for bucket, count in before.latencies:
+            latencies[bucket] = max(0, latencies.get(bucket, 0) - count)
+        return Recent(
+            min(WINDOW_S, max(now - began, 0.001)),
+            max(0, latest.requests - before.requests),
+            max(0, latest.within - before.within),
+            max(0, latest.missed - before.missed),
+            latest.in_flight if now - heard <= STALE_S else 0,
+            max(0, latest.requests - lately.requests) / min(RATE_S, max(now - began, 1.0)),
+            {bucket: count for bucket, count in latencies.items() if count},
+        )
+
+    def _before(self, moment: float) -> Counts:
+        """What was told last at or before a moment; else what was told first."""
+        found = self.told[0][1]
+        for at, counts in self.told:
+            if at > moment:
+                break
+            found = counts
+        return found
+
+
+@dataclass(slots=True)
+class RequestHistory:
+    """Histories by frontend and model. began: when the scheduler did; what a frontend counted before that it first heard
+    of it is in no window. A model that is new to a frontend that was heard of starts at nothing."""
+
+    began: float = 0.0
+    _frontends: dict[str, dict[Key, _History]] = field(default_factory=dict)
+    _heard: dict[str, float] = field(default_factory=dict)
+
+    def report(
+        self, frontend_id: str, counts: Iterable[tuple[Key, Counts]], now: float, *, whole: bool = False
+    ) -> None:
+        """A frontend's counts; of models that it leaves out nothing has changed. whole: those not heard of may be old."""
+        known = frontend_id in self._heard and not whole
+        histories = self._frontends.setdefault(frontend_id, {})
+        for key, each in counts:
+            history = histories.get(key)
+            if history is None:
+                history = histories[key] = _History(deque([(self._heard[frontend_id], Counts())] if known else []))
+            history.take(each, now)
+        self._heard[frontend_id] = now
+
+    def keep(self, models: Container[Key]) -> None:
+        """Models that are gone are of no interest any more."""
+        for histories in self._frontends.values():
+            for key in [key for key in histories if key not in models]:
+                del histories[key]
+
+    def forget_old(self, now: float) -> None:
+        """Frontends that have not been heard of for a whole window are gone."""
+        for frontend_id, heard in list(self._heard.items()):
+            if now - heard > WINDOW_S:
+                del self._heard[frontend_id]
+                self._frontends.pop(frontend_id, None)
+
+    def recent(self, now: float) -> dict[Key, Recent]:
+        """What each model had in the last minute, over all frontends."""
+        found: dict[Key, Recent] = {}
+        for frontend_id, histories in self._frontends.items():
+            heard = self._heard[frontend_id]
+            for key, history in histories.items():
+                found.setdefault(key, Recent()).add(history.over(now, self.began, heard))
+        return found
+
+
+def upper_us(bucket: int) -> int:
+    """The upper end of a bucket, in whole microseconds, at least 1."""
+    exponent, step = divmod(bucket, EIGHTHS)
+    return max(1, ((EIGHTHS + step + 1) << min(exponent, 60)) // EIGHTHS)
