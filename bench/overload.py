@@ -131,6 +131,8 @@ def _waits(worker: Worker, calls: list[int]) -> list[float]:
 async def run(rounds: int, seconds: float) -> list[Found]:
     """All loads, in turns."""
     usable = sorted(os.sched_getaffinity(0))
+    # Before every turn: enough to know what the machine is worth now.
+    simulated_vs_cpu.CALIBRATION_RUNS = 15
     simulated_vs_cpu.PLANS.clear()
     simulated_vs_cpu.PLANS.update(PLANS)
     simulated_vs_cpu.Books = Timed  # type: ignore[misc]
