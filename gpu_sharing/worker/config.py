@@ -35,5 +35,5 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     policy: PolicyName = "reservations"
     capacity: Millidevices = 1000
     quantum_ns: Nanoseconds | None = None
-    hang_after_ns: Nanoseconds = 5 * SECOND
+    hang_after_ns: Nanoseconds = 10 * SECOND
     load_limit_ns: Nanoseconds = 900 * SECOND

@@ -70,7 +70,7 @@ class ExecutorSettings(ServiceSettings):
     quantum_ms: float | None = Field(default=5.0, gt=0)
     """Batches are kept so small that their longest slice fits this, since that is what others may have to wait; none: they are
     not. A model whose slices are longer with a single row runs one request at a time."""
-    hang_after_s: float = Field(default=5.0, gt=0)
+    hang_after_s: float = Field(default=10.0, gt=0)
     """A slice that runs for longer than this, and than ten times what its batch should take, is stopped; where that does not
     help, its worker is replaced."""
     load_limit_s: float = Field(default=900.0, gt=0)

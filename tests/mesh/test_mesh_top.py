@@ -102,14 +102,18 @@ def test_the_terminal_is_given_back_as_it_was(watched, end):
         env={name: value for name, value in watched.environment.items() if name not in ("COLUMNS", "LINES")},
         preexec_fn=lambda: (os.setsid(), ioctl(0, termios.TIOCSCTTY, 0)),
     )
-    said = until_said(ours, b"TENANT", 3)
-    if end == "SIGTERM":
-        process.send_signal(signal.SIGTERM)
-    else:
-        os.write(ours, b"q" if end == "q" else b"\x03")
-    said += until_said(ours, b"\x1b[?1049l", 1)
-    assert process.wait(10) == 0
-    assert termios.tcgetattr(theirs) == before
+    try:
+        said = until_said(ours, b"TENANT", 3)
+        if end == "SIGTERM":
+            process.send_signal(signal.SIGTERM)
+        else:
+            os.write(ours, b"q" if end == "q" else b"\x03")
+        said += until_said(ours, b"\x1b[?1049l", 1)
+        assert process.wait(10) == 0
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        process.kill()
+        process.wait()
     text = said.decode()
     assert text.index("\x1b[?1049h") < text.index("TENANT") < text.rindex("\x1b[?25h\x1b[?1049l")
     drawn = text[text.index("\x1b[H") : text.rindex("\x1b[?25h")]
@@ -121,9 +125,11 @@ def test_the_terminal_is_given_back_as_it_was(watched, end):
 
 def until_said(fd: int, what: bytes, times: int, timeout_s: float = 20.0) -> bytes:
     said, ends = b"", time.monotonic() + timeout_s
+    readable = select.poll()
+    readable.register(fd, select.POLLIN)
     while said.count(what) < times:
         assert time.monotonic() < ends, said
-        if select.select([fd], [], [], 0.1)[0]:
+        if readable.poll(100):
             said += os.read(fd, 1 << 16)
     return said
 
