@@ -38,12 +38,12 @@ class Page(NamedTuple):
     accounts: dict[str, Account]
 
 
-def watched(mesh: RunningMesh, metrics: str, seconds: float) -> list[Page]:
+def watched(mesh: RunningMesh, seconds: float) -> list[Page]:
     """Every page that the books turn to in so many seconds."""
     pages: list[Page] = []
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
-        found = accounts(mesh, metrics)
+        found = accounts(mesh)
         if found and (not pages or found != pages[-1].accounts):
             pages.append(Page(time.monotonic(), found))
         time.sleep(POLL_S)
@@ -96,8 +96,7 @@ def main() -> int:
     after_s = max(5.0, seconds / 3)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        own, metrics = environment()
-        mesh = stack.enter_context(running(folder / "data", environment=own))
+        mesh = stack.enter_context(running(folder / "data", environment=environment()))
         loads = []
         for seed, (tenant, weight) in enumerate(WEIGHTS.items()):
             key = mesh.create_tenant(tenant, reserve=RESERVED, weight=weight)
@@ -108,7 +107,7 @@ def main() -> int:
         pin(mesh)
         generator = stack.enter_context(Generator(cores()[0]))
         generator.start(mesh.addresses["frontend"], loads, seconds + after_s, warm_s=WARM_S, seed=1)
-        pages = watched(mesh, metrics, WARM_S + seconds + after_s)
+        pages = watched(mesh, WARM_S + seconds + after_s)
         seen = generator.result()
     begin, left = generator.began, generator.began + seconds
     rest = [tenant for tenant in WEIGHTS if tenant != LEAVES]

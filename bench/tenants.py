@@ -11,7 +11,6 @@ import asyncio
 import multiprocessing
 import os
 import random
-import socket
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -30,8 +29,9 @@ from services.common.status import from_rpc_error
 from tests.mesh.running import RunningMesh
 
 WIDTH = 256
-THINK_S = 0.02
-"""How long a caller of a closed loop that was refused waits before it asks again."""
+BACKOFF_S, MOST_BACKOFF_S = 0.05, 0.8
+"""How long a caller of a closed loop that was refused waits before it asks again: twice as long each time that it is refused once
+more, give or take half. Callers that ask again at once would measure what refusals cost."""
 SETTLE_S = 0.8
 """Workers tell what they have used every half second."""
 
@@ -162,9 +162,13 @@ class _Sender:
 
     async def _caller(self, offset: float) -> None:
         await asyncio.sleep(0.2 * offset)
+        wait_s = BACKOFF_S
         while time.monotonic() < self._end:
-            if not await self._call(time.monotonic()):
-                await asyncio.sleep(THINK_S)
+            if await self._call(time.monotonic()):
+                wait_s = BACKOFF_S
+            else:
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))
+                wait_s = min(2 * wait_s, MOST_BACKOFF_S)
 
     async def _call(self, due: float) -> bool:
         seen = self._seen
@@ -194,16 +198,10 @@ def cores() -> tuple[int | None, int | None]:
     return (usable[0], usable[-1]) if len(usable) > 1 else (None, None)
 
 
-def environment(**more: str) -> tuple[dict[str, str], str]:
-    """For `running`: the lane on a core of its own, the executor's metrics at the address that is returned, too."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        metrics = f"127.0.0.1:{taken.getsockname()[1]}"
+def environment(**more: str) -> dict[str, str]:
+    """For `running`: the lane on a core of its own."""
     lane = cores()[1]
-    own = {"APPORTION_EXECUTOR_METRICS_LISTEN": metrics, **more}
-    if lane is not None:
-        own["APPORTION_EXECUTOR_CORES"] = str(lane)
-    return own, metrics
+    return more if lane is None else {"APPORTION_EXECUTOR_CORES": str(lane), **more}
 
 
 def pin(mesh: RunningMesh) -> None:
@@ -218,13 +216,31 @@ def pin(mesh: RunningMesh) -> None:
                 os.sched_setaffinity(thread.id, {rest})
 
 
-def device_seconds(mesh: RunningMesh, metrics: str) -> dict[str, float]:
-    """Device time that each tenant has used."""
-    found: dict[str, float] = {}
-    for name, labels, value in mesh.metrics(metrics):
-        if name == "apportion_executor_device_seconds_total":
-            found[labels["tenant"]] = found.get(labels["tenant"], 0.0) + value
-    return found
+class Used(NamedTuple):
+    """What one tenant has used so far, or in between. Its model runs one request a batch."""
+
+    device_s: float = 0.0
+    batches: float = 0.0
+
+    def since(self, before: Used) -> Used:
+        """What it has used since then."""
+        return Used(self.device_s - before.device_s, self.batches - before.batches)
+
+    @property
+    def a_request_s(self) -> float:
+        """Device time of one request."""
+        return self.device_s / self.batches if self.batches else 0.0
+
+
+def used(mesh: RunningMesh) -> dict[str, Used]:
+    """By tenant, as executors count it."""
+    counted: dict[str, dict[str, float]] = {}
+    names = {"apportion_executor_device_seconds_total": "device_s", "apportion_executor_batches_total": "batches"}
+    for name, labels, value in mesh.metrics(mesh.addresses["executor_metrics"]):
+        if name in names:
+            mine = counted.setdefault(labels["tenant"], {})
+            mine[names[name]] = mine.get(names[name], 0.0) + value
+    return {tenant: Used(**mine) for tenant, mine in counted.items()}
 
 
 class Account(NamedTuple):
@@ -244,10 +260,10 @@ class Account(NamedTuple):
         return Account(*(after - earlier for after, earlier in zip(self, before, strict=True)))
 
 
-def accounts(mesh: RunningMesh, metrics: str) -> dict[str, Account]:
+def accounts(mesh: RunningMesh) -> dict[str, Account]:
     """By tenant. Workers tell all of it at once, every half second."""
     found: dict[str, dict[str, float]] = {}
-    for name, labels, value in mesh.metrics(metrics):
+    for name, labels, value in mesh.metrics(mesh.addresses["executor_metrics"]):
         if name == "apportion_executor_account_seconds_total":
             mine = found.setdefault(labels["tenant"], {})
             mine[f"{labels['account']}_s"] = mine.get(f"{labels['account']}_s", 0.0) + value

@@ -12,6 +12,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     """Frozen; it travels to the worker on its command line, so it holds no secrets.
 
     cores: the processor cores the worker is pinned to; its compute units.
+    spare_cores: those that no lane has. The worker's reader may run there, too, so that it does not stop the lane's slices.
     input_arena_bytes, output_arena_bytes: capacity of each arena, whole pages; sparse, so only what is used takes memory.
     lane: the lane's number, for traces.
     prewarm: runtimes ("onnx", "torch_export") whose libraries are imported at start, so that the first load is quick.
@@ -26,6 +27,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     """
 
     cores: tuple[int, ...]
+    spare_cores: tuple[int, ...] = ()
     input_arena_bytes: Bytes = GiB
     output_arena_bytes: Bytes = GiB
     lane: int = 0

@@ -104,6 +104,8 @@ class WorkerLoop:
         lane.start()
         prewarm = self._config.prewarm
         threading.Thread(target=self._loader.run, args=(self._requests, prewarm), name="loader", daemon=True).start()
+        if self._config.spare_cores:
+            os.sched_setaffinity(0, {*self._config.cores, *self._config.spare_cores})
         threading.Thread(target=self._watch.run, name="watch", daemon=True).start()
         self._read_until_stopped()
         self._watch.stop()

@@ -159,9 +159,11 @@ def _memory(settings: ExecutorSettings, device: Device, partitions: Partitions) 
 
 def _workers(settings: ExecutorSettings, device: Device, partitions: Partitions) -> dict[int, WorkerConfig]:
     memory_bytes = _memory(settings, device, partitions)
+    spare = tuple(sorted(set(device.units()) - {core for cores in partitions.lanes for core in cores}))
     return {
         number: WorkerConfig(
             cores=cores,
+            spare_cores=spare,
             input_arena_bytes=settings.input_arena_bytes,
             output_arena_bytes=settings.output_arena_bytes,
             lane=number,
