@@ -111,7 +111,8 @@ class LaneState:
         """A call of the surplus is done at this moment, or would be at the earliest: what was expected of it is judged by that."""
         if call.expected is not None:
             arrived = call.request.arrived
-            self.foresight.see(call.expected - arrived, end - arrived, 2 * self.slice_bound, now)
+            allowed = call.due - arrived
+            self.foresight.see(call.expected - arrived, end - arrived, allowed, 2 * self.slice_bound, now)
             call.expected = None
 
     def withdraw(self, call: Call, now: Nanoseconds) -> None:

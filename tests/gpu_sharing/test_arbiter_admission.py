@@ -191,7 +191,7 @@ def test_after_surplus_was_late_less_of_it_is_admitted_and_none_is_kept_from_an_
     world.host(1, TEN, tenant="a")
     lane = world.arbiter._lane
     for _ in range(20):
-        lane.foresight.see(10 * MS, 30 * MS, 0, 0)
+        lane.foresight.see(10 * MS, 30 * MS, 10 * MS, 0, 0)
     for _ in range(4):
         world.arrive(1, within=45 * MS)
     world.run(until=0)
