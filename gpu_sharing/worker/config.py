@@ -27,7 +27,6 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     """
 
     cores: tuple[int, ...]
-    spare_cores: tuple[int, ...] = ()
     input_arena_bytes: Bytes = GiB
     output_arena_bytes: Bytes = GiB
     lane: int = 0
@@ -39,3 +38,4 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     quantum_ns: Nanoseconds | None = None
     hang_after_ns: Nanoseconds = 10 * SECOND
     load_limit_ns: Nanoseconds = 900 * SECOND
+    spare_cores: tuple[int, ...] = ()
