@@ -15,6 +15,7 @@ import bisect
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -63,8 +64,14 @@ class Found(NamedTuple):
 
 async def costs(worker: Worker) -> dict[int, Nanoseconds]:
     """What each model takes alone, now."""
+    ended = worker.books.ended
     return {
-        replica: int(np.median([np.sum(run) for run in runs])) for replica, runs in (await worker.calibrate()).items()
+        replica: int(
+            statistics.median(
+                end.batch.ended - end.batch.started for each in calls if isinstance(end := ended[each], Done)
+            )
+        )
+        for replica, calls in (await worker.calibrate()).items()
     }
 
 
@@ -139,7 +146,11 @@ async def run(rounds: int, seconds: float) -> list[Found]:
     with tempfile.TemporaryDirectory() as folder:
         worker = await Worker.start(Path(folder), usable[-1])
         os.sched_setaffinity(0, usable[:1])
-        found = [await turn(worker, load, seconds, number) for number in range(rounds) for load in LOADS]
+        found = []
+        for number in range(rounds):
+            for load in LOADS:
+                print(f"round {number + 1}, load {load:.2f}", file=sys.stderr, flush=True)
+                found.append(await turn(worker, load, seconds, number))
         await worker.client.stop(1.0)
     return found
 
