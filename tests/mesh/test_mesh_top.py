@@ -29,20 +29,20 @@ WIDTH = 64
 
 @pytest.fixture(scope="module")
 def watched(mesh: RunningMesh, tmp_path_factory: pytest.TempPathFactory) -> RunningMesh:
-    mesh.create_tenant("watched", reserve=0.25, weight=3)
+    mesh.create_tenant("topped", reserve=0.25, weight=3)
     path = echo(tmp_path_factory.mktemp("top") / "echo.onnx", "float32")
-    mesh.push("echo", path, tenant="watched", options=("--slo-ms", "2000"))
+    mesh.push("echo", path, tenant="topped", options=("--slo-ms", "2000"))
     return mesh
 
 
 def ask(mesh: RunningMesh, times: int) -> None:
-    with Caller(mesh, "watched") as caller:
+    with Caller(mesh, "topped") as caller:
         for _ in range(times):
             caller.infer("echo", in_float32=np.ones((1, 4), np.float32))
 
 
 def figures(mesh: RunningMesh) -> dict:
-    (tenant,) = json.loads(mesh.command("top", "--json", "--tenant", "watched"))["tenants"]
+    (tenant,) = json.loads(mesh.command("top", "--json", "--tenant", "topped"))["tenants"]
     return tenant
 
 
@@ -57,7 +57,7 @@ def test_one_object_has_what_executors_and_frontends_know(watched):
     assert told["device_s"] > 0
     assert told["models"][0]["model"] == "echo"
     seconds = watched.total(
-        "apportion_executor_device_seconds_total", watched.addresses["executor_metrics"], tenant="watched"
+        "apportion_executor_device_seconds_total", watched.addresses["executor_metrics"], tenant="topped"
     )
     assert seconds == pytest.approx(figures(watched)["device_s"], rel=0.01)
     units = watched.total("apportion_executor_compute_unit_seconds_total", watched.addresses["executor_metrics"])
@@ -83,7 +83,7 @@ def test_one_frame_names_lanes_and_tenants(watched):
         "P99",
         "UNIT-S",
     ]
-    row = next(line for line in shown.splitlines() if line.startswith("watched"))
+    row = next(line for line in shown.splitlines() if line.startswith("topped"))
     assert row.split()[1:3] == ["0.25", "3"]
     assert any(line.startswith("  echo") for line in shown.splitlines())
     assert any("/0" in line and "%" in line for line in shown.splitlines())
