@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
 import pytest
+from arbiter_world import Request
 
 from gpu_sharing.arbiter import Arbiter
 from gpu_sharing.arbiter.admission import BoundedQueue
@@ -23,17 +23,6 @@ from gpu_sharing.arbiter.events import (
 from gpu_sharing.arbiter.replicas import MOST_RUNS_AGAIN
 from gpu_sharing.measurements import ProfilePoint
 from gpu_sharing.units import MS
-
-
-class Request(msgspec.Struct, frozen=True):
-    call: int
-    replica: int = 1
-    rows: int = 1
-    shape_key: bytes = b""
-    arrived: int = 0
-    deadline: int | None = None
-    objective: int | None = None
-    priority: int = 0
 
 
 def made() -> Arbiter:

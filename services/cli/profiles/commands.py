@@ -100,14 +100,19 @@ def objective_command(
     else:
         if reserved is None:
             raise usage("--reserve: is needed with --file: nothing is promised without a reservation")
-        config = registry_pb2.VersionConfig(max_batch_size=max_batch, batch_axes=parse.batch_axes(batch_axis or []))
-        for text in warmup or []:
-            named, extents, filled = parse.warmup(text)
-            config.warmup.append(registry_pb2.WarmupTensor(name=named, shape=extents, data=filled))
+        config = _config(max_batch, batch_axis or [], warmup or [])
         answers, holds = asyncio.run(_of_file(mesh, artefact.inspect(file), config, units, ask))
     _print(answers, holds, as_json)
     if strict and not any(each.verdict == scheduler_pb2.OBJECTIVE_VERDICT_PROMISED for each in answers):
         raise typer.Exit(FAILED)
+
+
+def _config(max_batch: int | None, batch_axes: list[str], warmups: list[str]) -> registry_pb2.VersionConfig:
+    config = registry_pb2.VersionConfig(max_batch_size=max_batch, batch_axes=parse.batch_axes(batch_axes))
+    for text in warmups:
+        named, extents, filled = parse.warmup(text)
+        config.warmup.append(registry_pb2.WarmupTensor(name=named, shape=extents, data=filled))
+    return config
 
 
 def _print(answers: list[Any], holds: str, as_json: bool) -> None:
