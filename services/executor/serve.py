@@ -15,6 +15,7 @@ from gpu_sharing.partitioning.layout import LayoutInvalid, default_layout, parse
 from gpu_sharing.partitioning.partitions import Partitions, parse_layouts, prepared
 from gpu_sharing.units import Bytes
 from gpu_sharing.worker.config import WorkerConfig
+from services._proto.apportion.v1 import executor_pb2
 from services._proto.apportion.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
 from services._proto.apportion.v1.registry_pb2 import DownloadArtefactRequest
 from services._proto.apportion.v1.registry_pb2_grpc import RegistryServiceStub
@@ -38,6 +39,7 @@ from services.executor.spans import Spans
 
 log = structlog.get_logger()
 
+SERVICE = executor_pb2.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 MODEL_MEMORY_PERCENT = 70
 """Part of the device's memory that models may take where no limit is set; the rest is for tensors and processes."""
 WORKERS_SHARE = 2
@@ -55,12 +57,12 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         device = probe()
         partitions = choose_partitions(settings, device)
         incarnation = secrets.token_hex(8)
-        tracer = Tracer("apportion-executor", settings.otlp_endpoint, mesh_token=settings.mesh_token)
+        tracer = Tracer("apportion-executor", settings.otlp_endpoint, credentials=settings.credentials)
         stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
         executor, spans = _build(settings, device, partitions, incarnation, tracer, stack)
         servicer = ExecuteService(settings, incarnation, executor.calls, spans, executor.tenants)
         executor.sessions = lambda: servicer.sessions
-        server = Server(settings, settings.listen, name="executor")
+        server = Server(settings, settings.listen, name="executor", serves=(SERVICE,))
         add_ExecutorServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
         stack.push_async_callback(executor.stop, settings.drain_s)
         address = await server.start()
@@ -76,7 +78,7 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
             quantum_ns=int((settings.quantum_ms or 0) * 1e6),
             arrival_order=settings.policy == "arrival_order",
         )
-        scheduler = connect(settings.scheduler, mesh_token=settings.mesh_token, options=SOON)
+        scheduler = connect(settings.scheduler, to="scheduler", credentials=settings.credentials, options=SOON)
         stack.push_async_callback(scheduler.close)
         attachment = Attachment(
             scheduler, reports, settings.advertise or address, executor.changed, executor.handle, executor.set_layout
@@ -120,7 +122,7 @@ def _build(
     books = Books(settings.books_folder, settings.executor_id, incarnation)
     books.open()
     stack.callback(books.close)
-    channel = connect(settings.registry, mesh_token=settings.mesh_token)
+    channel = connect(settings.registry, to="registry", credentials=settings.credentials)
     stack.push_async_callback(channel.close)
     registry = RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
 

@@ -7,13 +7,13 @@ from collections.abc import Awaitable
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
+from services.common.access.callers import Caller, calling
 from services.common.errors import Reason, Refusal
 from services.common.status import CODES, DETAILS_KEY, to_status
 from services.frontend.accounting import Accounts
 from services.frontend.calls import Call, expired
 from services.frontend.core.deadlines import Deadlines
 from services.frontend.core.held import Held
-from services.frontend.core.keys import Keys
 from services.frontend.core.retries import Retries
 from services.frontend.core.routes import Replica, Route, Version
 from services.frontend.core.routing import RoutingTable
@@ -52,7 +52,6 @@ class Inference:
 
     def __init__(
         self,
-        keys: Keys,
         table: RoutingTable,
         links: Links,
         accounts: Accounts,
@@ -65,7 +64,7 @@ class Inference:
         waiting: Held | None = None,
         unread: Held | None = None,
     ) -> None:
-        self._keys, self._table, self._links, self._accounts = keys, table, links, accounts
+        self._table, self._links, self._accounts = table, links, accounts
         self._shared = shared
         self._retries = retries or Retries()
         self._waiting, self._unread = waiting or Held(MOST_HELD_BYTES), unread or Held(MOST_HELD_BYTES)
@@ -77,7 +76,7 @@ class Inference:
 
     async def infer(self, payload: bytes, context: Any) -> bytes:
         """inference.ModelInferRequest in, inference.ModelInferResponse out, both as bytes. Aborts with a typed status."""
-        answered = await self.answer(payload, context)
+        answered = await self.answer(payload, context, calling())
         refusal = answered.request.refusal
         if refusal is None:
             if answered.traced:
@@ -93,15 +92,15 @@ class Inference:
         await context.abort(CODES[refusal.reason], refusal.message, trailing)
         raise AssertionError("abort returned")
 
-    async def answer(self, payload: bytes, context: Any) -> Answered:
-        """Serves a request to its end, and accounts for it. context: of the call that it came with.
+    async def answer(self, payload: bytes, context: Any, caller: Caller | Refusal) -> Answered:
+        """Serves a request to its end, and accounts for it. context: of the call that it came with. caller: whose it is.
 
         A refusal is in the request. Whoever gets an answer calls `gone` once it has left this process.
         """
         request = Request(monotonic_ns())
         content, reason = b"", None
         try:
-            content = await self._answer(request, payload, context)
+            content = await self._answer(request, payload, context, caller)
         except Refusal as refusal:
             # Without its traceback, whose frames hold the request: a circle that would keep the payload.
             request.refusal, reason = refusal.with_traceback(None), refusal.reason
@@ -125,8 +124,8 @@ class Inference:
         if self._timer is not None:
             self._timer.cancel()
 
-    async def _answer(self, request: Request, payload: bytes, context: Any) -> bytes:
-        route, version, shared = self._admit(request, payload, context)
+    async def _answer(self, request: Request, payload: bytes, context: Any, caller: Caller | Refusal) -> bytes:
+        route, version, shared = self._admit(request, payload, context, caller)
         counts = self._accounts.counts(request.tenant, request.model)
         if not self._unread.fits(request.tenant, counts.answer_bytes):
             raise full(self._unread, request.tenant, *UNREAD)
@@ -139,11 +138,11 @@ class Inference:
                 held_bytes += self._hold(request.tenant, max(0, len(payload) - held_bytes))
             replica = self._table.replica(route, version)
             self._retries.requested(request.tenant)
-            answer = await self._forwarded(request, payload, replica)
+            answer = await self._forwarded(request, payload, route.tenant, replica)
             if isinstance(answer, Refusal) and answer.reason in RETRYABLE:
                 other = self._other(request, route, version, replica)
                 if other is not None:
-                    answer = await self._forwarded(request, payload, other)
+                    answer = await self._forwarded(request, payload, route.tenant, other)
             if isinstance(answer, Refusal):
                 raise answer
             if outputs:
@@ -173,24 +172,25 @@ class Inference:
         finally:
             request.attempts[-1].release()
 
-    def _admit(self, request: Request, payload: bytes, context: Any) -> tuple[Route, Version, bool]:
-        """Who asks for what, by when, and whether shared memory is named; raises Refusal where it cannot be served."""
-        authorization = key = traceparent = None
+    def _admit(
+        self, request: Request, payload: bytes, context: Any, caller: Caller | Refusal
+    ) -> tuple[Route, Version, bool]:
+        """What is asked for, by when, and whether shared memory is named; raises Refusal where it cannot be served."""
+        traceparent = None
         for name, value in context.invocation_metadata():
-            if name == "authorization":
-                authorization = value
-            elif name == "apportion-key":
-                key = value
-            elif name == "traceparent":
+            if name == "traceparent":
                 traceparent = value
         request.join_trace(traceparent)
-        request.tenant = self._keys.tenant(authorization, key)
+        if isinstance(caller, Refusal):
+            raise caller
+        request.tenant = caller.tenant
         if len(payload) > self._most_bytes:
             raise too_large("request", len(payload), self._most_bytes)
         head = scan(payload, self._limits)
         request.request_id, request.priority = head.request_id, head.priority
         route = self._table.route(request.tenant, head.model_name)
-        request.model = route.model
+        # Another tenant's model goes by both names.
+        request.model = route.model if route.tenant == request.tenant else head.model_name
         request.objective_ns = head.objective_ns if head.objective_ns is not None else route.objective_ns
         remaining_s = context.time_remaining()
         deadline_ns = self._default_ns if remaining_s is None else min(int(remaining_s * SECOND_NS), 1 << 56)
@@ -203,12 +203,12 @@ class Inference:
         request.version = version.version
         return route, version, head.shared
 
-    async def _forwarded(self, request: Request, payload: bytes, replica: Replica) -> bytes | Refusal:
+    async def _forwarded(self, request: Request, payload: bytes, owner: str, replica: Replica) -> bytes | Refusal:
         assert request.deadline_ns is not None
         deadline_ns = request.arrived_ns + request.deadline_ns
         objective_ns = None if request.objective_ns is None else request.arrived_ns + request.objective_ns
         call = Call(
-            request.tenant,
+            owner,
             replica.replica_id,
             payload,
             self._loop.create_future(),

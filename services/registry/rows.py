@@ -9,8 +9,27 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Table, and_, delete, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.core.records import Inspection, Isolation, Key, Model, Slo, Tenant, TrafficClass, Version
-from services.registry.tables import api_keys, artefacts, models, profiles, tenants, traffic_splits, versions
+from services.registry.core.records import (
+    Inspection,
+    Isolation,
+    Key,
+    KeyRole,
+    Model,
+    Slo,
+    Tenant,
+    TrafficClass,
+    Version,
+)
+from services.registry.tables import (
+    api_keys,
+    artefacts,
+    model_grants,
+    models,
+    profiles,
+    tenants,
+    traffic_splits,
+    versions,
+)
 
 # Objects read at once: bounds the memory of a listing.
 STRIDE = 100
@@ -41,7 +60,7 @@ async def _tenants(connection: AsyncConnection, where: ColumnElement[bool], limi
     keys: dict[str, list[Key]] = defaultdict(list)
     ordered = select(api_keys).where(between).order_by(api_keys.c.created_at_us, api_keys.c.id)
     for row in await connection.execute(ordered):
-        keys[row.tenant].append(Key(row.id, bytes(row.sha256), row.created_at_us))
+        keys[row.tenant].append(_api_key(row))
     return [
         Tenant(
             row.name, row.reservation_millidevices, row.weight, row.created_at_us, tuple(keys[row.name]), row.revision
@@ -50,10 +69,20 @@ async def _tenants(connection: AsyncConnection, where: ColumnElement[bool], limi
     ]
 
 
+def _api_key(row: Row[Any]) -> Key:
+    return Key(row.id, bytes(row.sha256), row.created_at_us, KeyRole(row.role), row.expires_at_us)
+
+
 async def model(connection: AsyncConnection, tenant_name: str, name: str) -> Model | None:
     """One model with its versions."""
     found = await _models(connection, and_(models.c.tenant == tenant_name, models.c.name == name))
     return found[0] if found else None
+
+
+async def granted(connection: AsyncConnection, tenant_name: str, name: str, grantee: str | None) -> bool:
+    """Whether a model is shared with another tenant."""
+    place = and_(_key(model_grants) == tuple_(tenant_name, name), model_grants.c.grantee == grantee)
+    return (await connection.execute(select(model_grants.c.grantee).where(place))).first() is not None
 
 
 async def models_after(
@@ -88,7 +117,12 @@ async def _models(connection: AsyncConnection, where: ColumnElement[bool], limit
     splits: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for row in await connection.execute(_between(traffic_splits, first, last)):
         splits[row.tenant, row.name].append((row.version, row.ppm))
-    return [_model(row, held[row.tenant, row.name], splits[row.tenant, row.name]) for row in rows]
+    grants: dict[tuple[str, str], list[str]] = defaultdict(list)
+    within = and_(_key(model_grants) >= tuple_(*first), _key(model_grants) <= tuple_(*last))
+    for row in await connection.execute(select(model_grants).where(within).order_by(model_grants.c.grantee)):
+        grants[row.tenant, row.name].append(row.grantee)
+    places = [(row, (row.tenant, row.name)) for row in rows]
+    return [_model(row, held[place], splits[place], grants[place]) for row, place in places]
 
 
 async def _versions(
@@ -114,7 +148,7 @@ def _between(table: Table, first: tuple[str, str], last: tuple[str, str]) -> Any
     return select(table).where(within).order_by(table.c.tenant, table.c.name, table.c.version)
 
 
-def _model(row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, int]]) -> Model:
+def _model(row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, int]], grants: Sequence[str]) -> Model:
     return Model(
         row.tenant,
         row.name,
@@ -127,6 +161,7 @@ def _model(row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, i
         tuple(splits),
         row.revision,
         row.unloaded,
+        tuple(sorted(grants)),
     )
 
 
@@ -156,13 +191,14 @@ async def save_tenant(connection: AsyncConnection, before: Tenant | None, after:
         await connection.execute(insert(tenants).values(name=after.name, **columns))
     else:
         await connection.execute(update(tenants).where(tenants.c.name == after.name).values(**columns))
-    held = {key.id for key in before.keys} if before else set()
-    kept = {key.id for key in after.keys}
-    if held - kept:
-        await connection.execute(delete(api_keys).where(api_keys.c.id.in_(held - kept)))
+    held = set(before.keys) if before else set()
+    changed = held - set(after.keys)
+    if changed:
+        await connection.execute(delete(api_keys).where(api_keys.c.id.in_({key.id for key in changed})))
     for key in after.keys:
-        if key.id not in held:
+        if key not in held:
             row = {"id": key.id, "tenant": after.name, "sha256": key.sha256, "created_at_us": key.created_at_us}
+            row |= {"role": int(key.role), "expires_at_us": key.expires_at_us}
             await connection.execute(insert(api_keys).values(row))
 
 
@@ -191,6 +227,11 @@ async def save_model(connection: AsyncConnection, before: Model | None, after: M
             update(models).where(_key(models) == tuple_(after.tenant, after.name)).values(**columns)
         )
     await _save_versions(connection, before, after)
+    if (before.shared_with if before else ()) != after.shared_with:
+        await connection.execute(delete(model_grants).where(_key(model_grants) == tuple_(after.tenant, after.name)))
+        for grantee in after.shared_with:
+            row = {"tenant": after.tenant, "name": after.name, "grantee": grantee}
+            await connection.execute(insert(model_grants).values(row))
     if (before.traffic if before else ()) != after.traffic:
         await connection.execute(delete(traffic_splits).where(_key(traffic_splits) == tuple_(after.tenant, after.name)))
         for number, ppm in after.traffic:

@@ -9,11 +9,14 @@ import structlog
 
 from services._proto.apportion.v1 import registry_pb2, registry_pb2_grpc
 from services.common import metrics
+from services.common.access.following import KeyFeed, age
+from services.common.access.keys import Keys
 from services.common.channel import backoff
 from services.common.errors import Refusal
 from services.common.server import Server, StartupError, write_ready
 from services.registry.artefacts import Artefacts, LocalArtefacts, open_store
 from services.registry.database import Database
+from services.registry.head import Head
 from services.registry.servicer import RegistryServicer
 from services.registry.settings import RegistrySettings
 from services.registry.store import Store
@@ -33,11 +36,14 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
     store = Store(Database(settings.database), history=settings.history_revisions)
     files = artefacts_of(settings)
     uploads = Uploads(store, files, most_bytes=settings.max_artefact_bytes, idle_s=settings.upload_idle_s)
-    server = Server(settings, settings.listen, name="registry")
-    servicer = RegistryServicer(store, uploads, Watches(store, bookmark_s=settings.bookmark_s))
+    keys = Keys()
+    server = Server(settings, settings.listen, name="registry", serves=(SERVICE,), keys=keys)
+    watches = Watches(store, bookmark_s=settings.bookmark_s)
+    servicer = RegistryServicer(store, uploads, watches)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
     await set_serving(server, False)
     address = await server.start()
+    known = asyncio.create_task(_know(keys, watches, store))
     work = asyncio.create_task(_work(settings, store, files, server, address))
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -45,9 +51,9 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
         if work.done():
             work.result()
     finally:
-        work.cancel()
-        stopping.cancel()
-        await asyncio.gather(work, stopping, return_exceptions=True)
+        for task in (work, known, stopping):
+            task.cancel()
+        await asyncio.gather(work, known, stopping, return_exceptions=True)
         # Watches would otherwise hold the drain up for its whole length.
         store.head.close()
         await server.stop()
@@ -62,6 +68,28 @@ async def _work(settings: RegistrySettings, store: Store, files: Artefacts, serv
     with metrics.exposed(settings.metrics_listen) as also:
         write_ready(settings, listen=address, **also)
         await store.head.poll(store.revision, settings.poll_s)
+
+
+async def _know(keys: Keys, watches: Watches, store: Store) -> None:
+    """Keeps the registry's own knowledge of keys, as a watcher of itself, until cancelled."""
+    ageing, seen = asyncio.create_task(age(keys)), Head()
+    delays = backoff()
+    try:
+        while True:
+            feed, after = KeyFeed(keys), 0
+            try:
+                async for message in watches.follow(after):
+                    after, delays = feed.apply(message) or after, backoff()
+                    seen.advance(after)
+                    store.followed = seen
+            except Refusal as refusal:
+                log.info("keys are not read", error=refusal.message)
+            store.followed = None
+            if store.head.closed:
+                return
+            await asyncio.sleep(next(delays))
+    finally:
+        ageing.cancel()
 
 
 def artefacts_of(settings: RegistrySettings) -> Artefacts:

@@ -167,6 +167,7 @@ async def _claim(writing: Writing, tenant: str, digest: str, size_bytes: int) ->
     if await owned_size(connection, tenant, digest) is None:
         claim = {"tenant": tenant, "digest": digest, "uploaded_at_us": now_us}
         await connection.execute(insert(artefact_owners).values(claim))
+        writing.tell(tenant, digest)
 
 
 def _same_size(announced: int, size_bytes: int) -> None:

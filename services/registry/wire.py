@@ -33,11 +33,17 @@ def tenant_message(record: Tenant, *, hashes: bool = False) -> registry_pb2.Tena
 def key_message(record: Key, *, hashes: bool = False) -> registry_pb2.ApiKey:
     """A key. hashes: with its hash, for the mesh alone."""
     sha256 = record.sha256 if hashes else b""
-    return registry_pb2.ApiKey(id=record.id, sha256=sha256, created_at=timestamp(record.created_at_us))
+    return registry_pb2.ApiKey(
+        id=record.id,
+        sha256=sha256,
+        created_at=timestamp(record.created_at_us),
+        role=cast(registry_pb2.KeyRole, int(record.role)),
+        expires_at=None if record.expires_at_us is None else timestamp(record.expires_at_us),
+    )
 
 
-def model_message(record: Model) -> registry_pb2.Model:
-    """A model with its versions."""
+def model_message(record: Model, *, grants: bool = True) -> registry_pb2.Model:
+    """A model with its versions. grants: with whom it is shared, which is its owner's to know."""
     return registry_pb2.Model(
         key=common_pb2.ModelKey(tenant=record.tenant, name=record.name),
         slo=slo_message(record.slo),
@@ -48,6 +54,7 @@ def model_message(record: Model) -> registry_pb2.Model:
         traffic=[registry_pb2.TrafficSplit(version=number, ppm=ppm) for number, ppm in record.traffic],
         revision=record.revision,
         unloaded=record.unloaded,
+        shared_with=record.shared_with if grants else (),
     )
 
 

@@ -6,18 +6,22 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import grpc
+import structlog
 
 from services._proto.apportion.v1 import scheduler_pb2 as pb
 from services._proto.apportion.v1 import scheduler_pb2_grpc
+from services.common.access.callers import calling
 from services.common.errors import Reason, Refusal, invalid
 from services.scheduler import convert, encode
 from services.scheduler.core.events import ExecutorAttached, ExecutorDetached, ExecutorReported
 from services.scheduler.core.layouts import LayoutRefused
+from services.scheduler.core.objectives import missing
 from services.scheduler.core.reservations import Promise
 from services.scheduler.deciding import Deciding
 from services.scheduler.streams import Stream, Streams
 
 MOST_MILLIDEVICES = 64_000
+log = structlog.get_logger()
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
@@ -119,6 +123,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         except LayoutRefused as refused:
             raise invalid(refused.field, str(refused)) from None
         self._deciding.handle(pinned)
+        log.info(
+            "audit", actor=str(calling()), action="SetExecutorLayout", object=f"{request.executor_id} {request.layout}"
+        )
         return pb.SetExecutorLayoutResponse()
 
     async def GetObjective(
@@ -127,7 +134,10 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         """Which objective a model can be promised."""
         if not self._deciding.scheduler.catalogue_known:
             raise Refusal(Reason.NOT_SERVING, "the catalogue is not known yet", retry_after_s=1.0)
-        version, found = self._deciding.scheduler.objective(convert.question(request))
+        question = convert.question(request)
+        if not calling().sees(question.key.tenant):
+            raise missing(question.key)
+        version, found = self._deciding.scheduler.objective(question)
         return pb.GetObjectiveResponse(answers=[encode.objective(each) for each in found], version=version)
 
     def _welcome(self) -> pb.AttachWelcome:

@@ -12,7 +12,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status, TracesData
 from services._proto.jaeger.api_v3 import query_service_pb2 as pb
 from services._proto.jaeger.api_v3.query_service_pb2_grpc import QueryServiceStub
 from services.common import attributes
-from services.common.channel import connect
+from services.common.channel import NOTHING, Credentials, connect
 from services.common.errors import invalid
 from services.tracestore.core.spans import Event, Link, Scalar, SpanView
 
@@ -20,22 +20,22 @@ TIMEOUT_S = 30.0
 MOST_LINKED_TRACES = 16
 
 
-async def fetch_trace(query_address: str, trace_id: str, *, mesh_token: str | None = None) -> list[SpanView]:
+async def fetch_trace(query_address: str, trace_id: str, *, credentials: Credentials = NOTHING) -> list[SpanView]:
     """The spans of one trace, by start; empty where none is held.
 
     trace_id: 32 hexadecimal digits. Raises grpc.aio.AioRpcError where the backend cannot answer.
     """
-    async with connect(query_address, mesh_token=mesh_token) as channel:
+    async with connect(query_address, to="tracestore", credentials=credentials) as channel:
         return await _trace(_stub(channel), trace_id)
 
 
 async def fetch_linked(
-    query_address: str, spans: Sequence[SpanView], *, mesh_token: str | None = None
+    query_address: str, spans: Sequence[SpanView], *, credentials: Credentials = NOTHING
 ) -> list[SpanView]:
     """The spans of the traces that `spans` link to, their batches; at most MOST_LINKED_TRACES traces."""
     own = {span.trace_id for span in spans}
     ids = dict.fromkeys(link.trace_id for span in spans for link in span.links if link.trace_id not in own)
-    async with connect(query_address, mesh_token=mesh_token) as channel:
+    async with connect(query_address, to="tracestore", credentials=credentials) as channel:
         stub = _stub(channel)
         return [span for trace_id in list(ids)[:MOST_LINKED_TRACES] for span in await _trace(stub, trace_id)]
 
@@ -51,7 +51,7 @@ async def find_traces(
     duration_min_ns: int | None = None,
     duration_max_ns: int | None = None,
     limit: int = 100,
-    mesh_token: str | None = None,
+    credentials: Credentials = NOTHING,
 ) -> list[list[SpanView]]:
     """Whole traces with a span that started within [start_ns, end_ns) (Unix time) and matches; the latest first.
 
@@ -73,7 +73,7 @@ async def find_traces(
         query.duration_min.FromNanoseconds(duration_min_ns)
     if duration_max_ns is not None:
         query.duration_max.FromNanoseconds(duration_max_ns)
-    async with connect(query_address, mesh_token=mesh_token) as channel:
+    async with connect(query_address, to="tracestore", credentials=credentials) as channel:
         spans = await _collected(_stub(channel).FindTraces(pb.FindTracesRequest(query=query), timeout=TIMEOUT_S))
     traces: dict[str, list[SpanView]] = {}
     for span in spans:

@@ -90,8 +90,8 @@ async def _waterfall(mesh: Mesh, trace_id: str, linked: bool) -> list[str]:
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else REDIRECTED_COLUMNS
     address = mesh.address("query")
     try:
-        spans = await client.fetch_trace(address, trace_id, mesh_token=mesh.token)
-        more = await client.fetch_linked(address, spans, mesh_token=mesh.token) if linked else []
+        spans = await client.fetch_trace(address, trace_id, credentials=mesh.credentials)
+        more = await client.fetch_linked(address, spans, credentials=mesh.credentials) if linked else []
     except grpc.RpcError as error:
         raise remote.explained(error, "trace store", address) from error
     return render(spans, more, columns=columns)
@@ -107,7 +107,7 @@ async def _find(mesh: Mesh, wanted: dict[str, str], last_s: float, limit: int) -
             service=FRONTEND,
             wanted=wanted,
             limit=limit,
-            mesh_token=mesh.token,
+            credentials=mesh.credentials,
         )
     except grpc.RpcError as error:
         raise remote.explained(error, "trace store", address) from error
