@@ -131,7 +131,7 @@ async def running(
             )
             mesh.addresses["query"] = found["query_listen"]
         if "scheduler" in only:
-            await start("scheduler", serve_scheduler, SchedulerSettings, **where)
+            await start("scheduler", serve_scheduler, SchedulerSettings, settle_s=0.2, **where)
             where["scheduler"] = mesh.addresses["scheduler"]
         if "executor" in only:
             own = {"cache": folder / "cache", "cores": "0", "metrics_listen": None}

@@ -98,10 +98,9 @@ async def traced(mesh: Mesh, tenant: str) -> str:
 async def until_routed(mesh: Mesh) -> None:
     """Waits until the frontend has heard of bob's model."""
     frontend = mesh.stub("frontend", GRPCInferenceServiceStub)
+    ask, metadata = oip.RepositoryIndexRequest(), bearing(mesh.keys["bob"])
     async with asyncio.timeout(20):
-        while not (
-            await frontend.RepositoryIndex(oip.RepositoryIndexRequest(), metadata=bearing(mesh.keys["bob"]))
-        ).models:
+        while not (await frontend.RepositoryIndex(ask, metadata=metadata)).models:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
