@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from services._proto.apportion.v1 import common_pb2, registry_pb2, registry_pb2_grpc
-from services.common.channel import connect
+from services.common.channel import NOTHING, Credentials, connect
 from services.common.errors import Refusal
 from services.common.settings import ServiceSettings
 from services.common.status import from_rpc_error
@@ -97,16 +97,23 @@ class Mesh:
 
 @asynccontextmanager
 async def running(
-    folder: Path, only: Iterable[str] = ("tracestore", "scheduler", "executor", "frontend"), **more: Any
+    folder: Path,
+    only: Iterable[str] = ("tracestore", "scheduler", "executor", "frontend"),
+    each: Mapping[str, Mapping[str, Any]] | None = None,
+    credentials: Credentials = NOTHING,
+    **more: Any,
 ) -> AsyncIterator[Mesh]:
-    """The registry and the services named, all with a mesh token; more: settings of all of them."""
+    """The registry and the services named, all with a mesh token; more: settings of all of them; each: of one.
+
+    credentials: what the channels show.
+    """
     mesh, only = Mesh(), set(only)
     common = {"mesh_token": TOKEN, "drain_s": 0.2, "reflection": True, **more}
     async with AsyncExitStack() as stack:
 
         async def start(name: str, serve: Any, settings: type[ServiceSettings], **own: Any) -> dict[str, str]:
             ready, stop = folder / f"{name}.ready", asyncio.Event()
-            made = settings(**{"listen": ANY, "ready_file": str(ready), **common, **own})
+            made = settings(**{"listen": ANY, "ready_file": str(ready), **common, **own, **(each or {}).get(name, {})})
             running = asyncio.create_task(serve(made, stop))
 
             async def end() -> None:
@@ -139,7 +146,8 @@ async def running(
         if "frontend" in only:
             await start("frontend", serve_frontend, FrontendSettings, anonymous="off", metrics_listen=None, **where)
         for name, address in mesh.addresses.items():
-            mesh.channels[name] = connect(address)
+            to = "tracestore" if name in ("collector", "query") else name
+            mesh.channels[name] = connect(address, to=to, credentials=credentials)
             stack.push_async_callback(mesh.channels[name].close, None)
         yield mesh
 

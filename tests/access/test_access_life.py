@@ -54,7 +54,7 @@ async def refused_everywhere(mesh: Mesh, key: str) -> float:
     began = time.monotonic()
     async with asyncio.timeout(15):
         for service in ASKED:
-            while await status(mesh, service, key) != "UNAUTHENTICATED":
+            while await status(mesh, service, key) != "UNAUTHENTICATED":  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
     return time.monotonic() - began
 
@@ -139,7 +139,7 @@ async def test_a_shared_model_is_there_for_whom_it_is_shared_with_until_it_is_ta
 
     async def until(reason: str) -> None:
         async with asyncio.timeout(10):
-            while (await seen())[1] != reason:
+            while (await seen())[1] != reason:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
     assert await seen() == ("NOT_FOUND", "MODEL_NOT_FOUND")
