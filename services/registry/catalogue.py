@@ -134,7 +134,7 @@ class Models:
         Raises TENANT_NOT_FOUND, VERSION_EXISTS, ARTEFACT_NOT_FOUND, MESSAGE_TOO_LARGE.
         """
         size_bytes = await self._store.read(lambda connection: owned_size(connection, push.tenant, push.digest))
-        # Outside the transaction: storage may be slow, and nothing takes an artefact away.
+        # Outside the transaction: storage may be slow. What is collected in between is no longer owned inside it.
         stored = size_bytes is not None and await self._uploads.holds(push.digest, size_bytes)
 
         async def operation(writing: Writing) -> tuple[Model, int, bool]:

@@ -15,6 +15,7 @@ from services.common.channel import backoff
 from services.common.errors import Refusal
 from services.common.server import Server, StartupError, write_ready
 from services.registry.artefacts import Artefacts, LocalArtefacts, open_store
+from services.registry.collecting import Collector
 from services.registry.database import Database
 from services.registry.head import Head
 from services.registry.servicer import RegistryServicer
@@ -43,8 +44,9 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
     await set_serving(server, False)
     address = await server.start()
+    collector = Collector(store, files, grace_s=settings.collect_grace_s, audit_s=settings.audit_s, busy=uploads.busy)
     known = asyncio.create_task(_know(keys, watches, store))
-    work = asyncio.create_task(_work(settings, store, files, server, address))
+    work = asyncio.create_task(_work(settings, store, files, server, address, collector))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -60,14 +62,19 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
         await store.close()
 
 
-async def _work(settings: RegistrySettings, store: Store, files: Artefacts, server: Server, address: str) -> None:
-    """Prepares, says so, then looks for commits of other processes until cancelled."""
+async def _work(
+    settings: RegistrySettings, store: Store, files: Artefacts, server: Server, address: str, collector: Collector
+) -> None:
+    """Prepares, says so, then looks for commits of other processes, and for garbage, until cancelled."""
     await _prepare_files(files)
     await _prepare_store(store)
     await set_serving(server, True)
     with metrics.exposed(settings.metrics_listen) as also:
         write_ready(settings, listen=address, **also)
-        await store.head.poll(store.revision, settings.poll_s)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(store.head.poll(store.revision, settings.poll_s))
+            if settings.collect_every_s:
+                tasks.create_task(collector.run(settings.collect_every_s))
 
 
 async def _know(keys: Keys, watches: Watches, store: Store) -> None:
