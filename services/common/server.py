@@ -149,12 +149,14 @@ class Server:
     async def stop(self) -> None:
         """Drains: health says NOT_SERVING, and after `drain_notice_s` calls in flight get `drain_s`, then the port closes.
 
-        Where the server is public, callers are asked to go elsewhere first, so that none of their calls is lost.
+        Where the server is public and speaks no TLS, callers are asked to go elsewhere first, so that none of their calls is
+        lost.
         """
         await self.health.enter_graceful_shutdown()
         await asyncio.sleep(self._settings.drain_notice_s)
         ends = time.monotonic() + self._settings.drain_s
-        if self._public and self.address:
+        # Inside TLS only gRPC itself can write.
+        if self._public and self.address and self._tls is None:
             await send_away(int(self.address.rpartition(":")[2]), self._settings.drain_s / 2)
         await self.grpc.stop(max(0.0, ends - time.monotonic()))
         for task in self._work:

@@ -88,6 +88,8 @@ class ServiceSettings(BaseSettings):
     """HOST:PORT of an OTLP/gRPC collector for traces; none: spans are not exported."""
     metrics_listen: str | None = None
     """HOST:PORT for Prometheus metrics over HTTP; none: not exposed."""
+    metrics_token: str | None = None
+    """What whoever reads metrics shows as `authorization: Bearer TOKEN`; beyond loopback, where it is not set, the mesh token."""
     reuse_port: Literal["off", "on"] = "off"
     """Whether other processes may listen on the same address, connections being spread over them (SO_REUSEPORT)."""
     max_connection_streams: int = Field(default=1024, ge=1)

@@ -85,7 +85,7 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         )
         attaching = asyncio.create_task(attachment.run())
         stack.push_async_callback(_cancelled, attaching)
-        addresses = stack.enter_context(metrics.exposed(settings.metrics_listen, ExecutorCollector(executor, spans)))
+        addresses = stack.enter_context(metrics.exposed(settings, ExecutorCollector(executor, spans)))
         await server.set_serving(True)
         write_ready(settings, listen=address, **addresses)
         await stop.wait()

@@ -165,7 +165,7 @@ async def serve(settings: FrontendSettings, stop: asyncio.Event) -> None:
     frontend = Frontend(settings)
     address = await frontend.start()
     try:
-        with metrics.exposed(settings.metrics_listen, frontend.accounts) as also:
+        with metrics.exposed(settings, frontend.accounts) as also:
             write_ready(settings, listen=address, **also)
             await stop.wait()
     finally:

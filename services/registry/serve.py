@@ -69,7 +69,7 @@ async def _work(
     await _prepare_files(files)
     await _prepare_store(store)
     await set_serving(server, True)
-    with metrics.exposed(settings.metrics_listen) as also:
+    with metrics.exposed(settings) as also:
         write_ready(settings, listen=address, **also)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(store.head.poll(store.revision, settings.poll_s))

@@ -47,7 +47,7 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
         address = await server.start()
         await server.set_serving(True)
-        also = stack.enter_context(metrics.exposed(settings.metrics_listen))
+        also = stack.enter_context(metrics.exposed(settings))
         write_ready(settings, listen=address, **also)
         try:
             await first_done(

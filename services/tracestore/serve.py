@@ -51,7 +51,7 @@ async def serve(settings: TraceStoreSettings, stop: asyncio.Event) -> None:
             addresses[name] = await server.start()
             stack.push_async_callback(server.stop)
             await server.set_serving(True)
-        addresses |= stack.enter_context(metrics.exposed(settings.metrics_listen))
+        addresses |= stack.enter_context(metrics.exposed(settings))
         write_ready(settings, **addresses)
         await stop.wait()
 
