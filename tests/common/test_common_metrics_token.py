@@ -20,8 +20,7 @@ def got(address: str, token: str | None) -> int:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
-        assert b"python_info" not in error.read()
-        return error.code
+        return error.code if b"python_info" not in error.read() else 0
 
 
 def test_metrics_with_a_token_are_read_by_those_who_show_it() -> None:
