@@ -22,8 +22,9 @@ from tests.mesh.running import SHARED_MEMORY, RunningMesh, wait_until
 
 CANARY = secrets.token_bytes(24)
 """As likely to be anywhere by chance as not at all."""
-VALUES = np.frombuffer(CANARY * 1024, np.uint8).reshape(1, -1)
-TEXT = np.array([[CANARY.hex().encode() * 8] * 16], object)
+VALUES = np.frombuffer(CANARY * 64, np.uint8).reshape(1, -1)
+TEXT = np.array([[CANARY.hex().encode()] * VALUES.size], object)
+MINE = np.array([[b"mine"] * VALUES.size], object)
 MARKS = (CANARY, CANARY.hex().encode())
 REGION_BYTES = 1 << 16
 ROUNDS = 25
@@ -76,7 +77,7 @@ def bobs(bob: Caller, seen: list[bytes]) -> int:
     answered = 0
     mine = np.arange(VALUES.size, dtype=np.uint8).reshape(1, -1)
     for asked in (
-        request("echo", {"in_uint8": mine, "in_object": np.array([[b"mine"] * 16], object)}),
+        request("echo", {"in_uint8": mine, "in_object": MINE}),
         request("inflate", {"size": np.array([VALUES.size], np.int64)}),
         request("echo", {"in_uint8": mine}),
         request("alice/echo", {"in_uint8": mine}),
