@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import sys
+from asyncio import AbstractEventLoop, Future
 from collections import Counter
 from enum import Enum
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, CoroutineType, FrameType, FunctionType, ModuleType
 from typing import NamedTuple
 
-_SHARED = (type, ModuleType, BuiltinFunctionType, CodeType, Enum, str, bytes, int, float)
+_APART = (type, ModuleType, BuiltinFunctionType, CodeType, Enum, FrameType, CoroutineType, AbstractEventLoop, Future)
+_LEAVES = (str, bytes, int, float)
 
 
 class Size(NamedTuple):
@@ -21,7 +23,8 @@ class Size(NamedTuple):
 
 
 def reachable(*roots: object) -> Size:
-    """Everything that can be reached from here but by way of classes, modules and functions' globals."""
+    """Everything that can be reached from here but by way of classes, modules, functions' globals, and the event loop with what is
+    under way in it."""
     gc.collect()
     left, seen, size_bytes, by_type = list(roots), dict[int, object](), 0, Counter[str]()
     while left:
@@ -29,10 +32,10 @@ def reachable(*roots: object) -> Size:
         if id(each) in seen:
             continue
         seen[id(each)] = each
-        if isinstance(each, (type, ModuleType, BuiltinFunctionType, CodeType, Enum)):
+        if isinstance(each, _APART):
             continue
         size_bytes += sys.getsizeof(each)
-        if isinstance(each, _SHARED):
+        if isinstance(each, _LEAVES):
             continue
         by_type[type(each).__qualname__] += 1
         if isinstance(each, FunctionType):

@@ -291,3 +291,10 @@ def test_a_report_of_before_a_fold_brings_nothing_back() -> None:
         world.round(2)
     world.handle(ExecutorReported("gpu-0", early))
     assert used(world) == (70, {})
+
+
+def test_what_a_frontend_still_counts_of_a_model_that_is_gone_is_not_kept() -> None:
+    world = fold_world()
+    world.handle(CatalogueChanged(removed_models=(KEY,)))
+    world.handle(FrontendReported("front", ((KEY, Counts(4)), (Key("search", "rank"), Counts(2)))))
+    assert list(world.scheduler.state.requests.recent(world.now)) == [Key("search", "rank")]
