@@ -64,8 +64,8 @@ class Session:
         """
         self._reports = reports
         bodies: list[Coroutine[Any, Any, None]] = [
-            self._write(self._primary, self._outbox.message),
-            self._write(self._bulk, self._outbox.chunk),
+            self._write_primary(),
+            self._write_bulk(),
             self._read(self._primary),
             self._read(self._bulk),
         ]
@@ -135,13 +135,17 @@ class Session:
         await stream.write(pb.ExecuteRequest(hello=self._hello))
         return stream
 
-    async def _write(self, stream: Any, next_message: Callable[[], Coroutine[Any, Any, pb.ExecuteRequest]]) -> None:
+    async def _write_primary(self) -> None:
         while True:
-            message = await next_message()
-            await stream.write(message)
+            message = await self._outbox.message()
+            await self._primary.write(message)
             pause_s = self._pace.pause_s(len(message.infers), len(self._sent), monotonic_ns())
             if pause_s:
                 await self._pause.wait(pause_s)
+
+    async def _write_bulk(self) -> None:
+        while True:
+            await self._bulk.write(await self._outbox.chunk())
 
     async def _read(self, stream: Any) -> None:
         read = stream.read
