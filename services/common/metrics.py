@@ -65,7 +65,7 @@ def serve(listen: str, token: str | None = None) -> tuple[str, Callable[[], None
     try:
         kind = type("_Family", (_Server,), {"address_family": family_of(host.strip("[]"), int(port))})
         app = guarded(make_wsgi_app(REGISTRY), token)
-        server = make_server(host.strip("[]"), int(port), app, kind, handler_class=_Silent)
+        server: Any = make_server(host.strip("[]"), int(port), app, kind, handler_class=_Silent)
         thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()
     except OSError as error:

@@ -62,6 +62,7 @@ def alices(mesh: RunningMesh, stop: threading.Event, answered: list[int]) -> Non
             with suppress(grpc.RpcError):
                 told = alice.infer("echo", in_uint8=VALUES, in_object=TEXT)
                 assert told["out_uint8"].tobytes() == VALUES.tobytes(), "alice gets her own"
+                assert marked(told["out_uint8"].tobytes()), "it would be found where it is"
                 answered.append(1)
             for asked in (
                 request("echo", {"in_uint8": VALUES[:, :-1].astype(np.int32), "in_object": TEXT}),
