@@ -14,8 +14,8 @@ MS = 1_000_000
 SERVER = b"s" * 8
 
 
-def server(took_ms: float, *, objective_ms: int = 50, **facts: Any) -> SpanRecord:
-    about = {names.SLO_VIOLATED: True, names.SLO_OBJECTIVE_US: objective_ms * 1000, **facts}
+def server(took_ms: float, **facts: Any) -> SpanRecord:
+    about = {names.SLO_VIOLATED: True, names.SLO_OBJECTIVE_US: 50_000, **facts}
     return SpanRecord("ModelInfer", b"t" * 16, SERVER, None, 0, int(took_ms * MS), attributes=about)
 
 
