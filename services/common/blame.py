@@ -10,7 +10,8 @@ spans below it with SLO_STAGE, other requests in the same trace apart.
 
 The time of a request is divided into parts, each nanosecond in one of them. Most parts are a stage's span. Of these, taken
 out and put into parts of their own: SLO_COPY_US of any stage (copy), SLO_NEIGHBOUR_US of any stage (neighbour). What no span
-explains is `unaccounted`. To blame is the part with the largest *excess*: what it took beyond what it should take. That is
+explains is `unaccounted`. Of compute, what BATCH_PREEMPTED_US says beyond the neighbours' part is the queue's: other work of the
+same tenant came between. To blame is the part with the largest *excess*: what it took beyond what it should take. That is
 nothing for every part but compute, which should take BATCH_EXPECTED_US, or half of the objective where nothing was expected. So
 a model that usually takes 40 of 50 ms is not to blame when it waited for 15. Where the compute time alone is expected to exceed
 the objective, compute is to blame whatever else happened. Stages lie beside one another, never within.
@@ -157,6 +158,12 @@ def parts_of(duration_ns: int, stages: Iterable[Span]) -> dict[str, int]:
             inside_ns = min(took_ns, _microseconds(span, name) * _US)
             parts[other] += inside_ns
             took_ns -= inside_ns
+        if part == names.CAUSE_COMPUTE:
+            # What it was interrupted for, beyond what other tenants had, it waited for work of its own tenant.
+            preempted_us = _microseconds(span, names.BATCH_PREEMPTED_US) - _microseconds(span, names.SLO_NEIGHBOUR_US)
+            waited_ns = min(took_ns, max(0, preempted_us) * _US)
+            parts[names.CAUSE_QUEUE] += waited_ns
+            took_ns -= waited_ns
         parts[part] += took_ns if part != names.CAUSE_UNACCOUNTED else 0
     parts[names.CAUSE_UNACCOUNTED] = max(0, duration_ns - explained_ns)
     return parts

@@ -72,8 +72,9 @@ class Accounts:
     where the model exists, so that callers cannot make up labels.
     """
 
-    def __init__(self, tracer: Tracer, trace_sample: float) -> None:
-        self._tracer, self._sample = tracer, trace_sample
+    def __init__(self, tracer: Tracer, trace_sample: float, samples: Mapping[str, float] | None = None) -> None:
+        """trace_sample: the part of requests whose trace is kept though they broke no promise. samples: of these tenants'."""
+        self._tracer, self._sample, self._samples = tracer, trace_sample, dict(samples or {})
         self._counts: dict[tuple[str, str], Counts] = {}
         self.triton = TritonMetrics()
         self.held: Callable[[], Mapping[str, Iterable[tuple[str, int]]]] = dict
@@ -123,14 +124,13 @@ class Accounts:
             counts.violated += 1
         stages = request.attempts[-1].stages if request.attempts else None
         self.triton.close((request.tenant, request.model, request.version), outcome, elapsed_ns, stages)
-        keep = judgement.violated or random.random() < self._sample
+        keep = judgement.violated or random.random() < self._samples.get(request.tenant, self._sample)
         if request.attempts:
             for call in request.attempts:
                 if call.carrier is not None:
                     call.carrier.verdict(call, judgement.violated, keep)
         if keep and self._tracer.enabled:
-            for span in spans_of(request, judgement, ended_ns):
-                self._tracer.emit(span)
+            self._tracer.emit_all(spans_of(request, judgement, ended_ns))
         return keep
 
     def collect(self) -> Iterator[Metric]:

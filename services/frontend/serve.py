@@ -44,7 +44,7 @@ class Frontend:
         self.settings = settings
         self.keys = Keys(anonymous=settings.lets_in_anonymous)
         self.tracer = Tracer("apportion-frontend", settings.otlp_endpoint, mesh_token=settings.mesh_token)
-        self.accounts = Accounts(self.tracer, settings.trace_sample)
+        self.accounts = Accounts(self.tracer, settings.trace_sample, settings.trace_samples)
         frontend_id = f"frontend-{os.urandom(4).hex()}"
         self.links = Links(frontend_id, settings.tenant_credit_bytes, settings.mesh_token)
         self.table = RoutingTable(self.links.state)

@@ -25,8 +25,9 @@ class Recorder:
     def __init__(self) -> None:
         self.records: list[SpanRecord] = []
 
-    def emit(self, record: SpanRecord) -> None:
-        self.records.append(record)
+    def emit_all(self, records: list[SpanRecord]) -> bool:
+        self.records += records
+        return True
 
 
 async def traced(keep: bool | None, *, early: bool = False, **more: Any) -> tuple[list[SpanRecord], Spans]:
