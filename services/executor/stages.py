@@ -45,18 +45,21 @@ def stages_of(
         decode.events.append((names.EVENT_PLACED, call.handed, {}))
     if batch is None:
         return stages.without_batch()
+    # A worker's moments are its own word: no stage begins before the one before it has ended.
+    started = max(batch.started, call.handed)
+    finished = max(batch.ended, started)
     waited = waits(batch, call.handed, call.serving.replica, own, owners)
-    joining_from = max(call.handed, batch.started - waited.batch)
+    joining_from = max(call.handed, started - waited.batch)
     queue = stages.add(names.STAGE_QUEUE, call.handed, joining_from)
     _describe_wait(queue, waited, own)
-    if joining_from < batch.started:
-        stages.add(names.STAGE_BATCH_WAIT, joining_from, batch.started)
-    compute = stages.add(names.STAGE_COMPUTE, max(batch.started, call.handed), batch.ended)
+    if joining_from < started:
+        stages.add(names.STAGE_BATCH_WAIT, joining_from, started)
+    compute = stages.add(names.STAGE_COMPUTE, started, finished)
     _describe_compute(compute, told, batch, waited)
     ended = max(told.ended, call.announced)
-    encode = stages.add(names.STAGE_ENCODE, batch.ended, ended)
-    if batch.ended < told.copied <= ended:
-        encode.attributes[names.SLO_COPY_US] = (told.copied - batch.ended) // _US
+    encode = stages.add(names.STAGE_ENCODE, finished, ended)
+    if finished < told.copied <= ended:
+        encode.attributes[names.SLO_COPY_US] = (told.copied - finished) // _US
         encode.events.append((names.EVENT_SCATTERED, told.copied, {}))
     return stages.done(compute)
 

@@ -184,8 +184,9 @@ class Kept:
     def __init__(self) -> None:
         self.records: list[SpanRecord] = []
 
-    def emit(self, record: SpanRecord) -> None:
-        self.records.append(record)
+    def emit_all(self, records: list[SpanRecord]) -> bool:
+        self.records += records
+        return True
 
     def shutdown(self, timeout: float) -> None:
         return
@@ -214,7 +215,7 @@ async def test_a_violation_is_kept_counted_and_told_to_the_executor_and_the_clie
     await world.until(lambda: len(executor.verdicts) == 2)
     assert [(v.violated, v.keep) for v in executor.verdicts] == [(True, True), (False, False)]
     span = kept.records[0]
-    assert [record.name for record in kept.records[1:]] == ["admit", "transport"]
+    assert [record.name for record in kept.records[1:]] == ["admit", "send", "transport", "deliver"]
     assert (span.trace_id.hex(), (span.parent_span_id or b"").hex()) == ("a" * 31 + "1", "b" * 15 + "2")
     assert span.attributes["slo.objective_us"] == 1
     assert span.attributes["slo.outcome"] == "late"
