@@ -13,8 +13,8 @@ out and put into parts of their own: SLO_COPY_US of any stage (copy), SLO_NEIGHB
 explains is `unaccounted`. Of compute, what BATCH_PREEMPTED_US says beyond the neighbours' part is the queue's: other work of the
 same tenant came between. To blame is the part with the largest *excess*: what it took beyond what it should take. That is
 nothing for every part but compute, which should take BATCH_EXPECTED_US, or half of the objective where nothing was expected. So
-a model that usually takes 40 of 50 ms is not to blame when it waited for 15. Where the compute time alone is expected to exceed
-the objective, compute is to blame whatever else happened. Stages lie beside one another, never within.
+a model that usually takes 40 of 50 ms is not to blame when it waited for 15. Where the compute time alone exceeds
+the objective, and was expected to, compute is to blame whatever else happened. Stages lie beside one another, never within.
 
 A request that ended in an error is `refused` or `failed`, unless it had spent its time before it was dropped; one that found no
 replica of its model loaded is a `cold start`, and so is a batch that took too long with nothing known of its shape (BATCH_COLD).
@@ -108,7 +108,7 @@ def blame(server: Span, spans: Iterable[Span]) -> Blame:
     expected_ns = _expected(stages)
     excess = dict(parts)
     excess[names.CAUSE_COMPUTE] = _too_much(parts[names.CAUSE_COMPUTE], expected_ns, objective_ns)
-    if expected_ns is not None and 0 < objective_ns < expected_ns:
+    if 0 < objective_ns < min(expected_ns or 0, parts[names.CAUSE_COMPUTE]):
         # No stage but this one could have kept the promise.
         excess[names.CAUSE_COMPUTE] = parts[names.CAUSE_COMPUTE]
         cause = _ended(server, parts, duration_ns) or names.CAUSE_COMPUTE
