@@ -1,9 +1,9 @@
 """Are violations and kept traces the same? Many requests, few of them sampled, one in twenty in violation; one by one.
 
-    python -m bench.trace_match [--requests 50000] [--at-once 32] [--json FILE]
+    python -m bench.trace_match [--requests 50000] [--rate 600] [--json FILE]
 
 Every request is a trace of its own whose id the caller knows, and is told by the frontend what it took and the verdict. One in
-twenty-five has an objective that nobody could meet; the others' is the p99 of what requests took before, so that about one in a
+twenty-five has an objective that nobody could meet; the others' is the p99 of what the last requests took, so that about one in a
 hundred misses it by a little, and some are late for their caller and in time at the frontend. Afterwards, of three sources:
 
     counted    the frontend's counter of violations
@@ -23,7 +23,7 @@ import json
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,13 @@ from services.tracestore.core.spans import SpanView
 from tests.mesh.calling import request
 from tests.mesh.running import RunningMesh, running
 
+REFUSED_STAGES = frozenset({names.STAGE_DECODE})
+"""What an executor tells at least of a request that it refused."""
 TENANT, MODEL = "matched", "identity"
 SAMPLE = 0.01
 IMPOSSIBLE_MS, EVERY = 0.05, 25
-WARM = 3_000
+WARM, LAST, ANEW = 3_000, 2_000, 250
+"""Requests before it begins; requests whose p99 is the next ones' objective, and how often that is found anew."""
 SETTLE_S = 4.0
 VALUES = np.ones((1, 16), np.float32)
 
@@ -77,6 +80,7 @@ class Matched:
     within: int
     gap_explains: int
     gaps_us: list[float]
+    refused: Counter[str] = field(default_factory=Counter)
     wrong: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
@@ -85,31 +89,47 @@ class Matched:
         self.examples.setdefault(what, str(example))
 
 
-async def load(callers: Callers, count: int, at_once: int, objective_ms: float) -> list[Sent]:
-    """So many requests, so many at once."""
-    sent: list[Sent] = []
-    numbers = iter(range(count))
+class Load:
+    """Requests at a fixed rate, whatever becomes of them. usual: µs that the last ones took at the frontend."""
 
-    async def caller() -> None:
-        for number in numbers:
-            slo_ms = IMPOSSIBLE_MS if number % EVERY == 0 else objective_ms
-            asked = await callers.ask(request(MODEL, {"x": VALUES}, slo_ms=slo_ms))
-            sent.append(Sent(asked, slo_ms * 1e3))
+    def __init__(self, callers: Callers, rate: float) -> None:
+        self._callers, self._rate = callers, rate
+        self._usual: deque[int] = deque(maxlen=LAST)
+        self._slo_ms = 60_000.0
 
-    await asyncio.gather(*(caller() for _ in range(at_once)))
-    return sent
+    async def run(self, count: int) -> list[Sent]:
+        """So many."""
+        sent: list[Sent] = []
+        begun, tasks = time.perf_counter(), set[asyncio.Task[None]]()
+        for number in range(count):
+            wait_s = begun + number / self._rate - time.perf_counter()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            if number % ANEW == 0 and len(self._usual) == LAST:
+                self._slo_ms = round(quantile(self._usual, 0.99) / 1e3, 2)
+            slo_ms = IMPOSSIBLE_MS if number % EVERY == 0 else self._slo_ms
+            task = asyncio.ensure_future(self._one(slo_ms, sent))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+        return sent
+
+    async def _one(self, slo_ms: float, sent: list[Sent]) -> None:
+        asked = await self._callers.ask(request(MODEL, {"x": VALUES}, slo_ms=slo_ms))
+        sent.append(Sent(asked, slo_ms * 1e3))
+        self._usual.append(asked.took_us or 0)
 
 
-async def measured(mesh: RunningMesh, count: int, at_once: int) -> tuple[Matched, dict[str, Any]]:
+async def measured(mesh: RunningMesh, count: int, rate: float) -> tuple[Matched, dict[str, Any]]:
     """Loads the mesh and compares."""
-    callers = Callers(mesh.addresses["frontend"], mesh.metadata(TENANT), connections=max(1, at_once // 8))
+    callers = Callers(mesh.addresses["frontend"], mesh.metadata(TENANT), connections=4)
     try:
-        warm = await load(callers, min(WARM, count), at_once, 60_000.0)
-        usual_ms = round(quantile([each.asked.took_us or 0 for each in warm], 0.99) / 1e3, 2)
+        load = Load(callers, rate)
+        await load.run(WARM)
         await asyncio.sleep(1.0)
         before, since_ns = violations(mesh), time.time_ns()
         begun = time.monotonic()
-        sent = await load(callers, count, at_once, usual_ms)
+        sent = await load.run(count)
         took_s = time.monotonic() - begun
     finally:
         await callers.close()
@@ -120,7 +140,6 @@ async def measured(mesh: RunningMesh, count: int, at_once: int) -> tuple[Matched
     facts = {
         "requests": len(sent),
         "per_second": round(len(sent) / took_s),
-        "objective_ms": usual_ms,
         "spans_lost": lost,
     }
     return compared(sent, traces, counted), facts
@@ -163,14 +182,14 @@ def _whole(matched: Matched, trace_id: str, trace: list[SpanView], servers: list
         matched.amiss("not one request of ours", trace_id)
         return
     stages = {str(span.attributes.get(names.SLO_STAGE)) for span in trace}
-    if not stages >= FRONTEND_STAGES | EXECUTOR_STAGES:
-        matched.amiss("a stage is missing", (trace_id, sorted(FRONTEND_STAGES | EXECUTOR_STAGES - stages)))
+    due = FRONTEND_STAGES | (EXECUTOR_STAGES if sent.asked.code == "OK" else REFUSED_STAGES)
+    if not stages >= due:
+        matched.amiss("a stage is missing", (trace_id, sent.asked, sorted(due - stages)))
     for span in orphans(trace):
         matched.amiss("an orphan span", (trace_id, span.name))
     duration_us = servers[0].duration_ns / 1e3
-    if (duration_us > float(servers[0].attributes[names.SLO_OBJECTIVE_US])) != servers[0].attributes[
-        names.SLO_VIOLATED
-    ]:
+    over = duration_us > float(servers[0].attributes[names.SLO_OBJECTIVE_US])
+    if (over or sent.asked.code != "OK") != servers[0].attributes[names.SLO_VIOLATED]:
         matched.amiss("the verdict is not what the timestamps say", trace_id)
     if sent.asked.took_us is None or abs(duration_us - sent.asked.took_us) > 1:
         matched.amiss("the span's time is not the one that was told", (trace_id, duration_us, sent.asked.took_us))
@@ -179,8 +198,13 @@ def _whole(matched: Matched, trace_id: str, trace: list[SpanView], servers: list
 def _callers_word(matched: Matched, sent: Sent) -> None:
     """The caller's own verdict, and whether the way between explains that it is another."""
     asked = sent.asked
-    if asked.took_us is None or asked.code != "OK":
-        matched.amiss("not answered", asked)
+    if asked.took_us is None:
+        matched.amiss("told nothing", asked)
+        return
+    if asked.code != "OK":
+        matched.refused[asked.outcome] += 1
+        if not asked.violated:
+            matched.amiss("refused, and no violation", asked)
         return
     gap_us = asked.latency_s * 1e6 - asked.took_us
     matched.gaps_us.append(gap_us)
@@ -194,12 +218,12 @@ def _callers_word(matched: Matched, sent: Sent) -> None:
         matched.amiss("the caller's verdict differs and no gap explains it", sent)
 
 
-def run(data: Path, count: int, at_once: int) -> tuple[Matched, dict[str, Any]]:
+def run(data: Path, count: int, rate: float) -> tuple[Matched, dict[str, Any]]:
     """Starts a mesh for it, and ends it."""
     with running(data, "--trace-sample", f"{SAMPLE:g}") as mesh:
         mesh.create_tenant(TENANT)
         mesh.push(MODEL, elementwise(data / "identity.onnx", "Identity"), tenant=TENANT)
-        return asyncio.run(measured(mesh, count, at_once))
+        return asyncio.run(measured(mesh, count, rate))
 
 
 def show(matched: Matched, facts: dict[str, Any]) -> dict[str, Any]:
@@ -210,6 +234,7 @@ def show(matched: Matched, facts: dict[str, Any]) -> dict[str, Any]:
         "violators_part": round(matched.told / max(1, facts["requests"]), 4),
         "sampled": matched.sampled,
         "sampled_part": round(matched.sampled / max(1, matched.within), 4),
+        "refused": dict(matched.refused),
         "late_only_for_caller": matched.gap_explains,
         "gap_us": {"p50": round(quantile(matched.gaps_us, 0.5)), "p99": round(quantile(matched.gaps_us, 0.99))},
         "wrong": dict(matched.wrong),
@@ -224,11 +249,11 @@ def show(matched: Matched, facts: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=50_000)
-    parser.add_argument("--at-once", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=600.0, help="requests a second")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        matched, facts = run(Path(folder) / "data", chosen.requests, chosen.at_once)
+        matched, facts = run(Path(folder) / "data", chosen.requests, chosen.rate)
     told = show(matched, facts)
     if chosen.json:
         chosen.json.write_text(json.dumps(told, indent=2))

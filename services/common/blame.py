@@ -22,7 +22,7 @@ replica of its model loaded is a `cold start`, and so is a batch that took too l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -88,7 +88,7 @@ class Blame:
 
     cause: one of services.common.attributes.CAUSES. took_ns: that part's time; excess_ns: what of it was too much.
     parts_ns: the whole request by part, adding up to its duration, or to more where spans overlap. unaccounted_ns: of it, what no
-    span explains. missing: what the trace says that it cannot show; "" where it is whole.
+    span explains. missing: what the trace cannot show, as it says itself or as its executor's silence does; "" where it is whole.
     """
 
     cause: str
@@ -114,17 +114,23 @@ def blame(server: Span, spans: Iterable[Span]) -> Blame:
         cause = _ended(server, parts, duration_ns) or names.CAUSE_COMPUTE
     else:
         cause = _ended(server, parts, duration_ns) or _largest(excess, stages)
-    missing = "; ".join(
-        dict.fromkeys(
-            str(span.attributes[names.SLO_MISSING])
-            for span in (server, *stages)
-            if span.attributes.get(names.SLO_MISSING)
-        )
-    )
+    missing = "; ".join(dict.fromkeys(_missing(server, stages)))
     took_ns, excess_ns = parts.get(cause, 0), excess.get(cause, 0)
     if cause == names.CAUSE_COLD_START and not took_ns:
         took_ns, excess_ns = parts.get(names.CAUSE_COMPUTE, 0), excess.get(names.CAUSE_COMPUTE, 0)
     return Blame(cause, took_ns, excess_ns, parts, parts[names.CAUSE_UNACCOUNTED], missing)
+
+
+def _missing(server: Span, stages: Iterable[Span]) -> Iterator[str]:
+    """What the trace says that it cannot show, and what it does not show though its executor has answered."""
+    there = set()
+    for span in (server, *stages):
+        told = span.attributes.get(names.SLO_MISSING)
+        if told:
+            yield str(told)
+        there.add(span.attributes.get(names.SLO_STAGE))
+    if names.STAGE_DELIVER in there and names.STAGE_DECODE not in there:
+        yield f"executor {server.attributes.get(names.EXECUTOR_ID, '')!r}: it answered, and its spans did not come"
 
 
 def below(server: Span, spans: Iterable[Span]) -> list[Span]:

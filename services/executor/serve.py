@@ -56,7 +56,12 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         device = probe()
         partitions = choose_partitions(settings, device)
         incarnation = secrets.token_hex(8)
-        tracer = Tracer("apportion-executor", settings.otlp_endpoint, mesh_token=settings.mesh_token)
+        tracer = Tracer(
+            "apportion-executor",
+            settings.otlp_endpoint,
+            resource={names.SERVICE_INSTANCE_ID: f"{settings.executor_id}/{incarnation}"},
+            mesh_token=settings.mesh_token,
+        )
         stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
         executor, spans = _build(settings, device, partitions, incarnation, tracer, stack)
         servicer = ExecuteService(settings, incarnation, executor.calls, spans, executor.tenants)

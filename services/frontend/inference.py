@@ -7,7 +7,10 @@ from collections.abc import Awaitable
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
+import structlog
+
 from services.common.errors import Reason, Refusal
+from services.common.logs import about
 from services.common.spans import format_traceparent
 from services.common.status import CODES, DETAILS_KEY, to_status
 from services.frontend.accounting import Accounts
@@ -24,6 +27,8 @@ from services.frontend.forward import Links
 from services.frontend.request import Request
 from services.frontend.shared import SharedMemory
 
+log = structlog.get_logger()
+
 TRACE_KEY = "apportion-trace-id"
 RESPONSE_KEY = "traceresponse"
 """As W3C's Trace Context, level 2, has it: the server span, and whether its trace is kept."""
@@ -31,6 +36,7 @@ TIMING_KEY = "apportion-timing"
 """A caller who sends this is told what its request took here, and the verdict: TOOK_KEY, OUTCOME_KEY, VIOLATED_KEY."""
 TOOK_KEY, OUTCOME_KEY, VIOLATED_KEY = "apportion-took-us", "apportion-outcome", "apportion-violated"
 ADMIT = "admit"
+UNEXPECTED = Refusal(Reason.INTERNAL, "an unexpected error; the service's log has it")
 SECOND_NS = 1_000_000_000
 MOST_HELD_BYTES = 1 << 30
 WAITING = ("of requests that wait for their answer", "APPORTION_FRONTEND_TENANT_REQUEST_BYTES")
@@ -131,6 +137,10 @@ class Inference:
         except asyncio.CancelledError:
             self._broken_off(request)
             raise
+        except Exception as error:
+            with about(trace_id=request.trace_id, tenant=request.tenant):
+                log.error("unexpected error", method="ModelInfer", model=request.model, exc_info=error)
+            request.refusal, reason = UNEXPECTED, UNEXPECTED.reason
         ended_ns = monotonic_ns()
         took_ns = ended_ns - request.arrived_ns
         judgement = judge(reason, took_ns, request.objective_ns, request.deadline_ns)
