@@ -110,12 +110,15 @@ class Tracer:
         if waiting == EXPORT_SPANS:
             self._wake.set()
 
-    def emit_all(self, records: Sequence[SpanRecord]) -> bool:
-        """Takes the spans that one process has of a trace: all of them or, where there is no room, none. Says which."""
+    def emit_all(self, records: Sequence[SpanRecord], *, spare: bool = False) -> bool:
+        """Takes the spans that one process has of a trace: all of them or, where there is no room, none. Says which.
+
+        spare: of a trace that is kept by chance alone: half of the room is not for these, so that violators have it.
+        """
         if not self.enabled:
             return False
         waiting = len(self._queue)
-        if waiting + len(records) > self._capacity:
+        if waiting + len(records) > (self._capacity // 2 if spare else self._capacity):
             self._refused += len(records)
             return False
         self._queue.extend(records)

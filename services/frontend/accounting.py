@@ -141,7 +141,7 @@ class Accounts:
         if outcome in BROKEN:
             self._tell(request, outcome, ended_ns)
         if keep and self._tracer.enabled:
-            self._tracer.emit_all(spans_of(request, judgement, ended_ns))
+            self._tracer.emit_all(spans_of(request, judgement, ended_ns), spare=not judgement.violated)
         return keep
 
     def _tell(self, request: Request, outcome: str, now_ns: int) -> None:

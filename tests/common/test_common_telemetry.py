@@ -251,13 +251,13 @@ def test_encoding_turns_the_monotonic_clock_into_unix_time_by_one_offset() -> No
 def test_the_spans_of_a_trace_are_taken_together_or_not_at_all(collector: Any) -> None:
     collector.hang.set()
     tracer = Tracer("x", collector.address, queue_spans=10, timeout_s=30)
-    assert tracer.emit_all([record() for _ in range(8)])
     assert not tracer.emit_all([record() for _ in range(11)])
+    assert tracer.emit_all([record() for _ in range(10)])
     assert tracer.dropped == 11
     collector.hang.clear()
     assert tracer.flush(10)
     tracer.shutdown()
-    assert (len(collector.spans), tracer.exported) == (8, 8)
+    assert (len(collector.spans), tracer.exported) == (10, 10)
     assert not tracer.emit_all([record()])
 
 
@@ -275,3 +275,13 @@ def test_a_tracestate_goes_along_unless_no_header_may_hold_it(collector: Any) ->
     assert collector.spans[0].trace_state == "a=1,b=2"
     assert parse_tracestate("a=" + "x" * 600) == ""
     assert parse_tracestate("a=\n") == ""
+
+
+def test_traces_kept_by_chance_leave_half_of_the_room_to_violators(collector: Any) -> None:
+    collector.hang.set()
+    tracer = Tracer("x", collector.address, queue_spans=10, timeout_s=30)
+    assert not tracer.emit_all([record() for _ in range(6)], spare=True)
+    assert tracer.emit_all([record() for _ in range(6)])
+    assert tracer.dropped == 6
+    collector.hang.clear()
+    tracer.shutdown()

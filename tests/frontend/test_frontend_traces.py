@@ -32,7 +32,7 @@ class Kept:
     def __init__(self) -> None:
         self.records: list[SpanRecord] = []
 
-    def emit_all(self, records: list[SpanRecord]) -> bool:
+    def emit_all(self, records: list[SpanRecord], *, spare: bool = False) -> bool:
         self.records += records
         return True
 
