@@ -30,7 +30,6 @@ from services.common.spans import (
 
 __all__ = [
     "Kind",
-    "Sampler",
     "SpanRecord",
     "Tracer",
     "Value",
@@ -181,17 +180,3 @@ class Tracer:
             self._exported += len(spans)
         else:
             self._lost += len(spans)
-
-
-class Sampler:
-    """Says, for each trace id alike in every process, whether it belongs to the sampled share. ratio: 0 to 1."""
-
-    def __init__(self, ratio: float) -> None:
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"sample ratio: {ratio} is not between 0 and 1")
-        self.ratio = ratio
-        self._bound = round(ratio * (1 << 64))
-
-    def keeps(self, trace_id: bytes) -> bool:
-        """Whether this trace is sampled. It reads the low 8 bytes, as OpenTelemetry's TraceIdRatioBased does."""
-        return int.from_bytes(trace_id[8:16], "big") < self._bound

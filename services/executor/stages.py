@@ -178,5 +178,5 @@ def facts_of(batch: Batch) -> dict[str, Value]:
     if batch.predicted:
         facts[names.BATCH_PREDICTED_US] = batch.predicted // _US
     if batch.tier:
-        facts[names.BATCH_TIER] = batch.tier
+        facts[names.SLO_ADMISSION] = batch.tier
     return facts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import socket
 import threading
 import time
@@ -23,7 +22,6 @@ from services.common import telemetry
 from services.common.otlp import encoded
 from services.common.spans import parse_tracestate
 from services.common.telemetry import (
-    Sampler,
     SpanRecord,
     Tracer,
     format_traceparent,
@@ -218,23 +216,6 @@ def test_no_text_makes_the_parser_fail(text: str) -> None:
 def test_a_traceparent_survives_the_way_there_and_back(trace_id: bytes, span_id: bytes, sampled: bool) -> None:
     text = format_traceparent(trace_id, span_id, sampled=sampled)
     assert parse_traceparent(text) == (trace_id, span_id, int(sampled))
-
-
-def test_a_sampler_keeps_its_share_and_always_the_same_traces() -> None:
-    chance = random.Random(7)
-    ids = [chance.randbytes(16) for _ in range(20_000)]
-    kept = [trace_id for trace_id in ids if Sampler(0.1).keeps(trace_id)]
-    assert 0.08 < len(kept) / len(ids) < 0.12
-    assert kept == [trace_id for trace_id in ids if Sampler(0.1).keeps(trace_id)]
-    assert all(Sampler(0.2).keeps(trace_id) for trace_id in kept)
-    assert all(Sampler(1.0).keeps(trace_id) for trace_id in [*ids, b"\xff" * 16])
-    assert not any(Sampler(0.0).keeps(trace_id) for trace_id in [*ids, b"\0" * 16])
-
-
-@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
-def test_a_ratio_that_is_none_is_refused(ratio: float) -> None:
-    with pytest.raises(ValueError, match="sample ratio"):
-        Sampler(ratio)
 
 
 def test_ids_are_of_the_right_length_and_differ() -> None:

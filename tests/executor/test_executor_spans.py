@@ -148,7 +148,7 @@ def test_copies_chunks_and_segments_are_told_where_they_happened() -> None:
         (names.EVENT_SEGMENT, 6_000_000),
     ]
     assert encode.attributes[names.SLO_COPY_US] == 300
-    facts = {names.BATCH_EXPECTED_US: 2000, names.BATCH_PREDICTED_US: 2500, names.BATCH_TIER: "guaranteed"}
+    facts = {names.BATCH_EXPECTED_US: 2000, names.BATCH_PREDICTED_US: 2500, names.SLO_ADMISSION: "guaranteed"}
     where = {names.EXECUTOR_BACKEND: "cpu", names.LANE_COMPUTE_UNITS: 2, names.LANE_PARTITION: "units 0-1"}
     for record in (compute, named(recorder, names.SPAN_BATCH)):
         assert record.attributes.items() >= (facts | where).items()
