@@ -131,7 +131,9 @@ class Spans:
             self.dropped += 1
             return
         self._gone[note.call.caller.key] = left - 1
-        self._emit(note, violated=True, missing="its frontend was lost before it gave its verdict")
+        self._emit(
+            note, violated=True, missing="its frontend, or the connection to it, was lost before its verdict came"
+        )
 
     def _trim(self, now: Nanoseconds) -> None:
         oldest = now - self._hold_ns
