@@ -8,11 +8,13 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from onnx import TensorProto, helper, numpy_helper
 
 import services.common.attributes as names
 from bench import trace_match, trace_truth
 from bench.models import elementwise
 from services.tracestore.client import fetch_trace
+from tests.gpu_sharing.artefact_samples import onnx_bytes
 from tests.mesh.calling import Caller, request
 from tests.mesh.running import RunningMesh, wait_until, wait_until_async
 
@@ -75,7 +77,8 @@ async def test_no_tensor_no_key_and_no_other_tenant_is_in_any_log_or_span(mesh: 
     for tenant in ("discreet", "curious"):
         mesh.create_tenant(tenant)
         mesh.push("neg", model, tenant=tenant, options=("--slo-ms", "60000"))
-    secret = b"TENSOR-CONTENTS-"
+    mesh.push("pick", picking(tmp_path / "pick.onnx"), tenant="discreet", options=("--slo-ms", "60000"))
+    secret, place = b"TENSOR-CONTENTS-", 987654321
     tensor = np.frombuffer(secret, np.float32).reshape(1, 4)
     with Caller(mesh, "discreet") as caller:
         for made in (
@@ -84,6 +87,7 @@ async def test_no_tensor_no_key_and_no_other_tenant_is_in_any_log_or_span(mesh: 
             request("neg", {"wrong": tensor}, slo_ms=0.001),
             request("neg", {"x": np.array([[secret]], object)}, slo_ms=0.001),
             request("absent", {"x": tensor}),
+            request("pick", {"at": np.array([[place]], np.int64)}),
         ):
             _sent(caller, made)
         _, call = caller.stub.ModelInfer.with_call(
@@ -100,6 +104,7 @@ async def test_no_tensor_no_key_and_no_other_tenant_is_in_any_log_or_span(mesh: 
     for path in written:
         content = path.read_bytes()
         assert secret not in content, path
+        assert str(place).encode() not in content, path
         for key in mesh.keys.values():
             assert key.encode() not in content, path
     spans = await fetch_trace(mesh.addresses["query"], told)
@@ -107,6 +112,18 @@ async def test_no_tensor_no_key_and_no_other_tenant_is_in_any_log_or_span(mesh: 
         "discreet"
     }
     assert not any(other in repr(spans) for other in ("curious", trace_match.TENANT, "watched"))
+
+
+def picking(path: Path) -> Path:
+    """A model whose runtime quotes its input where that points outside of what there is to pick from."""
+    data = onnx_bytes(
+        [helper.make_node("Gather", ["values", "at"], ["y"])],
+        [("at", TensorProto.INT64, ["batch", 1])],
+        [("y", TensorProto.FLOAT, ["batch", 1])],
+        [numpy_helper.from_array(np.ones(3, np.float32), "values")],
+    )
+    path.write_bytes(data)
+    return path
 
 
 def _sent(caller: Caller, made: object) -> None:
