@@ -18,6 +18,8 @@ from services.executor.stages import Told, batch_span, stages_of
 MOST_DESERTED = 1_000
 """Traces that are kept of a frontend that is lost, whose verdicts never come."""
 MOST_GONE = 256
+LOOKS = 100
+"""Within the time that a note is held, it is looked this often whether any has been for longer."""
 RECENT_BATCHES = 64
 """Batches of a lane that are remembered, so that who waited for one can point to it."""
 MOST_NEIGHBOURS = 8
@@ -78,6 +80,7 @@ class Spans:
         self._early: OrderedDict[Hashable, tuple[Nanoseconds, bool]] = OrderedDict()
         self._recent: dict[int, deque[Shared]] = {}
         self._gone: OrderedDict[int, int] = OrderedDict()
+        self._trimmed: Nanoseconds = 0
         self.dropped = 0
         self.unheard = 0
 
@@ -143,6 +146,9 @@ class Spans:
         )
 
     def _trim(self, now: Nanoseconds) -> None:
+        if now - self._trimmed < self._hold_ns // LOOKS and len(self._notes) <= self._capacity >= len(self._early):
+            return
+        self._trimmed = now
         oldest = now - self._hold_ns
         while self._notes and (len(self._notes) > self._capacity or next(iter(self._notes.values())).ended < oldest):
             self._notes.popitem(last=False)
