@@ -38,6 +38,12 @@ SLO_STAGE = "slo.stage"
 """On a span that is one stage of a request: one of STAGES."""
 SLO_MISSING = "slo.missing"
 """What the trace cannot show, and why: "executor e1 lost"."""
+SLO_ENDED_IN = "slo.ended_in"
+"""On the server span of a request that was not answered: the stage in which it was dropped or refused, where that is known."""
+SLO_COPY_US = "slo.copy_us"
+"""On a stage's span: how much of it was copying tensors into or out of the device's memory, or a batch's."""
+SLO_NEIGHBOUR_US = "slo.neighbour_us"
+"""On a stage's span: how much of it the lane gave to other tenants."""
 
 KEPT_VIOLATED = "violated"
 KEPT_SAMPLED = "sampled"
@@ -58,7 +64,13 @@ BATCH_ROWS = "batch.rows"
 BATCH_REQUESTS = "batch.requests"
 BATCH_SLICES = "batch.slices"
 BATCH_PREDICTED_US = "batch.predicted_us"
+BATCH_EXPECTED_US = "batch.expected_us"
+"""What batches like it take on this lane, on the average; absent: nothing was known."""
 BATCH_PREEMPTED_US = "batch.preempted_us"
+BATCH_PREEMPTIONS = "batch.preemptions"
+BATCH_COLD = "batch.cold"
+"""Bool: the first batch of its shape since its model was loaded, and no profile told how long it takes."""
+BATCH_TIER = "batch.tier"
 LANE_ID = "lane.id"
 LANE_COMPUTE_UNITS = "lane.compute_units"
 EXECUTOR_ID = "executor.id"
@@ -72,24 +84,67 @@ EXECUTOR_REPLICA = "executor.replica"
 SPAN_BATCH = "batch"
 STAGE_ADMIT = "admit"
 """At the frontend: credentials, quotas, choice of a replica."""
+STAGE_SEND = "send"
+"""At the frontend: until the request was written to the stream; a large one waits for its tenant's credit, too."""
 STAGE_TRANSPORT = "transport"
-"""Between frontend and executor, both ways: what the executor's own stages leave of the call."""
+"""Between frontend and executor, both ways: from the writing of the request to the reading of its answer, less what the
+executor had it; and the chunks of a large request."""
 STAGE_DECODE = "decode"
 STAGE_QUEUE = "queue"
+"""At the executor: until its batch began, but for STAGE_BATCH_WAIT."""
 STAGE_BATCH_WAIT = "batch wait"
+"""Of the wait: while the lane ran an earlier batch of the same model, which the request came too late to join."""
 STAGE_COMPUTE = "compute"
+"""From its batch's first slice to its last, preemptions included."""
 STAGE_ENCODE = "encode"
+"""From the end of its batch until the answer was handed to the stream."""
+STAGE_DELIVER = "deliver"
+"""At the frontend: from the reading of the answer until it was handed to gRPC."""
 STAGE_UNACCOUNTED = "unaccounted"
 """What no other stage explains."""
 STAGES = (
     STAGE_ADMIT,
+    STAGE_SEND,
     STAGE_TRANSPORT,
     STAGE_DECODE,
     STAGE_QUEUE,
     STAGE_BATCH_WAIT,
     STAGE_COMPUTE,
     STAGE_ENCODE,
+    STAGE_DELIVER,
     STAGE_UNACCOUNTED,
+)
+
+# Why a request missed its objective: see services.common.blame.
+CAUSE_REFUSED = "refused"
+"""The service said no, or gave up, before the time had gone anywhere."""
+CAUSE_FAILED = "failed"
+"""A model, a worker or an executor broke."""
+CAUSE_FRONTEND = "frontend"
+CAUSE_TRANSPORT = "transport"
+CAUSE_DECODE = "decode"
+CAUSE_COPY = "copy"
+CAUSE_QUEUE = "queue"
+CAUSE_BATCH = "batch"
+CAUSE_NEIGHBOUR = "neighbour"
+CAUSE_COLD_START = "cold start"
+CAUSE_COMPUTE = "compute"
+CAUSE_ENCODE = "encode"
+CAUSE_UNACCOUNTED = "unaccounted"
+CAUSES = (
+    CAUSE_REFUSED,
+    CAUSE_FAILED,
+    CAUSE_COLD_START,
+    CAUSE_NEIGHBOUR,
+    CAUSE_QUEUE,
+    CAUSE_BATCH,
+    CAUSE_COMPUTE,
+    CAUSE_COPY,
+    CAUSE_TRANSPORT,
+    CAUSE_FRONTEND,
+    CAUSE_DECODE,
+    CAUSE_ENCODE,
+    CAUSE_UNACCOUNTED,
 )
 
 # Link attributes.
