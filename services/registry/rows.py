@@ -9,8 +9,27 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Table, and_, delete, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.core.records import Inspection, Isolation, Key, Model, NamedSlo, Slo, Tenant, TrafficClass, Version
-from services.registry.tables import api_keys, artefacts, model_slos, models, profiles, tenants, traffic_splits, versions
+from services.registry.core.records import (
+    Inspection,
+    Isolation,
+    Key,
+    Model,
+    NamedSlo,
+    Slo,
+    Tenant,
+    TrafficClass,
+    Version,
+)
+from services.registry.tables import (
+    api_keys,
+    artefacts,
+    model_slos,
+    models,
+    profiles,
+    tenants,
+    traffic_splits,
+    versions,
+)
 
 # Objects read at once: bounds the memory of a listing.
 STRIDE = 100

@@ -15,12 +15,11 @@ from services.registry.settings import RegistrySettings
 CODE = grpc.StatusCode
 
 
-@pytest.fixture(autouse=True)
-async def pushed(request: pytest.FixtureRequest) -> None:
-    if "world" in request.fixturenames:
-        world = request.getfixturevalue("world")
-        await world.tenant()
-        await world.push()
+@pytest.fixture
+async def world(world: World) -> World:
+    await world.tenant()
+    await world.push()
+    return world
 
 
 async def put(world: World, name: str = "fast", **slo: int) -> pb.Model:
