@@ -21,6 +21,8 @@ from services.tracestore.views import views
 
 TIMEOUT_S = 30.0
 MOST_LINKED_TRACES = 16
+LEAST_SEARCH_NS = 1_000_000
+"""A search is not divided any further."""
 
 
 async def fetch_trace(query_address: str, trace_id: str, *, mesh_token: str | None = None) -> list[SpanView]:
@@ -83,6 +85,38 @@ async def find_traces(
         traces.setdefault(span.trace_id, []).append(span)
     ordered = [sorted(trace, key=lambda span: span.start_ns) for trace in traces.values()]
     return sorted(ordered, key=lambda trace: trace[0].start_ns, reverse=True)
+
+
+async def find_every(
+    query_address: str,
+    *,
+    start_ns: int,
+    end_ns: int,
+    service: str | None = None,
+    wanted: Mapping[str, str] | None = None,
+    depth: int = 1000,
+    mesh_token: str | None = None,
+) -> list[SpanView]:
+    """The spans of all traces that `find_traces` would find, however many: where as many as `depth` match, each half of the time
+    is asked for by itself."""
+    found: dict[tuple[str, str], SpanView] = {}
+    waiting = [(start_ns, end_ns)]
+    while waiting:
+        first_ns, last_ns = waiting.pop()
+        traces = await find_traces(
+            query_address,
+            start_ns=first_ns,
+            end_ns=last_ns,
+            service=service,
+            wanted=wanted,
+            limit=depth,
+            mesh_token=mesh_token,
+        )
+        found |= {(span.trace_id, span.span_id): span for trace in traces for span in trace}
+        if len(traces) >= depth and last_ns - first_ns > LEAST_SEARCH_NS:
+            middle_ns = (first_ns + last_ns) // 2
+            waiting += [(first_ns, middle_ns), (middle_ns, last_ns)]
+    return list(found.values())
 
 
 async def read_rollups(

@@ -120,9 +120,7 @@ def recorded(length_s: int) -> str:
 def missed(objective: Objective, length_s: int) -> str:
     """The part of requests that missed an objective over a time, in PromQL."""
     window = f"[{short_span(length_s)}]"
-    return (
-        f"sum(rate({selector(objective, met=False)}{window})) / (sum(rate({selector(objective)}{window})) > 0)"
-    )
+    return f"sum(rate({selector(objective, met=False)}{window})) / (sum(rate({selector(objective)}{window})) > 0)"
 
 
 def _labels(objective: Objective) -> list[tuple[str, str]]:
