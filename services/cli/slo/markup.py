@@ -20,7 +20,7 @@ _ALONE = frozenset({"meta", "line", "rect", "circle", "path", "polyline", "br"})
 def tag(element: str, /, *content: Content, **attributes: str | int | float | None) -> Markup:
     """One element. Attributes that are None are left out; "_" in their names stands for "-", and one at the end for nothing."""
     said = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(_text(value), quote=True)}"'
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(printable(_text(value)), quote=True)}"'
         for key, value in attributes.items()
         if value is not None
     )
