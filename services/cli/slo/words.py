@@ -64,8 +64,9 @@ def span_text(seconds: int) -> str:
 
 
 def short_span(seconds: int) -> str:
-    """As Prometheus and OpenSLO write it: "30d", "6h", "90s"."""
+    """As Prometheus writes it: "30d", "6h", "5h36m"."""
+    said, rest = "", seconds
     for unit in ("d", "h", "m"):
-        if seconds % SPANS_S[unit] == 0:
-            return f"{seconds // SPANS_S[unit]}{unit}"
-    return f"{seconds}s"
+        count, rest = divmod(rest, SPANS_S[unit])
+        said += f"{count}{unit}" if count else ""
+    return said + (f"{rest}s" if rest or not said else "")
