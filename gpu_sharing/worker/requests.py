@@ -31,11 +31,12 @@ class Work(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A batch that has run. outputs: in the signature's order, checked against it."""
+    """A batch that has run. outputs: in the signature's order, checked against it. gathered: when its inputs were put together."""
 
     hosted: Hosted
     requests: tuple[Submit, ...]
     outputs: list[np.ndarray]
+    gathered: Nanoseconds = 0
 
 
 class _Effects(NamedTuple):
@@ -203,7 +204,7 @@ class Requests:
         except OutputInvalid as broken:
             message = f"{hosted.label}: {broken}"
             return Failed(request.call, "MODEL_FAILED", message, {}, received, batch)
-        return Done(request.call, refs, received, batch)
+        return Done(request.call, refs, received, batch, finished.gathered, self._clock())
 
     def _emit(self, effects: _Effects) -> None:
         self._outbox.send(effects.events)

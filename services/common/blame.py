@@ -10,10 +10,11 @@ spans below it with SLO_STAGE, other requests in the same trace apart.
 
 The time of a request is divided into parts, each nanosecond in one of them. Most parts are a stage's span. Of these, taken
 out and put into parts of their own: SLO_COPY_US of any stage (copy), SLO_NEIGHBOUR_US of any stage (neighbour). What no span
-explains is `unaccounted`. To blame is the part with the largest *excess*: what it took beyond what it should take. That is
+explains is `unaccounted`. Of compute, what BATCH_PREEMPTED_US says beyond the neighbours' part is the queue's: other work of the
+same tenant came between. To blame is the part with the largest *excess*: what it took beyond what it should take. That is
 nothing for every part but compute, which should take BATCH_EXPECTED_US, or half of the objective where nothing was expected. So
-a model that usually takes 40 of 50 ms is not to blame when it waited for 15. Where the compute time alone is expected to exceed
-the objective, compute is to blame whatever else happened. Stages lie beside one another, never within.
+a model that usually takes 40 of 50 ms is not to blame when it waited for 15. Where the compute time alone exceeds
+the objective, and was expected to, compute is to blame whatever else happened. Stages lie beside one another, never within.
 
 A request that ended in an error is `refused` or `failed`, unless it had spent its time before it was dropped; one that found no
 replica of its model loaded is a `cold start`, and so is a batch that took too long with nothing known of its shape (BATCH_COLD).
@@ -21,7 +22,7 @@ replica of its model loaded is a `cold start`, and so is a batch that took too l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,7 +88,7 @@ class Blame:
 
     cause: one of services.common.attributes.CAUSES. took_ns: that part's time; excess_ns: what of it was too much.
     parts_ns: the whole request by part, adding up to its duration, or to more where spans overlap. unaccounted_ns: of it, what no
-    span explains. missing: what the trace says that it cannot show; "" where it is whole.
+    span explains. missing: what the trace cannot show, as it says itself or as its executor's silence does; "" where it is whole.
     """
 
     cause: str
@@ -107,23 +108,29 @@ def blame(server: Span, spans: Iterable[Span]) -> Blame:
     expected_ns = _expected(stages)
     excess = dict(parts)
     excess[names.CAUSE_COMPUTE] = _too_much(parts[names.CAUSE_COMPUTE], expected_ns, objective_ns)
-    if expected_ns is not None and 0 < objective_ns < expected_ns:
+    if 0 < objective_ns < min(expected_ns or 0, parts[names.CAUSE_COMPUTE]):
         # No stage but this one could have kept the promise.
         excess[names.CAUSE_COMPUTE] = parts[names.CAUSE_COMPUTE]
         cause = _ended(server, parts, duration_ns) or names.CAUSE_COMPUTE
     else:
         cause = _ended(server, parts, duration_ns) or _largest(excess, stages)
-    missing = "; ".join(
-        dict.fromkeys(
-            str(span.attributes[names.SLO_MISSING])
-            for span in (server, *stages)
-            if span.attributes.get(names.SLO_MISSING)
-        )
-    )
+    missing = "; ".join(dict.fromkeys(_missing(server, stages)))
     took_ns, excess_ns = parts.get(cause, 0), excess.get(cause, 0)
     if cause == names.CAUSE_COLD_START and not took_ns:
         took_ns, excess_ns = parts.get(names.CAUSE_COMPUTE, 0), excess.get(names.CAUSE_COMPUTE, 0)
     return Blame(cause, took_ns, excess_ns, parts, parts[names.CAUSE_UNACCOUNTED], missing)
+
+
+def _missing(server: Span, stages: Iterable[Span]) -> Iterator[str]:
+    """What the trace says that it cannot show, and what it does not show though its executor has answered."""
+    there = set()
+    for span in (server, *stages):
+        told = span.attributes.get(names.SLO_MISSING)
+        if told:
+            yield str(told)
+        there.add(span.attributes.get(names.SLO_STAGE))
+    if names.STAGE_DELIVER in there and names.STAGE_DECODE not in there:
+        yield f"executor {server.attributes.get(names.EXECUTOR_ID, '')!r}: it answered, and its spans did not come"
 
 
 def below(server: Span, spans: Iterable[Span]) -> list[Span]:
@@ -157,6 +164,12 @@ def parts_of(duration_ns: int, stages: Iterable[Span]) -> dict[str, int]:
             inside_ns = min(took_ns, _microseconds(span, name) * _US)
             parts[other] += inside_ns
             took_ns -= inside_ns
+        if part == names.CAUSE_COMPUTE:
+            # What it was interrupted for, beyond what other tenants had, it waited for work of its own tenant.
+            preempted_us = _microseconds(span, names.BATCH_PREEMPTED_US) - _microseconds(span, names.SLO_NEIGHBOUR_US)
+            waited_ns = min(took_ns, max(0, preempted_us) * _US)
+            parts[names.CAUSE_QUEUE] += waited_ns
+            took_ns -= waited_ns
         parts[part] += took_ns if part != names.CAUSE_UNACCOUNTED else 0
     parts[names.CAUSE_UNACCOUNTED] = max(0, duration_ns - explained_ns)
     return parts

@@ -49,6 +49,7 @@ def encoded(record: SpanRecord, offset_ns: int) -> Span:
         trace_id=record.trace_id,
         span_id=record.span_id,
         parent_span_id=record.parent_span_id or b"",
+        trace_state=record.trace_state,
         name=record.name,
         kind=record.kind,  # type: ignore[arg-type]
         start_time_unix_nano=record.start_ns + offset_ns,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from services.common.errors import Refusal
-from services.common.telemetry import parse_traceparent
+from services.common.spans import parse_traceparent, parse_tracestate
 from services.frontend.calls import Call
 
 
@@ -13,7 +13,7 @@ class Request:
     """Everything that accounting needs; filled in while the request advances.
 
     arrived_ns: on the monotonic clock that verdicts go by. objective_ns, deadline_ns: budgets from there; None: none.
-    tenant, model: "" while unknown. attempts: the calls it took, the last one its answer's.
+    timed: the caller wants to be told what it took. tenant, model: "" while unknown. attempts: the calls it took, the last one its answer's.
     """
 
     __slots__ = (
@@ -29,7 +29,9 @@ class Request:
         "request_id",
         "span_id",
         "tenant",
+        "timed",
         "trace_id",
+        "trace_state",
         "version",
     )
 
@@ -44,8 +46,10 @@ class Request:
         self.attempts: list[Call] = []
         self.trace_id = self.span_id = b""
         self.parent_span_id: bytes | None = None
+        self.trace_state = ""
+        self.timed = False
 
-    def join_trace(self, traceparent: str | None) -> None:
+    def join_trace(self, traceparent: str | None, tracestate: str | None = None) -> None:
         """Takes the caller's trace id and span as parent, where there are any; else a trace begins here.
 
         The caller's sampled flag is not looked at: what is kept is our verdict's to say.
@@ -53,6 +57,8 @@ class Request:
         context = parse_traceparent(traceparent) if traceparent is not None else None
         if context is not None:
             self.trace_id, self.parent_span_id, _ = context
+            if tracestate is not None:
+                self.trace_state = parse_tracestate(tracestate)
             self.span_id = (random.getrandbits(64) or 1).to_bytes(8, "big")
             return
         # One draw for both: the high bit keeps either from being all zero.

@@ -14,8 +14,8 @@ MS = 1_000_000
 SERVER = b"s" * 8
 
 
-def server(took_ms: float, *, objective_ms: int = 50, **facts: Any) -> SpanRecord:
-    about = {names.SLO_VIOLATED: True, names.SLO_OBJECTIVE_US: objective_ms * 1000, **facts}
+def server(took_ms: float, **facts: Any) -> SpanRecord:
+    about = {names.SLO_VIOLATED: True, names.SLO_OBJECTIVE_US: 50_000, **facts}
     return SpanRecord("ModelInfer", b"t" * 16, SERVER, None, 0, int(took_ms * MS), attributes=about)
 
 
@@ -128,3 +128,19 @@ def test_spans_that_go_in_a_circle_are_each_taken_once() -> None:
     spans[0].parent_span_id, spans[1].parent_span_id = SERVER, spans[0].span_id
     round_trip = SpanRecord("x", b"t" * 16, SERVER, spans[1].span_id, 0, 1, attributes={})
     assert blame(server(70), [*spans, round_trip]).parts_ns[names.CAUSE_COMPUTE] == 60 * MS
+
+
+def test_an_executor_that_answered_and_whose_spans_did_not_come_is_missing() -> None:
+    spans = stages((names.STAGE_SEND, 1), (names.STAGE_TRANSPORT, 1), (names.STAGE_DELIVER, 1))
+    assert blame(server(60, **{names.EXECUTOR_ID: "e1"}), spans).missing == (
+        "executor 'e1': it answered, and its spans did not come"
+    )
+    whole = stages(*((stage, 1) for stage in ("send", "transport", "decode", "deliver")))
+    assert blame(server(60), whole).missing == ""
+
+
+def test_other_work_of_the_same_tenant_that_came_between_is_the_queues() -> None:
+    facts = {names.BATCH_PREEMPTED_US: 70_000, names.SLO_NEIGHBOUR_US: 10_000, names.BATCH_EXPECTED_US: 5_000}
+    found = blame(server(75), stages((names.STAGE_COMPUTE, 75, facts)))
+    assert found.cause == names.CAUSE_QUEUE
+    assert (found.parts_ns[names.CAUSE_QUEUE], found.parts_ns[names.CAUSE_NEIGHBOUR]) == (60 * MS, 10 * MS)

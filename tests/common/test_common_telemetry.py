@@ -21,6 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 
 from services.common import telemetry
 from services.common.otlp import encoded
+from services.common.spans import parse_tracestate
 from services.common.telemetry import (
     Sampler,
     SpanRecord,
@@ -245,3 +246,32 @@ def test_ids_are_of_the_right_length_and_differ() -> None:
 def test_encoding_turns_the_monotonic_clock_into_unix_time_by_one_offset() -> None:
     span = encoded(record(start_ns=5, end_ns=9, events=[("e", 7, {})]), 1000)
     assert (span.start_time_unix_nano, span.end_time_unix_nano, span.events[0].time_unix_nano) == (1005, 1009, 1007)
+
+
+def test_the_spans_of_a_trace_are_taken_together_or_not_at_all(collector: Any) -> None:
+    collector.hang.set()
+    tracer = Tracer("x", collector.address, queue_spans=10, timeout_s=30)
+    assert tracer.emit_all([record() for _ in range(8)])
+    assert not tracer.emit_all([record() for _ in range(11)])
+    assert tracer.dropped == 11
+    collector.hang.clear()
+    assert tracer.flush(10)
+    tracer.shutdown()
+    assert (len(collector.spans), tracer.exported) == (8, 8)
+    assert not tracer.emit_all([record()])
+
+
+def test_an_empty_endpoint_is_none() -> None:
+    tracer = Tracer("x", "")
+    assert not tracer.enabled
+    assert not tracer.emit_all([record()])
+
+
+def test_a_tracestate_goes_along_unless_no_header_may_hold_it(collector: Any) -> None:
+    tracer = Tracer("x", collector.address)
+    assert tracer.emit_all([record(trace_state=parse_tracestate("a=1,b=2"))])
+    assert tracer.flush(5)
+    tracer.shutdown()
+    assert collector.spans[0].trace_state == "a=1,b=2"
+    assert parse_tracestate("a=" + "x" * 600) == ""
+    assert parse_tracestate("a=\n") == ""
