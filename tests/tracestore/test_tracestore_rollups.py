@@ -35,6 +35,7 @@ from services.common.exponential import LEAST, MOST, SCALE
 from services.common.otlp import Exporter, encoded, pairs, request_for
 from services.common.spans import Kind, SpanRecord
 from services.tracestore.client import fetch_trace, read_rollups
+from services.tracestore.core.budgets import Objective, standing
 from services.tracestore.core.rollups import Counts, Slot, Worst, beyond, most, total
 from services.tracestore.metering import Series, decode
 from services.tracestore.rollups import FINE_S, HOUR_S, MINUTE_S, Rollups
@@ -354,6 +355,29 @@ def test_minutes_become_hours_and_no_count_is_lost(tmp_path_factory: Any, arriva
             assert one.end_s <= other.start_s, "no time is told twice"
     finally:
         rollups.close()
+
+
+async def test_thirty_days_are_judged_from_counts_alone_after_restarts_and_without_a_span(
+    tmp_path: Path, run_store: Any
+) -> None:
+    now_s = int(time.time()) // HOUR_S * HOUR_S
+    rollups = Rollups(tmp_path / "rollups.db", retention_s=400 * 86_400, retention_bytes=64 << 20)
+    met = missed = 0
+    for hour in range(40 * 24, 0, -1):
+        # One life of a frontend every ten days; what lies further back than the window is much worse.
+        life, at_s = Series(f"f{hour // 240}", 1, "acme", "m"), now_s - hour * HOUR_S
+        met, missed = (0, 0) if hour % 240 == 239 else (met, missed)
+        met, missed = met + 1000, missed + (5 if hour <= 720 else 500)
+        rollups.count({life: Counts(met=met, missed=missed, outcomes={"ok": met, "late": missed})}, at_s)
+        rollups.trim(at_s)
+    rollups.close()
+    async with run_store(tmp_path) as where:
+        slots = await read_rollups(where.query_listen, start_ns=(now_s - 40 * 86_400) * 10**9, end_ns=now_s * 10**9)
+    assert len(slots) == 40 * 24
+    assert {slot.width_s for slot in slots} == {MINUTE_S, HOUR_S}
+    found = standing(Objective("acme", "m", "o", 990_000, None, 30 * 86_400), slots, now_s)
+    assert (found.judged.met, found.judged.missed) == (720_000, 3_600)
+    assert (found.broken, found.spent) == (False, pytest.approx(0.4975, abs=0.001))
 
 
 counts_of = st.builds(

@@ -101,11 +101,10 @@ class Report:
 
     @property
     def doubtful(self) -> bool:
-        """There is nothing to judge, or what there is does not hang together."""
-        return not any(model.standings for model in self.models) or any(
-            model.disagrees
-            or (model.completeness is not None and not model.completeness.whole)
-            or any(not each.judged.total for each in model.standings)
+        """Nothing was judged, or what there is does not hang together."""
+        judged = any(each.judged.total for model in self.models for each in model.standings)
+        return not judged or any(
+            model.disagrees or (model.completeness is not None and not model.completeness.whole)
             for model in self.models
         )
 
