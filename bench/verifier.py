@@ -87,7 +87,9 @@ def spans(requests: int, violators: int) -> list[SpanView]:
         for place, stage in enumerate(names.STAGES[:5]):
             facts = {names.SLO_STAGE: stage, names.TENANT_NAME: "acme"}
             at = start + place * took // 5
-            found.append(SpanView(trace, f"{place + 1}{own[1:]}", own, stage, "e", at, at + took // 5, "internal", facts))
+            found.append(
+                SpanView(trace, f"{place + 1}{own[1:]}", own, stage, "e", at, at + took // 5, "internal", facts)
+            )
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
@@ -27,19 +26,24 @@ from services.common.otlp import pairs
 from services.common.spans import Value
 from services.frontend.accounting import Accounts, Counts
 
-Point: TypeAlias = tuple[tuple[str, str], Mapping[str, Value], int]
-"""Of which model, what is said of it, and the count."""
 CUMULATIVE = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
 
 
 class Measures:
     """Makes the export messages of one frontend process. May be called from any thread.
 
-    frontend_id: another one for every process. clock_ns: Unix time.
+    frontend_id: another one for every process. clock_ns: Unix time. pause: called after each model, so that the event loop need not
+    wait for the interpreter's lock until all are told.
     """
 
-    def __init__(self, frontend_id: str, accounts: Accounts, clock_ns: Callable[[], int] = time.time_ns) -> None:
-        self._accounts, self._clock_ns = accounts, clock_ns
+    def __init__(
+        self,
+        frontend_id: str,
+        accounts: Accounts,
+        clock_ns: Callable[[], int] = time.time_ns,
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._accounts, self._clock_ns, self._pause = accounts, clock_ns, pause
         self._built_ns = clock_ns()
         self._began: dict[tuple[str, str], tuple[Counts, int]] = {}
         self._resource = Resource(
@@ -52,18 +56,19 @@ class Measures:
         counts = list(self._accounts.by_model().items())
         self._note(counts)
         self._built_ns = now
+        outcomes, judged, violated, durations = [], [], [], []
+        for key, held in counts:
+            outcomes += [self._point(key, facts, count, now) for facts, count in _outcomes(held)]
+            judged += [self._point(key, facts, count, now) for facts, count in _judged(held)]
+            violated.append(self._point(key, {}, held.violated, now))
+            durations.append(self._histogram(key, held, now))
+            self._pause()
+        histogram = ExponentialHistogram(aggregation_temporality=CUMULATIVE, data_points=durations)
         metrics = [
-            self._sum(otlp_metrics.REQUESTS, now, (each for key, held in counts for each in _outcomes(key, held))),
-            self._sum(otlp_metrics.OBJECTIVE_REQUESTS, now, (each for key, held in counts for each in _met(key, held))),
-            self._sum(otlp_metrics.VIOLATIONS, now, ((key, {}, held.violated) for key, held in counts)),
-            Metric(
-                name=otlp_metrics.DURATION,
-                unit="s",
-                exponential_histogram=ExponentialHistogram(
-                    aggregation_temporality=CUMULATIVE,
-                    data_points=[self._histogram(key, held, now) for key, held in counts],
-                ),
-            ),
+            _summed(otlp_metrics.REQUESTS, outcomes),
+            _summed(otlp_metrics.OBJECTIVE_REQUESTS, judged),
+            _summed(otlp_metrics.VIOLATIONS, violated),
+            Metric(name=otlp_metrics.DURATION, unit="s", exponential_histogram=histogram),
         ]
         scope = ScopeMetrics(scope=InstrumentationScope(name="apportion"), metrics=metrics)
         return ExportMetricsServiceRequest(
@@ -77,21 +82,10 @@ class Measures:
             known = before.get(key)
             self._began[key] = known if known is not None and known[0] is held else (held, self._built_ns)
 
-    def _sum(self, name: str, now: int, points: Iterable[Point]) -> Metric:
-        made = [
-            NumberDataPoint(
-                attributes=pairs({**_about(key), **facts}),
-                start_time_unix_nano=self._began[key][1],
-                time_unix_nano=now,
-                as_int=count,
-            )
-            for key, facts, count in points
-        ]
-        return Metric(
-            name=name,
-            unit="{request}",
-            sum=Sum(aggregation_temporality=CUMULATIVE, is_monotonic=True, data_points=made),
-        )
+    def _point(self, key: tuple[str, str], facts: Mapping[str, Value], count: int, now: int) -> NumberDataPoint:
+        attributes = pairs({**_about(key), **facts})
+        began = self._began[key][1]
+        return NumberDataPoint(attributes=attributes, start_time_unix_nano=began, time_unix_nano=now, as_int=count)
 
     def _histogram(self, key: tuple[str, str], counts: Counts, now: int) -> ExponentialHistogramDataPoint:
         latencies = dict(counts.measured.latencies)
@@ -116,14 +110,19 @@ def _about(key: tuple[str, str]) -> dict[str, Value]:
     return {names.TENANT_NAME: key[0], names.MODEL_NAME: key[1]}
 
 
-def _outcomes(key: tuple[str, str], counts: Counts) -> Iterable[Point]:
+def _outcomes(counts: Counts) -> Iterable[tuple[Mapping[str, Value], int]]:
     for outcome, count in list(counts.outcomes.items()):
-        yield key, {names.SLO_OUTCOME: outcome}, count
+        yield {names.SLO_OUTCOME: outcome}, count
 
 
-def _met(key: tuple[str, str], counts: Counts) -> Iterable[Point]:
-    yield key, {otlp_metrics.MET: True}, counts.within
-    yield key, {otlp_metrics.MET: False}, counts.missed
+def _judged(counts: Counts) -> Iterable[tuple[Mapping[str, Value], int]]:
+    yield {otlp_metrics.MET: True}, counts.within
+    yield {otlp_metrics.MET: False}, counts.missed
     for objective_us, each in counts.measured.within.items():
-        yield key, {names.SLO_OBJECTIVE_US: objective_us, otlp_metrics.MET: True}, each.met
-        yield key, {names.SLO_OBJECTIVE_US: objective_us, otlp_metrics.MET: False}, each.missed
+        yield {names.SLO_OBJECTIVE_US: objective_us, otlp_metrics.MET: True}, each.met
+        yield {names.SLO_OBJECTIVE_US: objective_us, otlp_metrics.MET: False}, each.missed
+
+
+def _summed(name: str, points: Iterable[NumberDataPoint]) -> Metric:
+    summed = Sum(aggregation_temporality=CUMULATIVE, is_monotonic=True, data_points=points)
+    return Metric(name=name, unit="{request}", sum=summed)

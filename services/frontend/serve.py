@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
 from grpc_reflection.v1alpha import reflection
 
@@ -13,7 +14,7 @@ from services.common.channel import connect
 from services.common.heap import keep_large_blocks
 from services.common.otlp_metrics import MetricsExporter
 from services.common.server import Server, write_ready
-from services.common.telemetry import Tracer
+from services.common.telemetry import PAUSE_S, Tracer
 from services.frontend.accounting import Accounts
 from services.frontend.core.held import Held
 from services.frontend.core.keys import Keys
@@ -65,7 +66,7 @@ class Frontend:
         self._catalogue.judged = self.accounts.judge_by
         self._metrics = MetricsExporter(
             settings.otlp_endpoint,
-            Measures(frontend_id, self.accounts).build,
+            Measures(frontend_id, self.accounts, pause=lambda: time.sleep(PAUSE_S)).build,
             every_s=settings.metrics_export_s,
             mesh_token=settings.mesh_token,
         )

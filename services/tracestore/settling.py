@@ -90,9 +90,15 @@ def _slot(span: Span, received_s: int) -> tuple[str, str, int]:
 
 def _violated(connection: sqlite3.Connection, trace_id: bytes, span: int, own: Span) -> Counts:
     """What one request that violated adds: its cause is told by the spans below its own."""
-    request = next(
-        (each for each in requests(_spans(connection, trace_id, span)) if each.span.span_id == own.span_id.hex()), None
-    )
+    try:
+        held = requests(_spans(connection, trace_id, span))
+        request = next((each for each in held if each.span.span_id == own.span_id.hex()), None)
+    except sqlite3.Error:
+        raise
+    except Exception as error:
+        # Spans are what anybody sent: none may stop the thread that writes all others.
+        log.warning("a trace that cannot be read", trace=trace_id.hex(), error=repr(error))
+        request = None
     cause = names.CAUSE_UNACCOUNTED if request is None else request.cause
     took_us = (own.end_time_unix_nano - own.start_time_unix_nano) // 1000
     return Counts(kept=1, kept_violated=1, causes={cause: 1}, worst=[Worst(took_us, trace_id.hex(), cause)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
@@ -46,6 +47,9 @@ def _plain(pairs: Sequence[KeyValue]) -> dict[str, Scalar]:
 
 def _scalar(value: AnyValue) -> Scalar:
     kind = value.WhichOneof("value")
+    if kind == "double_value" and not math.isfinite(value.double_value):
+        # No number that anything could be reckoned with.
+        return str(value.double_value)
     if kind in ("string_value", "bool_value", "int_value", "double_value"):
         return getattr(value, kind)
     if kind == "array_value":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import time
@@ -27,18 +28,26 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     Sum,
 )
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
+from services.cli.slo.figures import plain
+from services.cli.slo.text import lines
 from services.common import attributes as names
 from services.common import otlp_metrics
 from services.common.errors import Reason, Refusal
 from services.common.exponential import LEAST, MOST, SCALE
 from services.common.otlp import Exporter, encoded, pairs, request_for
 from services.common.spans import Kind, SpanRecord
-from services.tracestore.client import fetch_trace, read_rollups
+from services.tracestore import rows
+from services.tracestore.client import fetch_trace, find_every, read_rollups
 from services.tracestore.core.budgets import Objective, standing
+from services.tracestore.core.report import report
 from services.tracestore.core.rollups import Counts, Slot, Worst, beyond, most, total
 from services.tracestore.metering import Series, decode
 from services.tracestore.rollups import FINE_S, HOUR_S, MINUTE_S, Rollups
+from services.tracestore.settling import Settling
+from services.tracestore.store import Store
+from services.tracestore.views import views
 
 MS = 1_000_000
 SERIES = Series("f1", 1, "acme", "m")
@@ -232,6 +241,61 @@ async def test_causes_and_worst_requests_are_known_when_their_spans_are_gone(
         assert counts.kept_violated == counts.kept == sum(counts.causes.values()) > 100
         assert (counts.worst[0].trace_id, counts.worst[0].cause) == (slow[0].trace_id.hex(), "queue")
         assert len(counts.worst) == 5
+
+
+odd_values = st.one_of(
+    st.text(max_size=20),
+    st.booleans(),
+    st.integers(-(1 << 63), (1 << 63) - 1),
+    st.floats(),
+    st.lists(st.text(max_size=3), max_size=3),
+)
+odd_names = st.sampled_from(
+    [value for key, value in vars(names).items() if key.isupper() and isinstance(value, str) and "." in value]
+)
+odd_facts = st.dictionaries(odd_names, odd_values, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(odd_facts, st.booleans(), st.sampled_from(names.STAGES)), min_size=1, max_size=5))
+def test_whatever_spans_claim_they_are_settled_and_a_report_is_made_of_them(
+    tmp_path_factory: Any, requests: list[tuple[dict[str, Any], bool, str]]
+) -> None:
+    folder = tmp_path_factory.mktemp("odd")
+    rollups = Rollups(folder / "rollups.db", retention_s=10**9, retention_bytes=64 << 20)
+    store = Store(folder / "traces.db", retention_s=3600, retention_bytes=64 << 20, queue_spans=1000, rollups=rollups)
+    try:
+        records = []
+        for number, (facts, violated, stage) in enumerate(requests, 1):
+            server, below = violator(number, stage)
+            server.attributes = {names.TENANT_NAME: "acme", names.SLO_VIOLATED: violated, **facts}
+            below.attributes |= facts
+            records += [server, below]
+        told = request_for({names.SERVICE_NAME: "t"}, [encoded(each, 0) for each in records])
+        asyncio.run(store.insert(rows.decode(told).rows))
+        store.close()
+        connection = sqlite3.connect(folder / "traces.db")
+        Settling(rollups, connection).before(connection, 1 << 40)
+        connection.close()
+        kept = all_of(rollups)
+        assert kept.kept_violated == sum(kept.causes.values()) <= kept.kept <= len(requests)
+        data = TracesData(resource_spans=told.resource_spans)
+        made = report([], [], list(views(data)), 0, 1 << 33)
+        assert json.dumps(plain(made))
+        assert list(lines(made))
+    finally:
+        rollups.close()
+
+
+async def test_every_trace_is_found_however_many_match(store: Any) -> None:
+    for number in range(1, 31):
+        await export_spans(store.listen, violator(number, names.STAGE_QUEUE))
+        await asyncio.sleep(0.002)
+    found = await find_every(
+        store.query_listen, start_ns=0, end_ns=1 << 61, wanted={names.SLO_VIOLATED: "true"}, depth=4
+    )
+    assert len({span.trace_id for span in found}) == 30
+    assert len(found) == 60
 
 
 def forget(data: Path) -> None:
