@@ -90,11 +90,11 @@ class Matched:
 
 
 class Load:
-    """Requests at a fixed rate, whatever becomes of them. usual: µs that the last ones took at the frontend."""
+    """Requests at a fixed rate, whatever becomes of them. usual: µs that the last ones took at the frontend, so many."""
 
-    def __init__(self, callers: Callers, rate: float) -> None:
-        self._callers, self._rate = callers, rate
-        self._usual: deque[int] = deque(maxlen=LAST)
+    def __init__(self, callers: Callers, rate: float, last: int = LAST) -> None:
+        self._callers, self._rate, self._last = callers, rate, last
+        self._usual: deque[int] = deque(maxlen=last)
         self._slo_ms = 60_000.0
 
     async def run(self, count: int) -> list[Sent]:
@@ -105,7 +105,7 @@ class Load:
             wait_s = begun + number / self._rate - time.perf_counter()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            if number % ANEW == 0 and len(self._usual) == LAST:
+            if number % ANEW == 0 and len(self._usual) == self._last:
                 self._slo_ms = round(quantile(self._usual, 0.99) / 1e3, 2)
             slo_ms = IMPOSSIBLE_MS if number % EVERY == 0 else self._slo_ms
             task = asyncio.ensure_future(self._one(slo_ms, sent))
@@ -120,12 +120,12 @@ class Load:
         self._usual.append(asked.took_us or 0)
 
 
-async def measured(mesh: RunningMesh, count: int, rate: float) -> tuple[Matched, dict[str, Any]]:
+async def measured(mesh: RunningMesh, count: int, rate: float, warm: int = WARM) -> tuple[Matched, dict[str, Any]]:
     """Loads the mesh and compares."""
     callers = Callers(mesh.addresses["frontend"], mesh.metadata(TENANT), connections=4)
     try:
-        load = Load(callers, rate)
-        await load.run(WARM)
+        load = Load(callers, rate, min(LAST, warm))
+        await load.run(warm)
         await asyncio.sleep(1.0)
         before, since_ns = violations(mesh), time.time_ns()
         begun = time.monotonic()

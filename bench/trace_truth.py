@@ -55,6 +55,7 @@ HEAD_START_S = 0.015
 LOAD_PER_S = 60.0
 REST_S = 0.02
 SETTLE_S = 3.0
+SHOWN = 10
 RELOAD_S = 60.0
 VICTIM, NEIGHBOUR, LOAD = "victim", "neighbour", "load"
 RIGHT, UNACCOUNTED_US, UNACCOUNTED_PART = 0.99, 100.0, 0.01
@@ -75,6 +76,7 @@ class Found:
     unaccounted: list[tuple[float, float]] = field(default_factory=list)
     worst: tuple[float, str] = (0.0, "")
     lossy: int = 0
+    examples: list[str] = field(default_factory=list)
 
     @property
     def share_right(self) -> float:
@@ -287,6 +289,8 @@ def compared(asked: dict[str, list[Asked]], traces: dict[str, list[SpanView]]) -
                 found.right[kind] += 1
             else:
                 found.confused[f"{kind}, told {verdict.cause}"] += 1
+                (server,) = server_spans(traces[each.trace_id])
+                found.examples.append(f"{kind}: {described(server, traces[each.trace_id])}")
     for trace in traces.values():
         for span in server_spans(trace):
             verdict = blame(span, trace)
@@ -301,9 +305,16 @@ def compared(asked: dict[str, list[Asked]], traces: dict[str, list[SpanView]]) -
 
 def described(span: SpanView, trace: list[SpanView]) -> str:
     """One request in a line."""
-    stages = ", ".join(f"{each.name} {each.duration_ns / 1e3:.0f}" for each in trace if each is not span)
+    stages = ", ".join(f"{each.name} {each.duration_ns / 1e3:.0f}{_inside(each)}" for each in trace if each is not span)
     outcome = span.attributes.get(names.SLO_OUTCOME)
     return f"{span.trace_id}: {span.attributes.get(names.MODEL_NAME)}, {outcome}, {span.duration_ns / 1e3:.0f} µs: {stages}"
+
+
+def _inside(span: SpanView) -> str:
+    """What a stage says of its own time."""
+    told = (names.SLO_COPY_US, names.SLO_NEIGHBOUR_US, names.BATCH_EXPECTED_US, names.BATCH_PREEMPTED_US)
+    inside = [f"{name} {span.attributes[name]}" for name in told if span.attributes.get(name)]
+    return f" ({', '.join(inside)})" if inside else ""
 
 
 def judged(trace: list[SpanView]) -> Blame | None:
@@ -319,6 +330,8 @@ def show(found: Found, sent: dict[str, int]) -> dict[str, Any]:
         print(f"{kind:<12} {count:>9} {found.violations[kind]:>9} {found.right[kind]:>7}")
     for what, count in sorted(found.confused.items()):
         print(f"  wrong: {what}: {count}")
+    for example in found.examples[:SHOWN]:
+        print(f"    {example}")
     us = [each for each, _ in found.unaccounted]
     told = {
         "violations": sum(found.violations.values()),

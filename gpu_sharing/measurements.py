@@ -57,7 +57,7 @@ def _place(point: ProfilePoint) -> tuple[ComputeUnits, str, int]:
     return point.compute_units, point.shape_bucket, point.rows
 
 
-class Turn(msgspec.Struct, array_like=True, frozen=True):
+class Turn(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A stretch of a lane's time that one replica had, its slices one after the other, by moments of the monotonic clock."""
 
     replica: int

@@ -1,7 +1,7 @@
 """Every name that appears in a trace: attributes, span names, and the values that others count by.
 
 The rpc.* names follow OpenTelemetry's current conventions (a release candidate: they may still move, so nothing outside
-this module spells one). Ours begin with slo., tenant., model., batch., lane. or executor.
+this module spells one). Ours begin with slo., tenant., model. or batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SLO_OUTCOME = "slo.outcome"
 SLO_KEPT_BECAUSE = "slo.kept_because"
 """Why the trace was kept: KEPT_VIOLATED or KEPT_SAMPLED."""
 SLO_ADMISSION = "slo.admission"
-"""How the arbiter admitted it: "guaranteed" or "surplus"."""
+"""On what terms its batch ran: "guaranteed", "surplus" or "gap"."""
 SLO_STAGE = "slo.stage"
 """On a span that is one stage of a request: one of STAGES."""
 SLO_MISSING = "slo.missing"
@@ -72,17 +72,15 @@ BATCH_PREEMPTED_US = "batch.preempted_us"
 BATCH_PREEMPTIONS = "batch.preemptions"
 BATCH_COLD = "batch.cold"
 """Bool: the first batch of its shape since its model was loaded, and no profile told how long it takes."""
-BATCH_TIER = "batch.tier"
-LANE_ID = "lane.id"
-LANE_COMPUTE_UNITS = "lane.compute_units"
-LANE_PARTITION = "lane.partition"
-"""Which part of the device the lane has, in the device's words: "cores 0-1"."""
-EXECUTOR_ID = "executor.id"
-EXECUTOR_INCARNATION = "executor.incarnation"
-EXECUTOR_WORKER = "executor.worker"
-EXECUTOR_BACKEND = "executor.backend"
+LANE_ID = "batch.lane"
+LANE_COMPUTE_UNITS = "batch.compute_units"
+LANE_PARTITION = "batch.partition"
+"""Which part of the device the lane has: "units 0-1"."""
+EXECUTOR_ID = "batch.executor"
+EXECUTOR_INCARNATION = "batch.executor_incarnation"
+EXECUTOR_BACKEND = "batch.backend"
 """cpu, cuda_green, cuda_mps, cuda_mig, cuda_streams or simulated."""
-EXECUTOR_REPLICA = "executor.replica"
+EXECUTOR_REPLICA = "model.replica"
 
 # Span names. A stage's span bears its name in slo.stage too.
 SPAN_BATCH = "batch"

@@ -30,7 +30,6 @@ from services.common.spans import (
 
 __all__ = [
     "Kind",
-    "Sampler",
     "SpanRecord",
     "Tracer",
     "Value",
@@ -110,12 +109,15 @@ class Tracer:
         if waiting == EXPORT_SPANS:
             self._wake.set()
 
-    def emit_all(self, records: Sequence[SpanRecord]) -> bool:
-        """Takes the spans that one process has of a trace: all of them or, where there is no room, none. Says which."""
+    def emit_all(self, records: Sequence[SpanRecord], *, spare: bool = False) -> bool:
+        """Takes the spans that one process has of a trace: all of them or, where there is no room, none. Says which.
+
+        spare: of a trace that is kept by chance alone: half of the room is not for these, so that violators have it.
+        """
         if not self.enabled:
             return False
         waiting = len(self._queue)
-        if waiting + len(records) > self._capacity:
+        if waiting + len(records) > (self._capacity // 2 if spare else self._capacity):
             self._refused += len(records)
             return False
         self._queue.extend(records)
@@ -178,17 +180,3 @@ class Tracer:
             self._exported += len(spans)
         else:
             self._lost += len(spans)
-
-
-class Sampler:
-    """Says, for each trace id alike in every process, whether it belongs to the sampled share. ratio: 0 to 1."""
-
-    def __init__(self, ratio: float) -> None:
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"sample ratio: {ratio} is not between 0 and 1")
-        self.ratio = ratio
-        self._bound = round(ratio * (1 << 64))
-
-    def keeps(self, trace_id: bytes) -> bool:
-        """Whether this trace is sampled. It reads the low 8 bytes, as OpenTelemetry's TraceIdRatioBased does."""
-        return int.from_bytes(trace_id[8:16], "big") < self._bound

@@ -27,10 +27,10 @@ MOST_NEIGHBOURS = 8
 class Shared:
     """One batch as traces show it: a trace of its own, made once, when the first of its members is kept."""
 
-    __slots__ = ("about", "batch", "members", "owner", "span_id", "told", "trace_id")
+    __slots__ = ("batch", "first", "members", "span_id", "told", "trace_id")
 
-    def __init__(self, batch: Batch, owner: Owner, about: Mapping[str, Value]) -> None:
-        self.batch, self.owner, self.about, self.told = batch, owner, about, False
+    def __init__(self, batch: Batch, first: Call) -> None:
+        self.batch, self.first, self.told = batch, first, False
         self.trace_id, self.span_id = new_trace_id(), new_span_id()
         self.members: list[tuple[bytes, bytes]] = []
 
@@ -131,7 +131,9 @@ class Spans:
             self.dropped += 1
             return
         self._gone[note.call.caller.key] = left - 1
-        self._emit(note, violated=True, missing="its frontend was lost before it gave its verdict")
+        self._emit(
+            note, violated=True, missing="its frontend, or the connection to it, was lost before its verdict came"
+        )
 
     def _trim(self, now: Nanoseconds) -> None:
         oldest = now - self._hold_ns
@@ -150,9 +152,8 @@ class Spans:
             recent = self._recent[lane] = deque(maxlen=RECENT_BATCHES)
         shared = recent[-1] if recent else None
         if shared is None or shared.batch.number != batch.number or shared.batch.started != batch.started:
-            shared = Shared(batch, (serving.tenant, serving.model), {})
+            shared = Shared(batch, call)
             recent.append(shared)
-            shared.about = self._about(call)
         if call.span is not None:
             shared.members.append(call.span)
         return shared
@@ -163,7 +164,7 @@ class Spans:
         batch = None if shared is None else shared.batch
         told = Told(call, batch, note.ended, note.refusal, note.gathered, note.copied, missing)
         own = (call.serving.tenant, call.serving.model)
-        records = stages_of(told, self._about(call), own, self._owners)
+        records = stages_of(told, self._about(call), self._of_lane(call), own, self._owners)
         if shared is not None:
             beside = self._beside(call, shared) if violated else []
             for record in records:
@@ -178,14 +179,14 @@ class Spans:
                 if not each.told:
                     each.told = True
                     records.append(self._batch(each, kept))
-        self._tracer.emit_all(records)
+        self._tracer.emit_all(records, spare=not violated)
 
     def _beside(self, call: Call, shared: Shared) -> list[Shared]:
         """Batches of other tenants that had the lane while the call waited or ran, the latest first."""
         lane, batch = call.serving.lane.number, shared.batch
         found: list[Shared] = []
         for each in reversed(self._recent.get(lane, ())):
-            if each.owner[0] != call.serving.tenant and each.batch.started < batch.ended:
+            if each.first.serving.tenant != call.serving.tenant and each.batch.started < batch.ended:
                 if each.batch.ended <= call.handed or len(found) == MOST_NEIGHBOURS:
                     break
                 found.append(each)
@@ -195,17 +196,25 @@ class Spans:
         links: list[tuple[bytes, bytes, dict[str, Value]]] = [
             (trace, span, {names.LINK_KIND: names.LINK_MEMBER}) for trace, span in shared.members
         ]
-        about = {**shared.about, names.SLO_KEPT_BECAUSE: kept}
+        about = {**self._about(shared.first), **self._of_lane(shared.first), names.SLO_KEPT_BECAUSE: kept}
         return batch_span(shared.batch, shared.trace_id, shared.span_id, about, links)
 
     def _about(self, call: Call) -> dict[str, Value]:
+        """What every span says."""
         serving = call.serving
         return {
-            **self._where,
+            names.EXECUTOR_ID: self._where[names.EXECUTOR_ID],
             names.TENANT_NAME: serving.tenant,
             names.MODEL_NAME: serving.model,
+            names.LANE_ID: serving.lane.number,
+        }
+
+    def _of_lane(self, call: Call) -> dict[str, Value]:
+        """What the spans of batches say beside: encoding each of these for every span would cost more than all the rest."""
+        serving = call.serving
+        return {
+            names.EXECUTOR_INCARNATION: self._where[names.EXECUTOR_INCARNATION],
             names.MODEL_VERSION: str(serving.version),
             names.EXECUTOR_REPLICA: str(serving.replica),
-            names.LANE_ID: serving.lane.number,
             **self._lanes.get(serving.lane.number, {}),
         }

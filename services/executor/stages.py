@@ -32,9 +32,13 @@ class Told(NamedTuple):
 
 
 def stages_of(
-    told: Told, about: Mapping[str, Value], own: Owner, owners: Callable[[int], Owner | None]
+    told: Told,
+    about: Mapping[str, Value],
+    lane: Mapping[str, Value],
+    own: Owner,
+    owners: Callable[[int], Owner | None],
 ) -> list[SpanRecord]:
-    """One span for each stage, end to end from the arrival to the end. about: what all of them say."""
+    """One span for each stage, end to end from the arrival to the end. about: what all of them say; lane: what compute's does."""
     call, batch = told.call, told.batch
     stages = _Stages(told, about)
     if call.complete > call.arrived:
@@ -55,6 +59,7 @@ def stages_of(
     if joining_from < started:
         stages.add(names.STAGE_BATCH_WAIT, joining_from, started)
     compute = stages.add(names.STAGE_COMPUTE, started, finished)
+    compute.attributes |= lane
     _describe_compute(compute, told, batch, waited)
     ended = max(told.ended, call.announced)
     encode = stages.add(names.STAGE_ENCODE, finished, ended)
@@ -173,5 +178,5 @@ def facts_of(batch: Batch) -> dict[str, Value]:
     if batch.predicted:
         facts[names.BATCH_PREDICTED_US] = batch.predicted // _US
     if batch.tier:
-        facts[names.BATCH_TIER] = batch.tier
+        facts[names.SLO_ADMISSION] = batch.tier
     return facts

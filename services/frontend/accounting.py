@@ -156,7 +156,7 @@ class Accounts:
             self._tell(request, outcome, ended_ns)
         if keep and self._tracer.enabled:
             counts.measured.exemplars.append((elapsed_ns, request.trace_id, request.span_id))
-            self._tracer.emit_all(spans_of(request, judgement, ended_ns))
+            self._tracer.emit_all(spans_of(request, judgement, ended_ns), spare=not judgement.violated)
         return keep
 
     def _tell(self, request: Request, outcome: str, now_ns: int) -> None:

@@ -122,12 +122,12 @@ class Inference:
         await context.abort(CODES[refusal.reason], refusal.message, trailing)
         raise AssertionError("abort returned")
 
-    async def answer(self, payload: bytes, context: Any) -> Answered:
-        """Serves a request to its end, and accounts for it. context: of the call that it came with.
+    async def answer(self, payload: bytes, context: Any, method: str = "ModelInfer") -> Answered:
+        """Serves a request to its end, and accounts for it. context, method: of the call that it came with.
 
         A refusal is in the request. Whoever gets an answer calls `gone` once it has left this process.
         """
-        request = Request(monotonic_ns())
+        request = Request(monotonic_ns(), method)
         content, reason = b"", None
         try:
             content = await self._answer(request, payload, context)
@@ -139,7 +139,7 @@ class Inference:
             raise
         except Exception as error:
             with about(trace_id=request.trace_id, tenant=request.tenant):
-                log.error("unexpected error", method="ModelInfer", model=request.model, exc_info=error)
+                log.error("unexpected error", method=method, model=request.model, exc_info=error)
             request.refusal, reason = UNEXPECTED, UNEXPECTED.reason
         ended_ns = monotonic_ns()
         took_ns = ended_ns - request.arrived_ns

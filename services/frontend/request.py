@@ -12,7 +12,7 @@ from services.frontend.calls import Call
 class Request:
     """Everything that accounting needs; filled in while the request advances.
 
-    arrived_ns: on the monotonic clock that verdicts go by. objective_ns, deadline_ns: budgets from there; None: none.
+    method: by which it came. arrived_ns: on the monotonic clock that verdicts go by. objective_ns, deadline_ns: budgets from there; None: none.
     timed: the caller wants to be told what it took. tenant, model: "" while unknown. attempts: the calls it took, the last one its answer's.
     """
 
@@ -21,6 +21,7 @@ class Request:
         "attempts",
         "deadline_ns",
         "executor_id",
+        "method",
         "model",
         "objective_ns",
         "parent_span_id",
@@ -35,8 +36,8 @@ class Request:
         "version",
     )
 
-    def __init__(self, arrived_ns: int) -> None:
-        self.arrived_ns = arrived_ns
+    def __init__(self, arrived_ns: int, method: str = "ModelInfer") -> None:
+        self.arrived_ns, self.method = arrived_ns, method
         self.tenant = self.model = self.executor_id = ""
         self.version = self.priority = 0
         self.request_id = b""

@@ -11,7 +11,7 @@ from services.frontend.calls import Call
 from services.frontend.core.verdict import Judgement
 from services.frontend.request import Request
 
-METHOD = "inference.GRPCInferenceService/ModelInfer"
+SERVICE = "inference.GRPCInferenceService"
 GONE = frozenset((Reason.EXECUTOR_LOST, Reason.NOT_SERVING))
 """Ends of a call after which nobody is left who could tell where its time went."""
 
@@ -44,7 +44,7 @@ def _attempt(request: Request, call: Call, until_ns: int) -> list[SpanRecord]:
     lost = _lost(call)
     if lost is not None:
         unknown = _stage(request, names.STAGE_UNACCOUNTED, call.sent_ns, until_ns)
-        unknown.attributes |= {names.SLO_MISSING: missing(request), names.ERROR_TYPE: str(lost.reason)}
+        unknown.attributes |= {names.SLO_MISSING: missing(lost), names.ERROR_TYPE: str(lost.reason)}
         unknown.error = lost.message
         spans.append(unknown)
     return spans
@@ -57,10 +57,10 @@ def _lost(call: Call) -> Refusal | None:
     return answer if isinstance(answer, Refusal) and answer.reason in GONE else None
 
 
-def missing(request: Request) -> str:
-    """What a trace cannot show where the executor was lost."""
+def missing(lost: Refusal) -> str:
+    """What a trace cannot show of a call whose executor was lost."""
     stages = (names.STAGE_DECODE, names.STAGE_QUEUE, names.STAGE_COMPUTE, names.STAGE_ENCODE)
-    return f"{', '.join(stages)}: executor {request.executor_id!r} was lost"
+    return f"{', '.join(stages)}: the executor at {lost.facts.get('executor_address', '?')} was lost"
 
 
 def accounted_ns(stages: Stages) -> int:
@@ -83,7 +83,7 @@ def _stage(request: Request, stage: str, start_ns: int, end_ns: int) -> SpanReco
 def _server_span(request: Request, judgement: Judgement, ended_ns: int) -> SpanRecord:
     """The server span of a request that is over."""
     return SpanRecord(
-        name=METHOD,
+        name=f"{SERVICE}/{request.method}",
         trace_id=request.trace_id,
         span_id=request.span_id,
         parent_span_id=request.parent_span_id,
@@ -100,7 +100,7 @@ def _facts(request: Request, judgement: Judgement) -> dict[str, Value]:
     refusal = request.refusal
     facts: dict[str, Value] = {
         names.RPC_SYSTEM_NAME: "grpc",
-        names.RPC_METHOD: METHOD,
+        names.RPC_METHOD: f"{SERVICE}/{request.method}",
         names.RPC_RESPONSE_STATUS_CODE: CODES[refusal.reason].name if refusal is not None else "OK",
         names.TENANT_NAME: request.tenant,
         names.MODEL_NAME: request.model,
@@ -121,8 +121,9 @@ def _facts(request: Request, judgement: Judgement) -> dict[str, Value]:
     if request.attempts:
         facts[names.EXECUTOR_REPLICA] = str(request.attempts[-1].replica_id)
         facts[names.SLO_ATTEMPTS] = len(request.attempts)
-        if any(_lost(call) is not None for call in request.attempts):
-            facts[names.SLO_MISSING] = missing(request)
+        losses = [lost for lost in map(_lost, request.attempts) if lost is not None]
+        if losses:
+            facts[names.SLO_MISSING] = "; ".join(map(missing, losses))
     if refusal is not None:
         facts[names.ERROR_TYPE] = str(refusal.reason)
         stage = refusal.facts.get("stage")

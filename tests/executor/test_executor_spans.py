@@ -29,7 +29,7 @@ class Recorder:
     def __init__(self) -> None:
         self.records: list[SpanRecord] = []
 
-    def emit_all(self, records: list[SpanRecord]) -> bool:
+    def emit_all(self, records: list[SpanRecord], *, spare: bool = False) -> bool:
         self.records += records
         return True
 
@@ -148,7 +148,7 @@ def test_copies_chunks_and_segments_are_told_where_they_happened() -> None:
         (names.EVENT_SEGMENT, 6_000_000),
     ]
     assert encode.attributes[names.SLO_COPY_US] == 300
-    facts = {names.BATCH_EXPECTED_US: 2000, names.BATCH_PREDICTED_US: 2500, names.BATCH_TIER: "guaranteed"}
+    facts = {names.BATCH_EXPECTED_US: 2000, names.BATCH_PREDICTED_US: 2500, names.SLO_ADMISSION: "guaranteed"}
     where = {names.EXECUTOR_BACKEND: "cpu", names.LANE_COMPUTE_UNITS: 2, names.LANE_PARTITION: "units 0-1"}
     for record in (compute, named(recorder, names.SPAN_BATCH)):
         assert record.attributes.items() >= (facts | where).items()
@@ -210,7 +210,9 @@ def test_a_lost_frontends_late_requests_are_kept_and_say_so() -> None:
     note(spans, 3, caller=2, objective_us=1, now=10**9)
     spans.deserted(1, 10**9)
     assert {record.trace_id for record in recorder.records} == {(1).to_bytes(16, "big")}
-    assert all("frontend was lost" in str(record.attributes[names.SLO_MISSING]) for record in recorder.records)
+    assert all(
+        "was lost before its verdict" in str(record.attributes[names.SLO_MISSING]) for record in recorder.records
+    )
     assert spans.held == 1
     note(spans, 4, now=10**9)
     assert recorder.records[-1].trace_id == (4).to_bytes(16, "big")

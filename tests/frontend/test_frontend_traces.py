@@ -32,7 +32,7 @@ class Kept:
     def __init__(self) -> None:
         self.records: list[SpanRecord] = []
 
-    def emit_all(self, records: list[SpanRecord]) -> bool:
+    def emit_all(self, records: list[SpanRecord], *, spare: bool = False) -> bool:
         self.records += records
         return True
 
@@ -145,6 +145,37 @@ async def test_the_trace_of_a_request_whose_executor_dies_says_what_is_missing(s
     assert "was lost" in str(server.attributes["slo.missing"])
     assert server.attributes["slo.missing"] == stages[-1].attributes["slo.missing"]
     assert stages[-1].end_ns == server.end_ns
+
+
+async def test_each_attempt_has_spans_of_its_own(start: Start) -> None:
+    async def never(_executor: FakeExecutor, _infer: Any, _payload: bytes) -> None:
+        return None
+
+    async def gone(_executor: FakeExecutor, _infer: Any, _payload: bytes) -> Refusal:
+        return Refusal(Reason.WORKER_LOST, "the worker died")
+
+    for answer, dies, first in ((never, True, "unaccounted"), (gone, False, "transport")):
+        bad, good = FakeExecutor(answer, executor_id="e1"), FakeExecutor(executor_id="e2")
+        world = await start(bad, good)
+        kept = keep_spans(world, 1.0)
+        asked = [asyncio.ensure_future(_answered(world)) for _ in range(4)]
+        await world.until(lambda bad=bad: bool(bad.infers))
+        if dies:
+            await bad.stop()
+        await asyncio.gather(*asked)
+        tried = [record for record in kept.records if record.attributes.get("slo.attempts") == 2]
+        assert tried
+        below = [record for record in kept.records if record.parent_span_id == tried[0].span_id]
+        names = [record.name for record in below]
+        assert names[:3] == ["admit", "send", first]
+        assert names[-3:] == ["send", "transport", "deliver"]
+        covered_ns = sum(record.end_ns - record.start_ns for record in below)
+        assert covered_ns <= tried[0].end_ns - tried[0].start_ns
+        assert (bad.address in str(tried[0].attributes.get("slo.missing"))) is dies
+
+
+async def _answered(world: World) -> None:
+    await world.stub.ModelInfer(infer_request("m"))
 
 
 async def test_an_unexpected_error_is_a_violation_with_a_trace_and_a_line_that_names_it(
