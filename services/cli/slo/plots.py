@@ -16,6 +16,8 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 26
 INNER_W, INNER_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 MOST_BARS = 120
 DAY_S = 86_400
+MOST_OVERSPENT = -1.0
+"""A budget that is overspent further is drawn as if it were by this much."""
 
 
 def over_time(slots: Sequence[Slot], start_s: int, end_s: int) -> Markup | None:
@@ -82,33 +84,45 @@ def latencies(
 
 
 def budget(objective: Objective, slots: Sequence[Slot], now_s: int) -> Markup | None:
-    """The part of the error budget that is left, over the objective's window; None: nothing was judged."""
-    start_s = now_s - objective.window_s
-    inside = [slot for slot in slots if start_s <= slot.start_s + slot.width_s // 2 < now_s]
+    """The part of the error budget that is left, over the objective's window as far as it was counted; None: nothing was judged."""
+    window_s = now_s - objective.window_s
+    inside = [slot for slot in slots if window_s <= slot.start_s + slot.width_s // 2 < now_s]
     total = sum(objective.judged(slot.counts).total for slot in inside)
-    allowed = total * (1 - objective.target)
     if not total:
         return None
-    points: list[tuple[float, float]] = [(LEFT, 1.0)]
-    spent = 0
-    for slot in inside:
-        spent += objective.judged(slot.counts).missed
-        left = 1 - spent / allowed if allowed else float(not spent)
-        points.append((LEFT + INNER_W * (slot.end_s - start_s) / objective.window_s, max(-1.0, left)))
-    points.append((LEFT + INNER_W, points[-1][1]))
-    lowest = min(0.0, *(left for _, left in points))
+    start_s = min(max(window_s, inside[0].start_s), now_s - 60)
+    points = _spending(objective, inside, total * (1 - objective.target))
+    lowest = max(MOST_OVERSPENT, min(0.0, *(left for _, left in points)))
+
+    def x(at_s: float) -> float:
+        return LEFT + INNER_W * min(1.0, max(0.0, (at_s - start_s) / (now_s - start_s)))
 
     def y(left: float) -> float:
-        return TOP + INNER_H * (1 - left) / (1 - lowest)
+        return TOP + INNER_H * (1 - max(lowest, left)) / (1 - lowest)
 
-    line = " ".join(f"{min(x, LEFT + INNER_W):.1f},{y(left):.1f}" for x, left in thinned(points))
+    ends = [(start_s, 1.0), *points, (now_s, points[-1][1])]
+    line = " ".join(f"{x(at_s):.1f},{y(left):.1f}" for at_s, left in thinned(ends))
+    least = f"{'≤ ' if lowest == MOST_OVERSPENT else ''}{lowest:.0%}"
+    labels = {1.0: "100%", 0.0: "0%", **({lowest: least} if lowest else {})}
     parts: list[Content] = [
         tag("line", x1=LEFT, x2=LEFT + INNER_W, y1=round(y(0.0), 1), y2=round(y(0.0), 1), class_="limit"),
         tag("polyline", points=line, class_="left"),
-        *(_label(LEFT - 6, y(left) + 4, f"{left:.0%}", "end") for left in sorted({1.0, 0.0, lowest})),
+        *(_label(LEFT - 6, y(left) + 4, text, "end") for left, text in labels.items()),
         *_time_axis(start_s, now_s),
     ]
     return _plot(f"error budget left: {objective.name}", parts)
+
+
+def _spending(objective: Objective, slots: Sequence[Slot], allowed: float) -> list[tuple[float, float]]:
+    """(moment, part of the budget that is left): before and after each slot."""
+    points: list[tuple[float, float]] = []
+    spent, left = 0, 1.0
+    for slot in slots:
+        points.append((slot.start_s, left))
+        spent += objective.judged(slot.counts).missed
+        left = 1 - spent / allowed if allowed else float(not spent)
+        points.append((slot.end_s, left))
+    return points
 
 
 def causes(counts: Mapping[str, int]) -> Markup | None:

@@ -42,7 +42,7 @@ def _model(model: ModelReport) -> Iterator[str]:
         yield f"  worst        {duration(each.duration_us / 1e6):>9}  {printable(each.cause):<12} {printable(each.trace_id)}"
     yield f"  traces       {completeness_text(model)}"
     for check in model.checks:
-        if check.agrees is not True:
+        if check.agrees is False or (check.agrees is None and model.counts.requests):
             yield f"  {'DISAGREE' if check.agrees is False else checked(check):<12} {check.what}: {check.one}, {check.other}"
 
 

@@ -93,9 +93,10 @@ def _link_heading(trace_id: str, kind: str, members: Sequence[SpanView]) -> str:
     batch = next((span for span in members if span.name == names.SPAN_BATCH), members[0])
     kept = sum(link.attributes.get(names.LINK_KIND) == names.LINK_MEMBER for link in batch.links)
     parts = [f"rode in batch {trace_id}"]
-    for key, words in ((names.BATCH_REQUESTS, "requests"), (names.BATCH_ROWS, "rows"), (names.BATCH_SLICES, "slices")):
+    for key, word in ((names.BATCH_REQUESTS, "request"), (names.BATCH_ROWS, "row"), (names.BATCH_SLICES, "slice")):
         if key in batch.attributes:
-            parts.append(f"{_text(batch.attributes[key])} {words}")
+            count = _text(batch.attributes[key])
+            parts.append(f"{count} {word}{'' if count == '1' else 's'}")
     if kept:
         parts.append(f"{kept} with a trace")
     return ", ".join(parts)
