@@ -68,6 +68,10 @@ def test_the_windows_of_thirty_days_are_the_workbooks() -> None:
     ]
 
 
+def test_windows_that_come_to_the_same_are_one() -> None:
+    assert windows(600) == [Window(300, 60, 6.0, "page"), Window(300, 60, 1.0, "ticket")]
+
+
 @given(st.integers(60, 366 * DAY_S))
 def test_windows_of_any_length_are_longer_than_their_short_ones_and_never_below_what_is_counted(window_s: int) -> None:
     for pair in windows(window_s):

@@ -108,7 +108,7 @@ def _group(objective: Objective) -> str:
         spent = f"{100 * pair.factor * pair.long_s / objective.window_s:.3g} % of its budget within {short_span(pair.long_s)}"
         annotations = [("summary", f"{name} spends {spent}"), ("description", _sentence(objective))]
         labels = [*_labels(objective), ("severity", pair.severity), ("window", short_span(pair.long_s))]
-        lines += _rule("alert", "ApportionSloBudgetBurn", expression, labels, annotations)
+        lines += _rule("alert", "ApportionSloBudgetBurn", expression, _verbatim(labels), _verbatim(annotations))
     return "\n".join(lines) + "\n"
 
 
@@ -144,6 +144,11 @@ def _rule(
         if pairs:
             yield f"        {section}:"
             yield from (f"          {key}: {json.dumps(value)}" for key, value in pairs)
+
+
+def _verbatim(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """An alert's labels and annotations are templates to Prometheus: what would begin an action there is written as text."""
+    return [(key, value.replace("{{", '{{"{{"}}')) for key, value in pairs]
 
 
 def _sentence(objective: Objective) -> str:

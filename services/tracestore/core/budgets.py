@@ -75,11 +75,12 @@ LEAST_LONG_S, LEAST_SHORT_S = 300, 60
 
 def windows(window_s: int) -> list[Window]:
     """For an objective over `window_s`: 1 h and 5 min at 14.4, 6 h and 30 min at 6, 3 d and 6 h at 1 where that is 30 days, and the
-    same parts of any other, down to minutes."""
-    return [
-        Window(max(LEAST_LONG_S, window_s // part), max(LEAST_SHORT_S, window_s // part // 12), part * budget, severity)
-        for part, budget, severity in _PARTS
-    ]
+    same parts of any other, down to minutes. Of those that come to the same, the one that fires first stays."""
+    found: dict[tuple[int, int, str], Window] = {}
+    for part, budget, severity in _PARTS:
+        long_s, short_s = max(LEAST_LONG_S, window_s // part), max(LEAST_SHORT_S, window_s // part // 12)
+        found[long_s, short_s, severity] = Window(long_s, short_s, part * budget, severity)
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
