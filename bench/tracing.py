@@ -82,7 +82,7 @@ class Line:
         self._open = asyncio.Event()
         self._open.set()
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     async def start(self, listen: str) -> None:
         """Takes connections on HOST:PORT."""
@@ -91,11 +91,14 @@ class Line:
 
     async def close(self) -> None:
         """Ends every connection."""
+        self._open.set()
         if self._server is not None:
             self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in list(self._writers):
+            writer.close()
+        for writer in list(self._writers):
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
     async def hold(self, seconds: float) -> None:
         """Lets nothing pass for so long."""
@@ -104,20 +107,17 @@ class Line:
         self._open.set()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         try:
             beyond_reader, beyond_writer = await asyncio.open_connection(self._host, self._port)
         except OSError:
             writer.close()
             return
+        both = {writer, beyond_writer}
+        self._writers |= both
         try:
             await asyncio.gather(self._pass(reader, beyond_writer), self._pass(beyond_reader, writer))
         finally:
-            writer.close()
-            beyond_writer.close()
+            self._writers -= both
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
@@ -125,6 +125,7 @@ class Line:
                 await self._open.wait()
                 writer.write(data)
                 await writer.drain()
+        # Each end that closes closes the other.
         writer.close()
 
 

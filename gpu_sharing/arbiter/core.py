@@ -110,7 +110,7 @@ class Arbiter:
         if chosen is None:
             return None
         work = chosen.work
-        batch = work if isinstance(work, BatchInFlight) else self._lane.form(work, now)
+        batch = work if isinstance(work, BatchInFlight) else self._lane.form(work)
         first = batch.started is None
         batch.interrupted = not first and self._lane.last != batch.number
         batch.begin_slice(now)
@@ -294,7 +294,8 @@ class Arbiter:
         spared = {call.number for call in again}
         for call in batch.calls:
             if not call.is_doomed and call.number not in spared:
-                self._drop(call, Step.ANSWER, "MODEL_FAILED", left_out(event.message, batch))
+                message = event.message if event.final else left_out(event.message, batch)
+                self._drop(call, Step.ANSWER, "MODEL_FAILED", message)
         self._dismiss(batch, now, again)
 
     def _abandon_if_unwanted(self, batch: BatchInFlight, now: Nanoseconds) -> None:

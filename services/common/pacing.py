@@ -5,6 +5,8 @@ from __future__ import annotations
 NS_PER_S = 1_000_000_000
 WEIGHT = 8
 """One interval counts for an eighth of the rate."""
+SPARSE_NS = 2_000_000
+"""Calls that come further apart than this are sent as they come."""
 
 
 class Pace:
@@ -19,7 +21,7 @@ class Pace:
 
     __slots__ = ("_apart_ns", "_busy", "_gather", "_last_ns", "_most_ns")
 
-    def __init__(self, *, busy: int = 3, gather: int = 4, most_s: float = 0.002) -> None:
+    def __init__(self, *, busy: int = 3, gather: int = 6, most_s: float = 0.003) -> None:
         self._busy, self._gather, self._most_ns = busy, gather, int(most_s * NS_PER_S)
         self._apart_ns = self._most_ns
         self._last_ns = 0
@@ -30,6 +32,6 @@ class Pace:
             apart_ns = (now - self._last_ns) // in_message
             self._apart_ns += (min(apart_ns, 4 * self._most_ns) - self._apart_ns) // WEIGHT
             self._last_ns = now
-        if in_hand < self._busy or self._apart_ns > self._most_ns:
+        if in_hand < self._busy or self._apart_ns > SPARSE_NS:
             return 0.0
         return min(self._most_ns, self._gather * self._apart_ns) / NS_PER_S

@@ -85,7 +85,13 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         scheduler = connect(settings.scheduler, mesh_token=settings.mesh_token, options=SOON)
         stack.push_async_callback(scheduler.close)
         attachment = Attachment(
-            scheduler, reports, settings.advertise or address, executor.changed, executor.handle, executor.set_layout
+            scheduler,
+            reports,
+            settings.advertise or address,
+            executor.changed,
+            executor.handle,
+            executor.set_layout,
+            executor.forgetting.fold,
         )
         attaching = asyncio.create_task(attachment.run())
         stack.push_async_callback(_cancelled, attaching)
@@ -151,7 +157,7 @@ def _build(
         hold_ns=int(settings.trace_hold_s * 1e9),
         capacity=settings.trace_hold_requests,
         lanes={number: lane_facts(device, partitions, number) for number in range(len(partitions.lanes))},
-        owners=executor.usage.models.get,
+        owners=lambda replica: executor.usage.models.get(replica),
     )
     executor.calls = Calls(
         settings.inline_bytes, spans, executor.load_changed, most=WORKERS_SHARE * settings.queue_limit

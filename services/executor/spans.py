@@ -18,6 +18,8 @@ from services.executor.stages import Told, batch_span, stages_of
 MOST_DESERTED = 1_000
 """Traces that are kept of a frontend that is lost, whose verdicts never come."""
 MOST_GONE = 256
+LOOKS = 100
+"""Within the time that a note is held, it is looked this often whether any has been for longer."""
 RECENT_BATCHES = 64
 """Batches of a lane that are remembered, so that who waited for one can point to it."""
 MOST_NEIGHBOURS = 8
@@ -27,12 +29,19 @@ MOST_NEIGHBOURS = 8
 class Shared:
     """One batch as traces show it: a trace of its own, made once, when the first of its members is kept."""
 
-    __slots__ = ("batch", "first", "members", "span_id", "told", "trace_id")
+    __slots__ = ("_ids", "batch", "first", "members", "told")
 
     def __init__(self, batch: Batch, first: Call) -> None:
         self.batch, self.first, self.told = batch, first, False
-        self.trace_id, self.span_id = new_trace_id(), new_span_id()
         self.members: list[tuple[bytes, bytes]] = []
+        self._ids: tuple[bytes, bytes] | None = None
+
+    @property
+    def ids(self) -> tuple[bytes, bytes]:
+        """Trace id and span id: drawn when somebody first needs them, as nobody does of most batches."""
+        if self._ids is None:
+            self._ids = (new_trace_id(), new_span_id())
+        return self._ids
 
 
 class _Note(NamedTuple):
@@ -71,6 +80,7 @@ class Spans:
         self._early: OrderedDict[Hashable, tuple[Nanoseconds, bool]] = OrderedDict()
         self._recent: dict[int, deque[Shared]] = {}
         self._gone: OrderedDict[int, int] = OrderedDict()
+        self._trimmed: Nanoseconds = 0
         self.dropped = 0
         self.unheard = 0
 
@@ -136,6 +146,9 @@ class Spans:
         )
 
     def _trim(self, now: Nanoseconds) -> None:
+        if now - self._trimmed < self._hold_ns // LOOKS and len(self._notes) <= self._capacity >= len(self._early):
+            return
+        self._trimmed = now
         oldest = now - self._hold_ns
         while self._notes and (len(self._notes) > self._capacity or next(iter(self._notes.values())).ended < oldest):
             self._notes.popitem(last=False)
@@ -170,11 +183,9 @@ class Spans:
             for record in records:
                 stage = record.attributes[names.SLO_STAGE]
                 if stage == names.STAGE_COMPUTE:
-                    record.links.append((shared.trace_id, shared.span_id, {names.LINK_KIND: names.LINK_BATCH}))
+                    record.links.append((*shared.ids, {names.LINK_KIND: names.LINK_BATCH}))
                 elif stage == names.STAGE_QUEUE:
-                    record.links += [
-                        (each.trace_id, each.span_id, {names.LINK_KIND: names.LINK_NEIGHBOUR}) for each in beside
-                    ]
+                    record.links += [(*each.ids, {names.LINK_KIND: names.LINK_NEIGHBOUR}) for each in beside]
             for each in (shared, *beside):
                 if not each.told:
                     each.told = True
@@ -197,7 +208,7 @@ class Spans:
             (trace, span, {names.LINK_KIND: names.LINK_MEMBER}) for trace, span in shared.members
         ]
         about = {**self._about(shared.first), **self._of_lane(shared.first), names.SLO_KEPT_BECAUSE: kept}
-        return batch_span(shared.batch, shared.trace_id, shared.span_id, about, links)
+        return batch_span(shared.batch, *shared.ids, about, links)
 
     def _about(self, call: Call) -> dict[str, Value]:
         """What every span says."""

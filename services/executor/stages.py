@@ -112,7 +112,7 @@ class _Stages:
         """All spans. failed: the one that bears the error, where the call was refused."""
         refusal = self._told.refusal
         if refusal is not None:
-            failed.error, failed.attributes[names.ERROR_TYPE] = refusal.message, str(refusal.reason)
+            failed.error, failed.attributes[names.ERROR_TYPE] = refusal.in_traces, str(refusal.reason)
         return self.records
 
 
@@ -135,9 +135,11 @@ def _describe_compute(compute: SpanRecord, told: Told, batch: Batch, waited: Wai
     compute.attributes |= facts_of(batch)
     if waited.interrupted:
         compute.attributes[names.SLO_NEIGHBOUR_US] = waited.interrupted // _US
-    if batch.started < told.gathered <= batch.ended:
-        compute.attributes[names.SLO_COPY_US] = (told.gathered - batch.started) // _US
-        compute.events.append((names.EVENT_GATHERED, told.gathered, {}))
+    # A slice begins for its arbiter a little before it does for its lane: all of it may have been the copy.
+    gathered = min(told.gathered, compute.end_ns)
+    if compute.start_ns < gathered:
+        compute.attributes[names.SLO_COPY_US] = (gathered - compute.start_ns) // _US
+        compute.events.append((names.EVENT_GATHERED, gathered, {}))
     compute.events += _segments(batch)
 
 

@@ -45,7 +45,7 @@ def _attempt(request: Request, call: Call, until_ns: int) -> list[SpanRecord]:
     if lost is not None:
         unknown = _stage(request, names.STAGE_UNACCOUNTED, call.sent_ns, until_ns)
         unknown.attributes |= {names.SLO_MISSING: missing(lost), names.ERROR_TYPE: str(lost.reason)}
-        unknown.error = lost.message
+        unknown.error = lost.in_traces
         spans.append(unknown)
     return spans
 
@@ -91,7 +91,7 @@ def _server_span(request: Request, judgement: Judgement, ended_ns: int) -> SpanR
         end_ns=ended_ns,
         kind=Kind.SERVER,
         attributes=_facts(request, judgement),
-        error=request.refusal.message if request.refusal is not None else None,
+        error=request.refusal.in_traces if request.refusal is not None else None,
         trace_state=request.trace_state,
     )
 

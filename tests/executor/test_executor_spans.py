@@ -155,6 +155,15 @@ def test_copies_chunks_and_segments_are_told_where_they_happened() -> None:
     assert named(recorder, names.SPAN_BATCH).attributes[names.SLO_KEPT_BECAUSE] == names.KEPT_VIOLATED
 
 
+def test_a_batch_that_was_nothing_but_its_copy_says_so() -> None:
+    spans, recorder = watching()
+    note(spans, 1, batch=ran(1, 3_000_000, 6_000_000), handed=2_000_000, gathered=6_000_100, now=7_000_000)
+    spans.verdict(1, 1, True, 8_000_000)
+    compute = named(recorder, names.STAGE_COMPUTE)
+    assert compute.attributes[names.SLO_COPY_US] == 3_000
+    assert all(compute.start_ns <= moment <= compute.end_ns for _, moment, _ in compute.events)
+
+
 def test_a_violator_points_to_the_neighbours_batch_and_never_names_it() -> None:
     spans, recorder = watching()
     note(spans, 1, caller=2, tenant="globex", replica=2, batch=ran(1, 5_000, 900_000))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import numpy as np
+from onnx import TensorProto, helper, numpy_helper
 
 import services.common.attributes as names
 from bench import trace_match, trace_truth
 from bench.models import elementwise
+from services.common.blame import blame
 from services.tracestore.client import fetch_trace
+from services.tracestore.core.spans import SpanView
+from tests.gpu_sharing.artefact_samples import onnx_bytes
 from tests.mesh.calling import Caller, request
 from tests.mesh.running import RunningMesh, wait_until, wait_until_async
+from tests.mesh.tiny import slow
 
 X = np.ones((1, 4), np.float32)
 
@@ -75,7 +81,8 @@ async def test_no_tensor_no_key_and_no_other_tenant_is_in_any_log_or_span(mesh: 
     for tenant in ("discreet", "curious"):
         mesh.create_tenant(tenant)
         mesh.push("neg", model, tenant=tenant, options=("--slo-ms", "60000"))
-    secret = b"TENSOR-CONTENTS-"
+    mesh.push("pick", picking(tmp_path / "pick.onnx"), tenant="discreet", options=("--slo-ms", "60000"))
+    secret, place = b"TENSOR-CONTENTS-", 987654321
     tensor = np.frombuffer(secret, np.float32).reshape(1, 4)
     with Caller(mesh, "discreet") as caller:
         for made in (
@@ -84,6 +91,7 @@ async def test_no_tensor_no_key_and_no_other_tenant_is_in_any_log_or_span(mesh: 
             request("neg", {"wrong": tensor}, slo_ms=0.001),
             request("neg", {"x": np.array([[secret]], object)}, slo_ms=0.001),
             request("absent", {"x": tensor}),
+            request("pick", {"at": np.array([[place]], np.int64)}),
         ):
             _sent(caller, made)
         _, call = caller.stub.ModelInfer.with_call(
@@ -100,6 +108,7 @@ async def test_no_tensor_no_key_and_no_other_tenant_is_in_any_log_or_span(mesh: 
     for path in written:
         content = path.read_bytes()
         assert secret not in content, path
+        assert str(place).encode() not in content, path
         for key in mesh.keys.values():
             assert key.encode() not in content, path
     spans = await fetch_trace(mesh.addresses["query"], told)
@@ -107,6 +116,45 @@ async def test_no_tensor_no_key_and_no_other_tenant_is_in_any_log_or_span(mesh: 
         "discreet"
     }
     assert not any(other in repr(spans) for other in ("curious", trace_match.TENANT, "watched"))
+
+
+async def test_a_trace_says_what_a_killed_executor_took_with_it(own_mesh: RunningMesh, tmp_path: Path) -> None:
+    own_mesh.push("slow", slow(tmp_path / "slow.onnx"))
+    with Caller(own_mesh) as caller, ThreadPoolExecutor(1) as threads:
+        long = request("slow", {"turns": np.array([50_000], np.int64)})
+        asked = threads.submit(caller.stub.ModelInfer, long, timeout=60)
+        busy = "apportion_executor_outstanding_requests"
+        where = own_mesh.addresses["executor_metrics"]
+        wait_until(lambda: own_mesh.total(busy, where, model="slow") == 1, what="the request at the executor")
+        os.kill(own_mesh.pids()["executor"], signal.SIGKILL)
+        error = asked.exception()
+    assert isinstance(error, grpc.RpcError)
+    told = dict(error.trailing_metadata())["apportion-trace-id"]
+    spans: list[SpanView] = []
+
+    async def there() -> bool:
+        spans[:] = await fetch_trace(own_mesh.addresses["query"], told)
+        return bool(spans)
+
+    await wait_until_async(there, what="the trace")
+    (server,) = trace_match.server_spans(spans)
+    assert server.attributes[names.SLO_VIOLATED] is True
+    found = blame(server, spans)
+    assert "the executor at" in found.missing
+    assert found.cause == names.CAUSE_FAILED
+    assert not trace_match.orphans(spans)
+
+
+def picking(path: Path) -> Path:
+    """A model whose runtime quotes its input where that points outside of what there is to pick from."""
+    data = onnx_bytes(
+        [helper.make_node("Gather", ["values", "at"], ["y"])],
+        [("at", TensorProto.INT64, ["batch", 1])],
+        [("y", TensorProto.FLOAT, ["batch", 1])],
+        [numpy_helper.from_array(np.ones(3, np.float32), "values")],
+    )
+    path.write_bytes(data)
+    return path
 
 
 def _sent(caller: Caller, made: object) -> None:
