@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import structlog
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesData
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 import services.common.attributes as names
+from services.common.blame import blame
 from services.common.errors import Refusal
 from services.tracestore.core.rollups import Counts, Slot, Worst, plus
-from services.tracestore.core.spans import SpanView
-from services.tracestore.core.verdicts import requests
 from services.tracestore.rollups import MINUTE_S, Rollups
 from services.tracestore.rows import MOST_INDEXED_CHARS, text_of
-from services.tracestore.views import views
+from services.tracestore.views import scalar
 
 log = structlog.get_logger()
 
@@ -28,8 +28,9 @@ MOST_ASKEW_S = 3600
 """A span whose time is further from its arrival than this counts when it arrived."""
 REQUESTS = f"""SELECT id, trace_id, received_s, violated, body FROM spans
                WHERE id > ? AND id <= ? AND kind = {Span.SPAN_KIND_SERVER} AND tenant IS NOT NULL ORDER BY id LIMIT ?"""
-TRACE = f"""SELECT r.body, s.body FROM spans s JOIN resources r ON r.id = s.resource WHERE s.trace_id = ?
-            ORDER BY abs(s.id - ?) LIMIT {MOST_TRACE_SPANS}"""
+TRACE = f"SELECT body FROM spans WHERE trace_id = ? ORDER BY abs(id - ?) LIMIT {MOST_TRACE_SPANS}"
+READ = ("slo.", "batch.", "error.")
+"""What attributes begin with that say where time went."""
 
 
 class Settling:
@@ -88,24 +89,37 @@ def _slot(span: Span, received_s: int) -> tuple[str, str, int]:
     return tenant[:MOST_INDEXED_CHARS], model[:MOST_INDEXED_CHARS], at_s // MINUTE_S * MINUTE_S
 
 
-def _violated(connection: sqlite3.Connection, trace_id: bytes, span: int, own: Span) -> Counts:
+def _violated(connection: sqlite3.Connection, trace_id: bytes, number: int, own: Span) -> Counts:
     """What one request that violated adds: its cause is told by the spans below its own."""
     try:
-        held = requests(_spans(connection, trace_id, span))
-        request = next((each for each in held if each.span.span_id == own.span_id.hex()), None)
+        cause = blame(_brief(own), _below(connection, trace_id, number)).cause
     except sqlite3.Error:
         raise
     except Exception as error:
         # Spans are what anybody sent: none may stop the thread that writes all others.
         log.warning("a trace that cannot be read", trace=trace_id.hex(), error=repr(error))
-        request = None
-    cause = names.CAUSE_UNACCOUNTED if request is None else request.cause
+        cause = names.CAUSE_UNACCOUNTED
     took_us = (own.end_time_unix_nano - own.start_time_unix_nano) // 1000
     return Counts(kept=1, kept_violated=1, causes={cause: 1}, worst=[Worst(took_us, trace_id.hex(), cause)])
 
 
-def _spans(connection: sqlite3.Connection, trace_id: bytes, near: int) -> Iterator[SpanView]:
-    for resource, body in connection.execute(TRACE, (trace_id, near)):
-        group = ResourceSpans.FromString(resource)
-        group.scope_spans[0].spans.append(Span.FromString(body))
-        yield from views(TracesData(resource_spans=[group]))
+def _below(connection: sqlite3.Connection, trace_id: bytes, near: int) -> Iterator[Brief]:
+    for (body,) in connection.execute(TRACE, (trace_id, near)):
+        span = Span.FromString(body)
+        if span.parent_span_id:
+            yield _brief(span)
+
+
+class Brief(NamedTuple):
+    """What `blame` reads of a span, and no more: this is done for every violator."""
+
+    span_id: bytes
+    parent_span_id: bytes
+    start_ns: int
+    end_ns: int
+    attributes: dict[str, Any]
+
+
+def _brief(span: Span) -> Brief:
+    facts = {pair.key: scalar(pair.value) for pair in span.attributes if pair.key.startswith(READ)}
+    return Brief(span.span_id, span.parent_span_id, span.start_time_unix_nano, span.end_time_unix_nano, facts)

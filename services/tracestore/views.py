@@ -42,10 +42,11 @@ def _view(span: Span, service: str) -> SpanView:
 
 
 def _plain(pairs: Sequence[KeyValue]) -> dict[str, Scalar]:
-    return {pair.key: _scalar(pair.value) for pair in pairs}
+    return {pair.key: scalar(pair.value) for pair in pairs}
 
 
-def _scalar(value: AnyValue) -> Scalar:
+def scalar(value: AnyValue) -> Scalar:
+    """An attribute's value as plain data: text for what is no scalar, and for what is no number."""
     kind = value.WhichOneof("value")
     if kind == "double_value" and not math.isfinite(value.double_value):
         # No number that anything could be reckoned with.
@@ -53,5 +54,5 @@ def _scalar(value: AnyValue) -> Scalar:
     if kind in ("string_value", "bool_value", "int_value", "double_value"):
         return getattr(value, kind)
     if kind == "array_value":
-        return ", ".join(str(_scalar(item)) for item in value.array_value.values)
+        return ", ".join(str(scalar(item)) for item in value.array_value.values)
     return value.bytes_value.hex() if kind == "bytes_value" else ""

@@ -21,7 +21,7 @@ from services.common.exponential import SCALE, index_of
 from services.common.otlp_metrics import MetricsExporter
 from services.common.telemetry import Tracer
 from services.frontend.accounting import Accounts
-from services.frontend.core.measured import MOST_EXEMPLARS, Measured
+from services.frontend.core.measured import MOST_EXEMPLARS, MOST_OBJECTIVES, Measured
 from services.frontend.core.verdict import judge
 from services.frontend.measures import Measures
 from services.frontend.request import Request
@@ -96,6 +96,14 @@ def test_an_objective_counts_from_when_it_is_set_and_its_counts_outlive_it(accou
         accounts.judge_by({ACME: objectives} if objectives else {})
         close(accounts, 5)
     assert within() == {20_000: (2, 0), 40_000: (1, 0)}
+
+
+def test_objectives_that_come_and_go_are_forgotten_but_for_the_last() -> None:
+    measured = Measured()
+    for objective_us in range(1, 1000):
+        measured.judge_by((7, objective_us))
+    assert len(measured.within) == MOST_OBJECTIVES
+    assert {7, 999, 998} <= measured.within.keys()
 
 
 def test_the_histogram_points_to_traces_that_are_kept() -> None:

@@ -9,6 +9,8 @@ from services.common.exponential import index_of
 from services.frontend.core.verdict import OK, judge
 
 MOST_EXEMPLARS = 8
+MOST_OBJECTIVES = 64
+"""Whose counts are held for one model."""
 
 
 class Within:
@@ -45,11 +47,13 @@ class Measured:
         self._judged_by: tuple[Within, ...] = ()
 
     def judge_by(self, objectives_us: tuple[int, ...]) -> None:
-        """The objectives that count from now on. Counts of one that is taken away stay, in case it comes back."""
-        for objective_us in objectives_us:
-            if objective_us not in self.within:
-                # A new dictionary: another thread may be reading the old one.
-                self.within = {**self.within, objective_us: Within(objective_us * 1000)}
+        """The objectives that count from now on. Counts of one that is taken away stay, in case it comes back, unless there are many."""
+        # A new dictionary: another thread may be reading the old one.
+        within = {**self.within, **{each: Within(each * 1000) for each in objectives_us if each not in self.within}}
+        old = [objective_us for objective_us in within if objective_us not in objectives_us]
+        for objective_us in old[: max(0, len(within) - MOST_OBJECTIVES)]:
+            del within[objective_us]
+        self.within = within
         self._judged_by = tuple(self.within[objective_us] for objective_us in objectives_us)
 
     def add(self, elapsed_ns: int, reason: Reason | None, deadline_ns: int | None) -> None:
