@@ -1,6 +1,6 @@
 """What traces cost a request: CPU time with tracing off, as it comes (5 %), and with every trace kept, interleaved in one run.
 
-    python -m bench.trace_cost [--rounds 9] [--seconds 3] [--at-once 16] [--profile FILE] [--json FILE]
+    python -m bench.trace_cost [--rounds 15] [--seconds 2] [--at-once 16] [--profile FILE] [--json FILE]
 
 Three meshes stand at once, alike but for their tracing, and are loaded one after another in every round, the order turning; a mesh
 that is not asked anything is idle. What counts is processor time of frontend, executor and worker over the requests that were
@@ -211,8 +211,8 @@ def show(told: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn")
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument(
         "--profile", type=Path, default=shutil.which("py-spy"), help="py-spy, where it is not on the PATH"

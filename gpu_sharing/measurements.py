@@ -71,7 +71,7 @@ class Batch(msgspec.Struct, array_like=True, frozen=True):
     waited_for_others: time that it could have started by, had it not waited for more requests.
     preempted: time in between given to other batches.
     segment_ends: of each of its slices.
-    expected: what batches like it take on this lane, on average; 0: nothing was known.
+    expected: what batches like it take on this lane as a rule (the median); 0: nothing was known.
     predicted: the estimate that it was formed by, which is seldom exceeded; 0: nothing was known.
     tier: on what terms it ran: "guaranteed", "surplus" or "gap".
     others: who had the lane while its requests waited and between its slices, the latest last; what lies far back is not told.

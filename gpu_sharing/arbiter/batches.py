@@ -35,7 +35,7 @@ class BatchInFlight:
     interrupted: another batch has run since its last slice.
     discarded_because: reason and message for those of its calls that are doomed.
     numbers: of its calls, in the order of their rows.
-    usual: what batches like it take on average; 0: nothing is known.
+    usual: what batches like it take as a rule; 0: nothing is known.
     """
 
     number: int

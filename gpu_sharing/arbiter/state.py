@@ -155,7 +155,8 @@ class LaneState:
             self._formed, replica, list(plan.calls), plan.rows, head.tier, head.urgency, head.due, head.shape_bucket,
             plan.predicted,
         )  # fmt: skip
-        batch.expected = batch.usual = replica.estimates.mean(plan.rows, head.shape_bucket) or 0
+        batch.expected = replica.estimates.mean(plan.rows, head.shape_bucket) or 0
+        batch.usual = replica.estimates.usual(plan.rows, head.shape_bucket) or 0
         self._join(batch, server)
         self._count(batch, server, 1)
         replica.waiting -= len(plan.calls)
