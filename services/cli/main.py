@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "top": "Watch tenants, lanes, queues and objectives, live.",
     "audit": "Who changed what, and when.",
     "certs": "Make certificates: an authority for development, and what it signs.",
+    "slo": "Set and export objectives, and report whether they were kept.",
     "trace": "Show one request's waterfall, or find traces.",
     **SERVICES,
 }

@@ -85,7 +85,7 @@ class ServiceSettings(BaseSettings):
     """Whether the service describes itself to tools like grpcurl, whose callers need a credential. It tells of methods, not of
     tenants."""
     otlp_endpoint: str | None = None
-    """HOST:PORT of an OTLP/gRPC collector for traces; none: spans are not exported."""
+    """HOST:PORT of an OTLP/gRPC collector for traces; none, or empty: spans are not exported."""
     metrics_listen: str | None = None
     """HOST:PORT for Prometheus metrics over HTTP; none: not exposed."""
     metrics_token: str | None = None

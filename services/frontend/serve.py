@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
+from services.common import attributes as names
 from services.common import metrics
 from services.common.access.callers import ANONYMOUS, Role, caller_of
 from services.common.access.following import age
 from services.common.access.keys import Keys
 from services.common.channel import connect
 from services.common.heap import keep_large_blocks
+from services.common.otlp_metrics import MetricsExporter
 from services.common.server import Server, write_ready
-from services.common.telemetry import Tracer
+from services.common.telemetry import PAUSE_S, Tracer
 from services.frontend.accounting import Accounts
 from services.frontend.core.held import Held
 from services.frontend.core.retries import Retries
@@ -21,6 +24,7 @@ from services.frontend.core.wire import Limits
 from services.frontend.forward import Links
 from services.frontend.health import ModelHealth
 from services.frontend.inference import Inference
+from services.frontend.measures import Measures
 from services.frontend.memory import MemoryService
 from services.frontend.regions import Regions
 from services.frontend.reporting import RequestReports
@@ -43,9 +47,14 @@ class Frontend:
     def __init__(self, settings: FrontendSettings) -> None:
         self.settings = settings
         self.keys = Keys(most_age_s=settings.keys_max_age_s)
-        self.tracer = Tracer("apportion-frontend", settings.otlp_endpoint, credentials=settings.credentials)
-        self.accounts = Accounts(self.tracer, settings.trace_sample)
         frontend_id = f"frontend-{os.urandom(4).hex()}"
+        self.tracer = Tracer(
+            "apportion-frontend",
+            settings.otlp_endpoint,
+            resource={names.SERVICE_INSTANCE_ID: frontend_id},
+            credentials=settings.credentials,
+        )
+        self.accounts = Accounts(self.tracer, settings.trace_sample, settings.trace_samples)
         self.links = Links(frontend_id, settings.tenant_credit_bytes, settings.credentials)
         self.table = RoutingTable(self.links.state)
         self.links.reports = self.table.report
@@ -55,6 +64,13 @@ class Frontend:
         ]
         self._catalogue = CatalogueWatch(self.keys, self.table, self._channels[0], self._changed)
         self._routes = RoutesWatch(self.table, self._channels[1], self._changed)
+        self._catalogue.judged = self.accounts.judge_by
+        self._metrics = MetricsExporter(
+            settings.otlp_endpoint,
+            Measures(frontend_id, self.accounts, pause=lambda: time.sleep(PAUSE_S)).build,
+            every_s=settings.metrics_export_s,
+            credentials=settings.credentials,
+        )
         self._reports = RequestReports(frontend_id, self.accounts, self._channels[1])
         self._tasks: list[asyncio.Task[None]] = []
         self._announced = False
@@ -76,6 +92,7 @@ class Frontend:
         self._tasks.append(asyncio.ensure_future(age(self.keys)))
         self._tasks.append(asyncio.ensure_future(self.memory.watch()))
         self._tasks.append(asyncio.ensure_future(self._reports.run()))
+        self._metrics.start()
         return address
 
     async def stop(self) -> None:
@@ -90,6 +107,7 @@ class Frontend:
         for channel in self._channels:
             await channel.close(None)
         await asyncio.to_thread(self.tracer.shutdown, 2.0)
+        await asyncio.to_thread(self._metrics.stop)
 
     def _build(self) -> None:
         settings = self.settings

@@ -15,6 +15,7 @@ from services.registry.core.records import (
     Key,
     KeyRole,
     Model,
+    NamedSlo,
     Slo,
     Tenant,
     TrafficClass,
@@ -24,6 +25,7 @@ from services.registry.tables import (
     api_keys,
     artefacts,
     model_grants,
+    model_slos,
     models,
     profiles,
     tenants,
@@ -121,8 +123,19 @@ async def _models(connection: AsyncConnection, where: ColumnElement[bool], limit
     within = and_(_key(model_grants) >= tuple_(*first), _key(model_grants) <= tuple_(*last))
     for row in await connection.execute(select(model_grants).where(within).order_by(model_grants.c.grantee)):
         grants[row.tenant, row.name].append(row.grantee)
+    slos = await _slos(connection, first, last)
     places = [(row, (row.tenant, row.name)) for row in rows]
-    return [_model(row, held[place], splits[place], grants[place]) for row, place in places]
+    return [_model(row, held[place], splits[place], slos[place], grants[place]) for row, place in places]
+
+
+async def _slos(
+    connection: AsyncConnection, first: tuple[str, str], last: tuple[str, str]
+) -> dict[tuple[str, str], list[NamedSlo]]:
+    held: dict[tuple[str, str], list[NamedSlo]] = defaultdict(list)
+    for row in await connection.execute(_between(model_slos, first, last).order_by(model_slos.c.slo)):
+        slo = Slo(row.objective_us, row.ratio_ppm, row.window_s)
+        held[row.tenant, row.name].append(NamedSlo(row.slo, slo))
+    return held
 
 
 async def _versions(
@@ -143,12 +156,19 @@ def _key(table: Table) -> Any:
 
 
 def _between(table: Table, first: tuple[str, str], last: tuple[str, str]) -> Any:
-    """Rows of the models from `first` to `last`, by version."""
+    """Rows of the models from `first` to `last`, by version where they have one."""
     within = and_(_key(table) >= tuple_(*first), _key(table) <= tuple_(*last))
-    return select(table).where(within).order_by(table.c.tenant, table.c.name, table.c.version)
+    version = [table.c.version] if "version" in table.c else []
+    return select(table).where(within).order_by(table.c.tenant, table.c.name, *version)
 
 
-def _model(row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, int]], grants: Sequence[str]) -> Model:
+def _model(
+    row: Row[Any],
+    held: Sequence[Version],
+    splits: Sequence[tuple[int, int]],
+    slos: Sequence[NamedSlo],
+    grants: Sequence[str],
+) -> Model:
     return Model(
         row.tenant,
         row.name,
@@ -161,6 +181,7 @@ def _model(row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, i
         tuple(splits),
         row.revision,
         row.unloaded,
+        tuple(slos),
         tuple(sorted(grants)),
     )
 
@@ -236,6 +257,22 @@ async def save_model(connection: AsyncConnection, before: Model | None, after: M
         await connection.execute(delete(traffic_splits).where(_key(traffic_splits) == tuple_(after.tenant, after.name)))
         for number, ppm in after.traffic:
             await connection.execute(insert(traffic_splits).values(**_number(after, number), ppm=ppm))
+    if (before.slos if before else ()) != after.slos:
+        await _save_slos(connection, after)
+
+
+async def _save_slos(connection: AsyncConnection, after: Model) -> None:
+    await connection.execute(delete(model_slos).where(_key(model_slos) == tuple_(after.tenant, after.name)))
+    for each in after.slos:
+        row = {
+            "tenant": after.tenant,
+            "name": after.name,
+            "slo": each.name,
+            "objective_us": each.slo.objective_us,
+            "ratio_ppm": each.slo.ratio_ppm,
+            "window_s": each.slo.window_s,
+        }
+        await connection.execute(insert(model_slos).values(row))
 
 
 async def remove_model(connection: AsyncConnection, tenant_name: str, name: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 
@@ -27,6 +29,9 @@ from services.registry.watch import Watches
 log = structlog.get_logger()
 SERVICE = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
+KNOWS_S = 5.0
+"""How long a start waits for the registry's own knowledge of keys."""
+
 
 async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
     """Serves until `stop` is set.
@@ -45,8 +50,18 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
     await set_serving(server, False)
     address = await server.start()
     collector = Collector(store, files, grace_s=settings.collect_grace_s, audit_s=settings.audit_s, busy=uploads.busy)
-    known = asyncio.create_task(_know(keys, watches, store))
-    work = asyncio.create_task(_work(settings, store, files, server, address, collector))
+    prepared, knows = asyncio.Event(), asyncio.Event()
+    known = asyncio.create_task(_know(keys, watches, store, prepared, knows))
+
+    async def prepare() -> None:
+        await _prepare_files(files)
+        await _prepare_store(store)
+        prepared.set()
+        with suppress(TimeoutError):
+            # Who is told that it is ready may come with a key at once.
+            await asyncio.wait_for(knows.wait(), KNOWS_S)
+
+    work = asyncio.create_task(_work(settings, store, prepare, server, address, collector))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -63,11 +78,15 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
 
 
 async def _work(
-    settings: RegistrySettings, store: Store, files: Artefacts, server: Server, address: str, collector: Collector
+    settings: RegistrySettings,
+    store: Store,
+    prepare: Callable[[], Awaitable[None]],
+    server: Server,
+    address: str,
+    collector: Collector,
 ) -> None:
     """Prepares, says so, then looks for commits of other processes, and for garbage, until cancelled."""
-    await _prepare_files(files)
-    await _prepare_store(store)
+    await prepare()
     await set_serving(server, True)
     with metrics.exposed(settings) as also:
         write_ready(settings, listen=address, **also)
@@ -77,8 +96,9 @@ async def _work(
                 tasks.create_task(collector.run(settings.collect_every_s))
 
 
-async def _know(keys: Keys, watches: Watches, store: Store) -> None:
-    """Keeps the registry's own knowledge of keys, as a watcher of itself, until cancelled."""
+async def _know(keys: Keys, watches: Watches, store: Store, prepared: asyncio.Event, knows: asyncio.Event) -> None:
+    """Keeps the registry's own knowledge of keys, as a watcher of itself, from when it is prepared until cancelled."""
+    await prepared.wait()
     ageing, seen = asyncio.create_task(age(keys)), Head()
     delays = backoff()
     try:
@@ -89,6 +109,8 @@ async def _know(keys: Keys, watches: Watches, store: Store) -> None:
                     after, delays = feed.apply(message) or after, backoff()
                     seen.advance(after)
                     store.followed = seen
+                    if keys.known:
+                        knows.set()
             except Refusal as refusal:
                 log.info("keys are not read", error=refusal.message)
             store.followed = None

@@ -6,7 +6,7 @@ from functools import cache
 
 from google.protobuf import descriptor_pool
 
-from services._proto.apportion.v1 import common_pb2, executor_pb2, registry_pb2, scheduler_pb2
+from services._proto.apportion.v1 import common_pb2, executor_pb2, registry_pb2, rollups_pb2, scheduler_pb2
 
 _OIP = "/inference.GRPCInferenceService/"
 _JAEGER = "/jaeger.api_v3.QueryService/"
@@ -29,13 +29,14 @@ OTHERS: dict[str, int] = {
     },
     **{_JAEGER + name: _READ for name in ("GetTrace", "FindTraces", "GetServices", "GetOperations")},
     "/opentelemetry.proto.collector.trace.v1.TraceService/Export": _MESH,
+    "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export": _MESH,
     **{f"/grpc.health.v1.Health/{name}": _PUBLIC for name in ("Check", "Watch", "List")},
     # It tells of methods, not of tenants; still, nobody without a credential needs to know them.
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _READ,
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": _READ,
 }
 """By the method's path."""
-_OURS = (registry_pb2, scheduler_pb2, executor_pb2)
+_OURS = (registry_pb2, scheduler_pb2, executor_pb2, rollups_pb2)
 
 
 @cache

@@ -155,7 +155,7 @@ class TrafficSplit(_message.Message):
     def __init__(self, version: _Optional[int] = ..., ppm: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("key", "slo", "traffic_class", "isolation", "replicas", "versions", "traffic", "revision", "unloaded", "shared_with")
+    __slots__ = ("key", "slo", "traffic_class", "isolation", "replicas", "versions", "traffic", "revision", "unloaded", "slos", "shared_with")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SLO_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +165,7 @@ class Model(_message.Message):
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     UNLOADED_FIELD_NUMBER: _ClassVar[int]
+    SLOS_FIELD_NUMBER: _ClassVar[int]
     SHARED_WITH_FIELD_NUMBER: _ClassVar[int]
     key: _common_pb2.ModelKey
     slo: _common_pb2.Slo
@@ -175,8 +176,17 @@ class Model(_message.Message):
     traffic: _containers.RepeatedCompositeFieldContainer[TrafficSplit]
     revision: int
     unloaded: bool
+    slos: _containers.RepeatedCompositeFieldContainer[ModelSlo]
     shared_with: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., isolation: _Optional[_Union[Isolation, str]] = ..., replicas: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., traffic: _Optional[_Iterable[_Union[TrafficSplit, _Mapping]]] = ..., revision: _Optional[int] = ..., unloaded: bool = ..., shared_with: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., isolation: _Optional[_Union[Isolation, str]] = ..., replicas: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., traffic: _Optional[_Iterable[_Union[TrafficSplit, _Mapping]]] = ..., revision: _Optional[int] = ..., unloaded: bool = ..., slos: _Optional[_Iterable[_Union[ModelSlo, _Mapping]]] = ..., shared_with: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ModelSlo(_message.Message):
+    __slots__ = ("name", "slo")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SLO_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    slo: _common_pb2.Slo
+    def __init__(self, name: _Optional[str] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ...) -> None: ...
 
 class CreateTenantRequest(_message.Message):
     __slots__ = ("name", "reservation", "weight")
@@ -487,6 +497,34 @@ class ListAuditResponse(_message.Message):
     entries: _containers.RepeatedCompositeFieldContainer[AuditEntry]
     next_page_token: str
     def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class SetModelSloRequest(_message.Message):
+    __slots__ = ("key", "slo")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SLO_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    slo: ModelSlo
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[ModelSlo, _Mapping]] = ...) -> None: ...
+
+class SetModelSloResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class RemoveModelSloRequest(_message.Message):
+    __slots__ = ("key", "name")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    name: str
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., name: _Optional[str] = ...) -> None: ...
+
+class RemoveModelSloResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class RecordInspectionRequest(_message.Message):
     __slots__ = ("key", "version", "passed", "refused")

@@ -30,8 +30,8 @@ class RegistryServiceStub(object):
 
     Every failure carries google.rpc.ErrorInfo (domain "apportion", a reason in capitals) and, where a field is wrong,
     google.rpc.BadRequest naming it. Reasons that callers may rely on:
-    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, KEY_NOT_FOUND; also for
-    what is another tenant's: a caller cannot tell which
+    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, KEY_NOT_FOUND,
+    SLO_NOT_FOUND; also for what is another tenant's: a caller cannot tell which
     UNAUTHENTICATED      KEY_MISSING, KEY_UNKNOWN
     PERMISSION_DENIED    PERMISSION_DENIED: the caller's role does not allow the method
     ALREADY_EXISTS       TENANT_EXISTS, VERSION_EXISTS (the same version with other content)
@@ -133,6 +133,16 @@ class RegistryServiceStub(object):
                 request_serializer=apportion_dot_v1_dot_registry__pb2.ListAuditRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_registry__pb2.ListAuditResponse.FromString,
                 _registered_method=True)
+        self.SetModelSlo = channel.unary_unary(
+                '/apportion.v1.RegistryService/SetModelSlo',
+                request_serializer=apportion_dot_v1_dot_registry__pb2.SetModelSloRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_registry__pb2.SetModelSloResponse.FromString,
+                _registered_method=True)
+        self.RemoveModelSlo = channel.unary_unary(
+                '/apportion.v1.RegistryService/RemoveModelSlo',
+                request_serializer=apportion_dot_v1_dot_registry__pb2.RemoveModelSloRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_registry__pb2.RemoveModelSloResponse.FromString,
+                _registered_method=True)
         self.RecordInspection = channel.unary_unary(
                 '/apportion.v1.RegistryService/RecordInspection',
                 request_serializer=apportion_dot_v1_dot_registry__pb2.RecordInspectionRequest.SerializeToString,
@@ -150,8 +160,8 @@ class RegistryServiceServicer(object):
 
     Every failure carries google.rpc.ErrorInfo (domain "apportion", a reason in capitals) and, where a field is wrong,
     google.rpc.BadRequest naming it. Reasons that callers may rely on:
-    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, KEY_NOT_FOUND; also for
-    what is another tenant's: a caller cannot tell which
+    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, KEY_NOT_FOUND,
+    SLO_NOT_FOUND; also for what is another tenant's: a caller cannot tell which
     UNAUTHENTICATED      KEY_MISSING, KEY_UNKNOWN
     PERMISSION_DENIED    PERMISSION_DENIED: the caller's role does not allow the method
     ALREADY_EXISTS       TENANT_EXISTS, VERSION_EXISTS (the same version with other content)
@@ -289,6 +299,21 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetModelSlo(self, request, context):
+        """Makes a model's service level objective of this name, or replaces it. What is to be judged, not what is promised to
+        each request: that is Model.slo. INVALID_ARGUMENT where the model would have more than 16.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveModelSlo(self, request, context):
+        """Removes one. NOT_FOUND (SLO_NOT_FOUND) where there is none of this name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RecordInspection(self, request, context):
         """What a worker found when it inspected an artefact: its signature and profile, or why it was refused.
         """
@@ -393,6 +418,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=apportion_dot_v1_dot_registry__pb2.ListAuditRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_registry__pb2.ListAuditResponse.SerializeToString,
             ),
+            'SetModelSlo': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetModelSlo,
+                    request_deserializer=apportion_dot_v1_dot_registry__pb2.SetModelSloRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_registry__pb2.SetModelSloResponse.SerializeToString,
+            ),
+            'RemoveModelSlo': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveModelSlo,
+                    request_deserializer=apportion_dot_v1_dot_registry__pb2.RemoveModelSloRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_registry__pb2.RemoveModelSloResponse.SerializeToString,
+            ),
             'RecordInspection': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordInspection,
                     request_deserializer=apportion_dot_v1_dot_registry__pb2.RecordInspectionRequest.FromString,
@@ -416,8 +451,8 @@ class RegistryService(object):
 
     Every failure carries google.rpc.ErrorInfo (domain "apportion", a reason in capitals) and, where a field is wrong,
     google.rpc.BadRequest naming it. Reasons that callers may rely on:
-    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, KEY_NOT_FOUND; also for
-    what is another tenant's: a caller cannot tell which
+    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, KEY_NOT_FOUND,
+    SLO_NOT_FOUND; also for what is another tenant's: a caller cannot tell which
     UNAUTHENTICATED      KEY_MISSING, KEY_UNKNOWN
     PERMISSION_DENIED    PERMISSION_DENIED: the caller's role does not allow the method
     ALREADY_EXISTS       TENANT_EXISTS, VERSION_EXISTS (the same version with other content)
@@ -877,6 +912,60 @@ class RegistryService(object):
             '/apportion.v1.RegistryService/ListAudit',
             apportion_dot_v1_dot_registry__pb2.ListAuditRequest.SerializeToString,
             apportion_dot_v1_dot_registry__pb2.ListAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetModelSlo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.RegistryService/SetModelSlo',
+            apportion_dot_v1_dot_registry__pb2.SetModelSloRequest.SerializeToString,
+            apportion_dot_v1_dot_registry__pb2.SetModelSloResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveModelSlo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.RegistryService/RemoveModelSlo',
+            apportion_dot_v1_dot_registry__pb2.RemoveModelSloRequest.SerializeToString,
+            apportion_dot_v1_dot_registry__pb2.RemoveModelSloResponse.FromString,
             options,
             channel_credentials,
             insecure,
