@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 NS_PER_S = 1_000_000_000
 WEIGHT = 8
 """One interval counts for an eighth of the rate."""
@@ -35,3 +37,31 @@ class Pace:
         if in_hand < self._busy or self._apart_ns > SPARSE_NS:
             return 0.0
         return min(self._most_ns, self._gather * self._apart_ns) / NS_PER_S
+
+
+class Pause:
+    """A pause between two messages, which ends early where the other side has nothing left to do: as Nagle's algorithm sends
+    what has gathered once nothing is unanswered (RFC 896), a busy peer gets few large messages and an idle one never waits.
+    One task waits at a time."""
+
+    __slots__ = ("_over",)
+
+    def __init__(self) -> None:
+        self._over: asyncio.Future[None] | None = None
+
+    async def wait(self, at_most_s: float) -> None:
+        """Until `end`, or until the time has passed. AssertionError where somebody waits already."""
+        assert self._over is None, "two wait on one pause"
+        loop = asyncio.get_running_loop()
+        self._over = loop.create_future()
+        timer = loop.call_later(at_most_s, self.end)
+        try:
+            await self._over
+        finally:
+            timer.cancel()
+            self._over = None
+
+    def end(self) -> None:
+        """Nothing is worth waiting for any more."""
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
