@@ -18,12 +18,24 @@ COMPONENTS = ("frontend", "registry", "scheduler", "executor")
 # What the templates set by values of their own: twice would be once too often.
 BY_THE_CHART: dict[str, frozenset[str]] = {
     "": frozenset(
-        "listen metrics_listen mesh_token otlp_endpoint log_format log_level ready_file drain_s drain_notice_s".split()
+        [
+            "listen",
+            "metrics_listen",
+            "mesh_token",
+            "otlp_endpoint",
+            "log_format",
+            "log_level",
+            "ready_file",
+            "drain_s",
+            "drain_notice_s",
+        ]
     ),
-    "frontend": frozenset("scheduler registry trace_sample shared_memory shared_memory_folder anonymous".split()),
-    "registry": frozenset("database_url data artefacts_url".split()),
+    "frontend": frozenset(
+        ["scheduler", "registry", "trace_sample", "shared_memory", "shared_memory_folder", "anonymous"]
+    ),
+    "registry": frozenset(["database_url", "data", "artefacts_url"]),
     "scheduler": frozenset({"registry"}),
-    "executor": frozenset("advertise executor_id scheduler registry cache books cores layouts".split()),
+    "executor": frozenset(["advertise", "executor_id", "scheduler", "registry", "cache", "books", "cores", "layouts"]),
 }
 
 STRING: dict[str, Any] = {"type": "string"}
@@ -240,13 +252,17 @@ def schema() -> dict[str, Any]:
     return head | closed(**mesh(), **outside(), **services)
 
 
+def text() -> str:
+    """The file as it should be."""
+    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+
+
 def main() -> int:
     """Writes the file, or compares it; returns the exit status."""
-    text = json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
     if "--check" not in sys.argv[1:]:
-        TARGET.write_text(text)
+        TARGET.write_text(text())
         return 0
-    if TARGET.exists() and TARGET.read_text() == text:
+    if TARGET.exists() and TARGET.read_text() == text():
         return 0
     print(f"{TARGET.relative_to(Path.cwd())} is stale: run `python -m deploy.schema`", file=sys.stderr)
     return 1
