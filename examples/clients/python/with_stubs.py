@@ -39,9 +39,9 @@ def metadata(key: str | None) -> Metadata:
     return (trace, ("authorization", f"Bearer {key}")) if key else (trace,)
 
 
-def request(model: str, name: str, values: np.ndarray[Any, Any], id: str = "") -> pb.ModelInferRequest:
+def request(model: str, name: str, values: np.ndarray[Any, Any], request_id: str = "") -> pb.ModelInferRequest:
     """A request with one tensor of FP32: raw bytes, little-endian, row-major."""
-    made = pb.ModelInferRequest(model_name=model, id=id, raw_input_contents=[values.astype("<f4").tobytes()])
+    made = pb.ModelInferRequest(model_name=model, id=request_id, raw_input_contents=[values.astype("<f4").tobytes()])
     made.inputs.add(name=name, datatype="FP32", shape=values.shape)
     return made
 
