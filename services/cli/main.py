@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "layout": "How each device is divided, and which of its layouts is in force.",
     "top": "Watch tenants, lanes, queues and objectives, live.",
     "trace": "Show one request's waterfall, or find traces.",
+    "support": "Collect what a report of a defect needs, in one file.",
     **SERVICES,
 }
 """Every command with its line of help, in the order in which help lists them."""

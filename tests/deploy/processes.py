@@ -66,14 +66,14 @@ class Machine:
                 return f"{self.hosts[name]}:{port}"
         return str(self.folder / container.name) + value.removeprefix(DATA) if value.startswith(DATA) else value
 
-    def start(self, container: Container) -> None:
-        """Starts a container's command; its output goes to a file."""
+    def start(self, container: Container, source: Path = ROOT) -> None:
+        """Starts a container's command from this folder's code; its output goes to a file."""
         program, *arguments = container.command
         with (self.folder / f"{container.name}.log").open("wb") as log:
             process = subprocess.Popen(
                 [*PROGRAMS[program], *arguments],
                 env=self.environment(container),
-                cwd=ROOT,
+                cwd=source,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
