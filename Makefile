@@ -50,7 +50,7 @@ lint: $(VENV)/.dev verify-proto ## ruff, mypy --strict, import contracts, contra
 	@$(BIN)/lint-imports
 
 lint-deploy: $(VENV)/.deploy ## images, Compose, chart, rules and dashboards, without a container engine or a cluster
-	@$(BIN)/python -m deploy.lint 2>/dev/null
+	@$(BIN)/python -m deploy.lint
 	@$(BIN)/pytest -m deploy --timeout 900
 
 docs: $(VENV)/.deploy ## the documentation as pages, in build/docs; a warning fails it

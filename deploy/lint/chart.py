@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,24 @@ KUBERNETES = ("1.35.0", "1.36.0", "1.37.0")
 _WARNING = 2
 
 Manifest = dict[str, Any]
+
+
+@contextmanager
+def without_links() -> Iterator[None]:
+    """Helm tells on standard error of every link that it follows; everything else it says there is passed on."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            said.seek(0)
+            for line in said.read().decode(errors="replace").splitlines():
+                if "symbolic link" not in line:
+                    print(line, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -39,9 +61,10 @@ def rendered(values: Mapping[str, Any], *, upgrade: bool = False) -> list[Manife
 
     # It tells of every link that it follows.
     enable_logging(logging.WARNING)
-    files = Chart.load(CHART).render(
-        dict(values), name=RELEASE, namespace=NAMESPACE, is_install=not upgrade, is_upgrade=upgrade
-    )
+    with without_links():
+        files = Chart.load(CHART).render(
+            dict(values), name=RELEASE, namespace=NAMESPACE, is_install=not upgrade, is_upgrade=upgrade
+        )
     texts = [text for path, text in sorted(files.items()) if not path.endswith("NOTES.txt")]
     return [document for text in texts for document in yaml.safe_load_all(text) if document]
 
@@ -64,7 +87,8 @@ def linted(name: str, values: Mapping[str, Any]) -> Iterator[Finding]:
     from helm_python.chart import lint
 
     for version in KUBERNETES:
-        report = lint(CHART, dict(values), strict=True, namespace=NAMESPACE, kube_version=f"v{version}")
+        with without_links():
+            report = lint(CHART, dict(values), strict=True, namespace=NAMESPACE, kube_version=f"v{version}")
         for message in report["messages"]:
             if message["severity"] >= _WARNING:
                 yield Finding(f"chart, {name}, Kubernetes {version}: {message['path']}", message["error"])
