@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "top": "Watch tenants, lanes, queues and objectives, live.",
     "slo": "Set and export objectives, and report whether they were kept.",
     "trace": "Show one request's waterfall, or find traces.",
+    "support": "Collect what a report of a defect needs, in one file.",
     **SERVICES,
 }
 """Every command with its line of help, in the order in which help lists them."""

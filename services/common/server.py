@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from services.common.errors import Reason, Refusal
@@ -98,6 +98,8 @@ class Server:
                 f"{self.name}: cannot listen on {self._listen}: {problem or IN_USE} choose another with {self._flag}"
             )
         self.address = f"{host}:{port}"
+        # Whether this process answers at all, whatever it waits for: what a liveness probe may depend on.
+        await self.set_serving(True, health.SERVICE_NAME)
         await self.grpc.start()
         return self.address
 

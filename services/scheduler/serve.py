@@ -14,6 +14,7 @@ from services.scheduler.catalogue import CatalogueWatch
 from services.scheduler.core.scheduler import Scheduler
 from services.scheduler.deciding import Deciding
 from services.scheduler.inspections import InspectionRecorder
+from services.scheduler.metrics import SchedulerCollector
 from services.scheduler.servicer import SchedulerServicer
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.streams import Streams
@@ -44,7 +45,8 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
         address = await server.start()
         await server.set_serving(True)
-        also = stack.enter_context(metrics.exposed(settings.metrics_listen))
+        collector = SchedulerCollector(scheduler.fleet, lambda: scheduler.catalogue_known)
+        also = stack.enter_context(metrics.exposed(settings.metrics_listen, collector))
         write_ready(settings, listen=address, **also)
         try:
             await first_done(
