@@ -71,6 +71,8 @@ class FrontendSettings(ServiceSettings):
     """How many of them a tenant may have at once: as many requests as may be with an executor when it dies."""
     trace_sample: float = Field(default=0.05, ge=0, le=1)
     """Share of requests whose trace is kept though they broke no promise; violators are always kept."""
+    quota_unleased: float = Field(default=0.1, ge=0, le=1)
+    """The part of each tenant's quota that this frontend admits while no scheduler has ever given it a lease; 0: nothing."""
     tenant_credit_bytes: int = Field(default=64 << 20, ge=1 << 20)
     """Bytes of large results that each tenant may have on their way from one executor."""
 

@@ -47,6 +47,7 @@ def take_report(state: State, executor: Executor, report: Report, now: float) ->
     executor.report = report
     executor.division.rates.take(report.usage, now)
     state.usage.report(executor.executor_id, report.usage)
+    state.limiter.used(executor.executor_id, executor.hello.device.compute_units, report.usage, now)
     state.rates.report(executor.executor_id, executor.hello.incarnation, report.measured_us, report.usage, now)
     told = {each.replica_id: each for each in report.replicas}
     for replica in list(executor.replicas.values()):

@@ -20,6 +20,7 @@ from services.scheduler.core.events import (
     Noted,
     Tick,
 )
+from services.scheduler.core.limiting import Answer, Limiter, QuotaReport, QuotaUse
 from services.scheduler.core.objectives import Found, Question, Unpromised
 from services.scheduler.core.reports import Hello, Report
 from services.scheduler.core.requests import Recent
@@ -91,7 +92,7 @@ class Scheduler:
     def __init__(self, *, epoch: int, now: float, policy: Policy | None = None, route_changes: int = 1024) -> None:
         self.epoch = epoch
         self.routes = RouteLog(route_changes)
-        self._state = State(policy or Policy(), started_at=now)
+        self._state = State(policy or Policy(), started_at=now, limiter=Limiter(now))
         self._ids = self._replica_ids()
         self._last_id = epoch << 32
         self._decided_at = self._now = now
@@ -114,6 +115,18 @@ class Scheduler:
     def catalogue_known(self) -> bool:
         """Whether the catalogue has been heard of since the start."""
         return self._state.catalogue_known
+
+    def report_quotas(self, told: QuotaReport, now: float) -> Answer:
+        """Takes what a frontend says of tenants with a quota; what it may admit from now on."""
+        return self._state.limiter.report(told, now) if self._state.catalogue_known else Answer()
+
+    def quotas(self, now: float) -> list[QuotaUse]:
+        """Every tenant with a quota, and what is used of it, by name."""
+        held: dict[str, int] = {}
+        for replica in self._state.fleet.replicas():
+            tenant = replica.ref.key.tenant
+            held[tenant] = held.get(tenant, 0) + replica.memory_bytes
+        return self._state.limiter.uses(held, now)
 
     def check_reservation(self, tenant: str, millidevices: int) -> Promise:
         """Whether a tenant could be promised so much, in place of what it has."""
@@ -227,6 +240,7 @@ class Scheduler:
             for key in event.removed_models:
                 state.models.pop(key, None)
         state.tenants.update({tenant.name: tenant for tenant in event.tenants})
+        state.limiter.limit(state.tenants.values(), self._now)
         state.models.update({model.key: model for model in event.models})
         state.forget_removed()
 
