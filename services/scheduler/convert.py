@@ -197,6 +197,7 @@ def report(message: pb.ExecutorReport, incarnation: str) -> rep.Report:
         message.layout,
         message.layout_pinned,
         message.measured_us,
+        tuple(_tenant_usage(each, incarnation) for each in message.tenants),
     )
 
 
@@ -230,6 +231,19 @@ def _usage(message: pb.Usage, incarnation: str) -> rep.UsageReport:
         message.compute_unit_ns,
         message.requests,
         message.batches,
+        message.life,
+    )
+
+
+def _tenant_usage(message: pb.TenantUsage, incarnation: str) -> rep.TenantUsage:
+    return rep.TenantUsage(
+        message.tenant,
+        message.incarnation or incarnation,
+        message.device_ns,
+        message.compute_unit_ns,
+        message.requests,
+        message.batches,
+        message.lives,
     )
 
 
@@ -246,7 +260,8 @@ def frontend_report(message: pb.ReportRequestsRequest) -> FrontendReported:
 
 def _counts(message: pb.RequestCounts) -> req.Counts:
     latencies = tuple((each.bucket, each.count) for each in message.latencies)
-    return req.Counts(message.requests, message.within, message.missed, message.in_flight, latencies)
+    moved = tuple(req.Moved(each.executor_id, each.bytes_in, each.bytes_out) for each in message.bytes)
+    return req.Counts(message.requests, message.within, message.missed, message.in_flight, latencies, moved)
 
 
 def _key(value: cat.Key) -> common_pb2.ModelKey:

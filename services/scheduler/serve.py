@@ -17,6 +17,7 @@ from services.scheduler.inspections import InspectionRecorder
 from services.scheduler.servicer import SchedulerServicer
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.streams import Streams
+from services.scheduler.telling import UsageTeller
 
 
 async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
@@ -29,10 +30,15 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
         streams, recorder = Streams(), InspectionRecorder(registry)
         epoch = await new_epoch()
         scheduler = Scheduler(
-            epoch=epoch, now=time.monotonic(), policy=settings.policy(), route_changes=settings.route_changes
+            epoch=epoch,
+            now=time.monotonic(),
+            policy=settings.policy(),
+            route_changes=settings.route_changes,
+            route_changes_bytes=settings.route_changes_bytes,
         )
         deciding = Deciding(scheduler, send=streams.send, record=recorder.record, clock=time.monotonic)
         catalogue = CatalogueWatch(registry, deciding.tell)
+        teller = UsageTeller(registry, scheduler.telling, settings.usage_interval_s)
         servicer = SchedulerServicer(
             deciding, streams, report_interval_s=settings.report_interval_s, bookmark_s=settings.bookmark_s
         )
@@ -49,6 +55,7 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
                 asyncio.create_task(deciding.tick(settings.tick_s)),
                 asyncio.create_task(catalogue.run()),
                 asyncio.create_task(recorder.run()),
+                asyncio.create_task(teller.run()),
             )
         finally:
             servicer.close()

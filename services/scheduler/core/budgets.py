@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from services.scheduler.core.catalogue import Quota
 from services.scheduler.core.quotas import DeviceTime
-from services.scheduler.core.reports import UsageReport
+from services.scheduler.core.reports import TenantUsage, UsageReport
 
 NS = 1_000_000_000
 SMOOTHED = 0.3
@@ -58,13 +58,22 @@ class DeviceBudgets:
                 used_ns = budget.quota.device_ns - budget.level_ns
                 budget.quota, budget.level_ns = quota, quota.device_ns - used_ns
 
-    def report(self, executor_id: str, compute_units: int, usage: Iterable[UsageReport], now: float) -> None:
-        """What an executor tells, of a device with so many compute units."""
+    def report(
+        self,
+        executor_id: str,
+        compute_units: int,
+        usage: Iterable[UsageReport],
+        now: float,
+        tenants: Iterable[TenantUsage] = (),
+    ) -> None:
+        """What an executor tells, of a device with so many compute units. tenants: all that each used, where that is told."""
         totals: dict[tuple[str, str], tuple[int, int]] = {}
         for each in usage:
             place = (each.incarnation, each.key.tenant)
             used, requests = totals.get(place, (0, 0))
             totals[place] = (used + each.compute_unit_ns, requests + each.requests)
+        for one in tenants:
+            totals[one.incarnation, one.tenant] = (one.compute_unit_ns, one.requests)
         for (incarnation, tenant), (used, requests) in totals.items():
             name = (executor_id, incarnation, tenant)
             before = self._told.get(name)

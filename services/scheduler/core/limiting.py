@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from services.scheduler.core.budgets import DeviceBudgets
 from services.scheduler.core.catalogue import Quota, Tenant
 from services.scheduler.core.quotas import Asked, DeviceTime, Grant, Leases
-from services.scheduler.core.reports import UsageReport
+from services.scheduler.core.reports import Report
 
 LEASE_S = 3.0
 """How long a lease holds."""
@@ -73,9 +73,9 @@ class Limiter:
             self._leases.limit({name: quota for name, quota in quotas.items() if quota.leased}, now)
             self._budgets.limit(quotas, now)
 
-    def used(self, executor_id: str, compute_units: int, usage: Iterable[UsageReport], now: float) -> None:
+    def used(self, executor_id: str, compute_units: int, report: Report, now: float) -> None:
         """Takes what an executor tells of device time."""
-        self._budgets.report(executor_id, compute_units, usage, now)
+        self._budgets.report(executor_id, compute_units, report.usage, now, report.tenants)
 
     def report(self, told: QuotaReport, now: float) -> Answer:
         """Takes a frontend's report, and answers it."""

@@ -28,6 +28,7 @@ from services.scheduler.core.reservations import Promise
 from services.scheduler.core.routes import RouteLog
 from services.scheduler.core.routing import routes
 from services.scheduler.core.state import Policy, State
+from services.scheduler.core.telling import Telling
 from services.scheduler.core.usage import Used
 
 
@@ -89,9 +90,17 @@ class Scheduler:
     now: moments in seconds of a clock that never goes back; every call's is at least the one before.
     """
 
-    def __init__(self, *, epoch: int, now: float, policy: Policy | None = None, route_changes: int = 1024) -> None:
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        now: float,
+        policy: Policy | None = None,
+        route_changes: int = 1024,
+        route_changes_bytes: int = 4 << 20,
+    ) -> None:
         self.epoch = epoch
-        self.routes = RouteLog(route_changes)
+        self.routes = RouteLog(route_changes, route_changes_bytes)
         self._state = State(policy or Policy(), started_at=now, limiter=Limiter(now))
         self._ids = self._replica_ids()
         self._last_id = epoch << 32
@@ -127,6 +136,11 @@ class Scheduler:
             tenant = replica.ref.key.tenant
             held[tenant] = held.get(tenant, 0) + replica.memory_bytes
         return self._state.limiter.uses(held, now)
+
+    @property
+    def telling(self) -> Telling:
+        """What the registry is still to be told of use."""
+        return self._state.telling
 
     def check_reservation(self, tenant: str, millidevices: int) -> Promise:
         """Whether a tenant could be promised so much, in place of what it has."""
@@ -168,9 +182,8 @@ class Scheduler:
         return views
 
     def _tenant_view(self, tenant: Tenant, models: list[ModelView]) -> TenantView:
-        used, recent = Used(), Recent()
+        used, recent = self._state.usage.of(tenant.name), Recent()
         for each in models:
-            used = used.plus(each.used)
             recent.add(each.recent)
         ppm = sum(each.used_ppm for each in models)
         return TenantView(tenant.name, tenant.reservation, tenant.weight, used, ppm, recent, tuple(models))
@@ -205,7 +218,10 @@ class Scheduler:
             self._take_catalogue(event)
             return True, []
         if isinstance(event, FrontendReported):
-            state.requests.report(event.frontend_id, event.counts, now, whole=event.whole)
+            state.telling.frontend(event.frontend_id, ((key, each.moved) for key, each in event.counts))
+            # Frontends keep counts of models that are gone for a while.
+            known = (each for each in event.counts if each[0] in state.models or not state.catalogue_known)
+            state.requests.report(event.frontend_id, known, now, whole=event.whole)
             return False, []
         if isinstance(event, ExecutorAttached):
             notes = list(observing.attach(state, event.hello, now))

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from services.scheduler.core.catalogue import MILLION, Inspection, Key, Model, Profile, Ref, Split, Tenant, Version
 from services.scheduler.core.events import Terms
-from services.scheduler.core.fleet import Fleet, LaneId
+from services.scheduler.core.fleet import Counted, Executor, Fleet, LaneId
 from services.scheduler.core.limiting import Limiter
 from services.scheduler.core.placement import NoPlace, allows, demand
 from services.scheduler.core.replicas import Phase, Replica
 from services.scheduler.core.requests import RequestHistory
 from services.scheduler.core.routes import scaled
+from services.scheduler.core.telling import Telling
 from services.scheduler.core.usage import UsageLedger, UsageRates
 
 LONE = 5
@@ -34,6 +35,7 @@ class Policy:
     layout_steady_s: a layout must have been the better one for so long before it is brought into force.
     layout_dwell_s: a layout is in force for so long before another is; the first change need not wait.
     layout_limit_s: a change that has not come to its end by then is taken back.
+    fold_s: what a model that was removed used is told apart for so long, and from then on is its tenant's alone.
     """
 
     grace_s: float = 10.0
@@ -48,6 +50,7 @@ class Policy:
     layout_steady_s: float = 5.0
     layout_dwell_s: float = 60.0
     layout_limit_s: float = 300.0
+    fold_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class State:
     rates: UsageRates = field(default_factory=UsageRates)
     requests: RequestHistory = field(default_factory=RequestHistory)
     limiter: Limiter = field(default_factory=lambda: Limiter(0.0))
+    telling: Telling = field(default_factory=Telling)
     refused: dict[Ref, str] = field(default_factory=dict)
     failures: dict[Ref, Failures] = field(default_factory=dict)
     learnt: dict[Ref, Learnt] = field(default_factory=dict)
@@ -207,8 +211,14 @@ class State:
             return True
         if any(since < failures.retry_at <= now for failures in self.failures.values()):
             return True
+        if any(self.foldable(executor, now) for executor in self.fleet.executors.values() if executor.attached):
+            return True
         waiting = (each for each in self.fleet.replicas() if each.phase in (Phase.ORDERED, Phase.LEAVING))
         return any(each.overdue(now, self.policy.resend_s) for each in waiting)
+
+    def foldable(self, executor: Executor, now: float) -> list[Counted]:
+        """Counts of models that have been gone for so long that their executor need not tell them any more."""
+        return [counted for counted, since in executor.gone.items() if now >= since + self.policy.fold_s]
 
     def forget_removed(self) -> None:
         """Drops what was remembered of versions that the catalogue no longer has, and failures of what is unloaded."""
@@ -221,4 +231,5 @@ class State:
         for ref in [ref for ref in self.failures if self.models[ref.key].unloaded]:
             del self.failures[ref]
         self.requests.keep(self.models)
+        self.usage.keep(self.models, self.fleet.executors)
         self.recorded = {entry for entry in self.recorded if entry[0] in known}
