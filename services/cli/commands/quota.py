@@ -85,7 +85,8 @@ def show_quota(
     held, use = asyncio.run(_both(find_mesh(data, registry=registry, scheduler=scheduler), name))
     found = with_use(limits_of(held.tenant.quota), held.stored_bytes, use)
     if as_json:
-        show.print_json({"tenant": name, "quotas": [asdict(each) for each in found]})
+        frontends = 0 if use is None else use.frontends
+        show.print_json({"tenant": name, "frontends": frontends, "quotas": [asdict(each) for each in found]})
         return
     if not held.tenant.HasField("quota"):
         show.out.print(f"tenant [bold]{name}[/] has no quota")
