@@ -1,6 +1,6 @@
 """A tenant that floods at ten times its quota, through two frontends: what it gets, and what others notice of it.
 
-    python -m bench.quota_flood [--rounds 3] [--seconds 8] [--rate 40] [--others 40]
+    python -m bench.quota_flood [--rounds 3] [--seconds 10] [--rate 20] [--others 40]
 
 A mesh of its own with two frontends on one port. In every round: the others alone, beside the flood, alone again; the ratios of
 a round are against its own two times alone. The flood is sent by a process of its own, over many connections, at an even rate,
@@ -43,8 +43,8 @@ ASKED = request("identity", {"x": np.ones((1, 16), np.float32)})
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each phase")
-    parser.add_argument("--rate", type=float, default=40.0, help="the flood's quota, in requests a second")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase")
+    parser.add_argument("--rate", type=float, default=20.0, help="the flood's quota, in requests a second")
     parser.add_argument("--others", type=float, default=40.0, help="requests a second of another tenant")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "data", "--frontends", "2") as mesh:
