@@ -34,6 +34,8 @@ HUNG_STATUS = 3
 """A worker's exit status where something in it did not return."""
 
 _READ_BYTES = 1 << 18
+_OWN = (Load, Stop, Settled)
+"""Commands that are the loop's own; the others are about requests."""
 
 
 class WorkerLoop:
@@ -134,7 +136,7 @@ class WorkerLoop:
         """Runs of request commands are taken together, in the order in which everything came."""
         together: list[RequestCommand] = []
         for command in commands:
-            if isinstance(command, Load | Stop | Settled):
+            if isinstance(command, _OWN):
                 self._requests.take(together)
                 together = []
                 self._obey(command)

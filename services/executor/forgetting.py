@@ -37,9 +37,9 @@ class Forgetting:
     def fold(self, name: str, model: Model, life: int) -> None:
         """A model is gone for good, says the scheduler: under this name its counts end. Nothing happens where they have, or where
         a replica of it is here."""
-        ledger = self._usage if name == self._books.name else self._books
-        folded = ledger.fold(model, life) if ledger is self._usage else self._books.fold(name, model, life)
-        self._unwritten = self._unwritten or folded
+        open_name = name == self._books.name
+        if self._usage.fold(model, life) if open_name else self._books.fold(name, model, life):
+            self._unwritten = True
 
     def run(self, now: Nanoseconds) -> None:
         """Settles what is gone, in one step of the book. Only once that is on disk may workers use its records again."""

@@ -288,6 +288,24 @@ def test_a_replica_whose_slice_still_runs_is_not_settled_yet(tmp_path):
     life.die()
 
 
+def test_whose_replicas_are_of_a_worker_that_outlives_its_executor_is_not_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
+    first = Life(tmp_path, "one")
+    first.load(1, ("acme", "m"))
+    first.runs(1, 10)
+    held = os.dup(first.page.fd)
+    first.die()
+    second = Life(tmp_path, "two")
+    (told,) = second.report().usage
+    second.forgetting.fold(told.incarnation, ("acme", "m"), told.life)
+    assert second.report().usage == (told,), "what it uses is still to be counted"
+    second.die()
+    os.close(held)
+    third = Life(tmp_path, "three")
+    assert [(each.key.name, each.device_ns, each.life) for each in third.report().usage] == [("m", 10, told.life)]
+    third.die()
+
+
 def test_a_book_of_the_first_format_is_read_and_goes_on(tmp_path):
     old = {
         "name": "one",
