@@ -8,21 +8,28 @@ import io
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
+from tests.mesh import calling
+from tests.mesh import test_mesh_metering as metering
 from tests.mesh.calling import Caller, request
 from tests.mesh.flooding import CHANNELS, Sent, send
 from tests.mesh.running import RunningMesh, running, wait_until
-from tests.mesh.tiny import echo
+from tests.mesh.tiny import echo, slow
 
 pytestmark = pytest.mark.slow
 
 RATE, BURST = 40, 4
 ASKED = request("echo", {"in_float32": np.ones((1, 4), np.float32)})
 REFUSED = "QUOTA_EXCEEDED requests_per_s"
+SLACK_S = 1.0
+"""Device time that may be used before it is reported."""
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +116,46 @@ def test_what_was_used_is_in_the_registry_and_costs_what_was_said(two: RunningMe
     (as_csv,) = csv.DictReader(io.StringIO(two.command("usage", "--tenant", "flood", "--by", "total", "--csv")))
     assert float(as_csv["requests"]) >= row["requests"]
     assert "flood" in two.command("usage")
+
+
+def test_device_time_is_over_comes_back_and_is_paid_back(two: RunningMesh, tmp_path: Path) -> None:
+    two.create_tenant("heavy", reserve=0.1)
+    two.push("slow", slow(tmp_path / "slow.onnx"), tenant="heavy")
+    two.command("quota", "set", "heavy", "--device-time", "1", "--interval", "5")
+    asked = request("slow", {"turns": np.array([300], np.int64)})
+    refused: list[float] = []
+
+    def is_refused() -> bool:
+        try:
+            caller.send(asked)
+        except grpc.RpcError as error:
+            code, refusal = calling.refused(error)
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert (refusal.reason, refusal.facts["quota"]) == ("QUOTA_EXCEEDED", "device_time")
+            assert refusal.facts["limit"] == "1 device-seconds in 5 s"
+            refused.append(refusal.retry_after_s or 0.0)
+            return True
+        return False
+
+    with Caller(two, "heavy") as caller:
+        wait_until(is_refused, timeout_s=60, what="the end of the device time")
+        (line,) = json.loads(two.command("quota", "show", "heavy", "--json"))["quotas"]
+        assert float(line["used"].split()[0]) >= 0.9
+        assert refused[0] > 0
+        wait_until(lambda: not is_refused(), timeout_s=60, what="its return")
+        # From here on no more is used than comes back, whatever is asked for.
+        began, before = time.monotonic(), used_s(two, "heavy")
+        while time.monotonic() < began + 15:
+            is_refused()
+            time.sleep(0.02)
+        wait_until(lambda: metering.settled(two), what="the last report")
+        most_s = (time.monotonic() - began) / 5 + SLACK_S
+        assert used_s(two, "heavy") - before <= most_s
+
+
+def used_s(mesh: RunningMesh, tenant: str) -> float:
+    """Device time so far."""
+    return metering.counted(mesh)[tenant]
 
 
 def _answered(caller: Caller) -> bool:

@@ -22,6 +22,7 @@ from services.scheduler.core.sharing import divide, divide_slots
 MICRO = 1_000_000
 TURN_S = 10.0
 """What cannot be divided among those who ask for the same goes to another one after so long."""
+SPARE = 10
 AGAIN_S = 0.2
 """Whoever waits for a part that others have to let go of asks again so soon."""
 
@@ -57,6 +58,17 @@ class Asked:
     held: Part | None = None
     unleased: bool = False
 
+    def much_like(self, other: Asked) -> bool:
+        """Whether nobody's part would be another one for it: a tenth more or less is within what parts have to spare."""
+        return (
+            abs(self.rate - other.rate) * SPARE <= other.rate
+            and abs(self.concurrent - other.concurrent) * SPARE <= other.concurrent
+            and self.unleased == other.unleased
+        )
+
+
+NOTHING = Asked()
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceTime:
@@ -71,14 +83,17 @@ class DeviceTime:
 class Holder:
     """What one frontend has of one tenant. acted: what it is known to act by. given: what it may act by, too.
 
-    given_at: the serial of the answer that had it.
+    given_serial: of the answer that had it. settled: the version of its pool for which it has what it is to have; weighed: what was
+    asked for by then.
     """
 
     acted: Part | None = None
     given: Part | None = None
     given_serial: int = 0
     afterwards: Part | None = None
-    asked: Asked = Asked()
+    asked: Asked = NOTHING
+    weighed: Asked = NOTHING
+    settled: int = 0
 
     def may_act_by(self, limited: Quota) -> tuple[int, int, int]:
         """The most that it may be acting by: rate, burst, requests in flight."""
@@ -91,11 +106,15 @@ class Holder:
 
 @dataclass(slots=True)
 class Pool:
-    """One tenant's quota in parts. saved: by what nobody holds, in millionths of a request, as of `at`."""
+    """One tenant's quota in parts. saved: by what nobody holds, in millionths of a request, as of `at`. version: moves on with
+    everything that parts depend on, so that nothing is worked out anew for tenants that ask for nothing. turn: whose turn it is to
+    have what cannot be divided."""
 
     quota: Quota
     at: float
     saved: int = 0
+    version: int = 1
+    turn: int = 0
     holders: dict[str, Holder] = field(default_factory=dict)
 
     def held_by_others(self, frontend_id: str) -> tuple[int, int, int]:
@@ -122,7 +141,7 @@ class Pool:
             part = replace(part, rate=rate, burst=MICRO + rest * rate // max(1, self.quota.rate))
         if self.quota.concurrent is not None:
             asked = {name: h.asked.concurrent for name, h in self.holders.items()}
-            slots = divide_slots(self.quota.concurrent, asked, int(self.at / TURN_S))[frontend_id]
+            slots = divide_slots(self.quota.concurrent, asked, self.turn)[frontend_id]
             part = replace(part, concurrent=slots)
         return part
 
@@ -163,7 +182,7 @@ class Leases:
                 self._pools[tenant] = Pool(quota, now, saved)
             elif pool.quota != quota:
                 pool.save(now)
-                pool.quota = quota
+                pool.quota, pool.version = quota, pool.version + 1
 
     def knows(self, frontend_id: str, now: float) -> bool:
         """Whether a frontend has been heard of lately. One that has not has to say what it holds."""
@@ -181,11 +200,14 @@ class Leases:
         new = frontend_id not in self._heard
         self._heard[frontend_id] = now
         for tenant, pool in self._pools.items():
-            pool.save(now)
             holder = pool.holders.get(frontend_id)
-            told = asked.get(tenant, Asked())
+            told = asked.get(tenant, NOTHING)
+            if holder is not None and holder.given is None and holder.asked == told == NOTHING:
+                continue
+            pool.save(now)
             if holder is None:
                 holder = pool.holders[frontend_id] = Holder()
+                pool.version += 1
             elif holder.given is not None:
                 if serial >= holder.given_serial:
                     holder.acted = holder.given
@@ -194,7 +216,12 @@ class Leases:
                 holder.acted = holder.afterwards = None
             elif new and told.held is not None:
                 holder.acted = _within(told.held, pool, frontend_id)
+            turn = int(now / TURN_S)
+            pool.version += (not told.much_like(holder.weighed)) or turn != pool.turn
+            pool.turn = turn
             holder.asked = told
+            if holder.settled != pool.version:
+                holder.weighed = told
 
     def grants(
         self, frontend_id: str, device: Mapping[str, DeviceTime], now: float
@@ -205,7 +232,7 @@ class Leases:
         waiting = False
         for tenant, pool in self._pools.items():
             holder = pool.holders.get(frontend_id)
-            if holder is None or not pool.quota.leased:
+            if holder is None or holder.settled == pool.version:
                 continue
             grant, short = self._grant(pool, frontend_id, device.get(tenant), now)
             waiting = waiting or short
@@ -216,6 +243,8 @@ class Leases:
                 holder.given, holder.given_serial = grant.part, self._serial
                 holder.afterwards = grant.afterwards
                 found[tenant] = grant
+            elif not short:
+                holder.settled = pool.version
         return self._serial, found, waiting
 
     def expire(self, now: float) -> None:
@@ -235,7 +264,7 @@ class Leases:
         self._heard.pop(frontend_id, None)
         for pool in self._pools.values():
             pool.save(now)
-            pool.holders.pop(frontend_id, None)
+            pool.version += pool.holders.pop(frontend_id, None) is not None
 
     def _grant(self, pool: Pool, frontend_id: str, device: DeviceTime | None, now: float) -> tuple[Grant | None, bool]:
         """Its part, as much of it as is free, and whether that is less than it is to be. None: it is too early for any."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
 
 MILLION = 1_000_000
 FLOOR_PPM = 20_000
 """Of a whole, this part is set aside in equal parts, so that nobody has to begin at nothing."""
-HEADROOM = Fraction(6, 5)
-"""What is asked for grows: as much more than that is given where there is enough."""
+HEADROOM = (6, 5)
+"""What is asked for grows: so many times that, as a fraction, is given where there is enough."""
 
 
 def divide(whole: int, asked: Mapping[str, int]) -> dict[str, int]:
@@ -23,7 +22,7 @@ def divide(whole: int, asked: Mapping[str, int]) -> dict[str, int]:
     floor = whole * FLOOR_PPM // MILLION // len(asked)
     parts = dict.fromkeys(asked, floor)
     left = whole - floor * len(asked)
-    wanted = {name: max(0, int(want * HEADROOM) - floor) for name, want in asked.items()}
+    wanted = {name: max(0, want * HEADROOM[0] // HEADROOM[1] - floor) for name, want in asked.items()}
     order = sorted(wanted, key=lambda name: (wanted[name], name))
     for place, name in enumerate(order):
         given = min(wanted[name], left // (len(order) - place))
