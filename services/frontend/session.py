@@ -15,7 +15,7 @@ from google.rpc import status_pb2
 from services._proto.apportion.v1 import executor_pb2 as pb
 from services._proto.apportion.v1 import executor_pb2_grpc as stubs
 from services.common.channel import connect
-from services.common.pacing import Pace
+from services.common.pacing import Pace, Pause
 from services.common.status import from_status
 from services.frontend.calls import Call, lost
 from services.frontend.outbox import Outbox
@@ -44,7 +44,7 @@ class Session:
         self._sent: dict[int, Call] = {}
         self._abandoned: dict[int, str] = {}
         self._outbox = Outbox(0, 0, self._sent)
-        self._pace = Pace()
+        self._pace, self._pause = Pace(), Pause()
 
     async def open(self) -> None:
         """Says hello on both streams. Raises grpc.RpcError, TimeoutError or ProtocolError."""
@@ -64,8 +64,8 @@ class Session:
         """
         self._reports = reports
         bodies: list[Coroutine[Any, Any, None]] = [
-            self._write(self._primary, self._outbox.message),
-            self._write(self._bulk, self._outbox.chunk),
+            self._write_primary(),
+            self._write_bulk(),
             self._read(self._primary),
             self._read(self._bulk),
         ]
@@ -135,19 +135,25 @@ class Session:
         await stream.write(pb.ExecuteRequest(hello=self._hello))
         return stream
 
-    async def _write(self, stream: Any, next_message: Callable[[], Coroutine[Any, Any, pb.ExecuteRequest]]) -> None:
+    async def _write_primary(self) -> None:
         while True:
-            message = await next_message()
-            await stream.write(message)
+            message = await self._outbox.message()
+            await self._primary.write(message)
             pause_s = self._pace.pause_s(len(message.infers), len(self._sent), monotonic_ns())
             if pause_s:
-                await asyncio.sleep(pause_s)
+                await self._pause.wait(pause_s)
+
+    async def _write_bulk(self) -> None:
+        while True:
+            await self._bulk.write(await self._outbox.chunk())
 
     async def _read(self, stream: Any) -> None:
         read = stream.read
         while (message := await read()) is not grpc.aio.EOF:
             for result in message.results:
                 self._take_result(result)
+            if not self._sent:
+                self._pause.end()
             for chunk in message.chunks:
                 self._take_chunk(chunk)
             for load in message.loads:

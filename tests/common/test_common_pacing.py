@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.pacing import Pace
+from services.common.pacing import Pace, Pause
 
 MS = 1_000_000
 
@@ -24,11 +28,12 @@ def test_a_caller_who_waits_for_each_answer_never_waits_for_others() -> None:
 
 def test_a_stream_with_little_to_do_has_no_pause() -> None:
     assert after(Pace(), apart_ms=50, calls=1, in_hand=20) == 0.0
+    assert after(Pace(), apart_ms=2.5, calls=1, in_hand=20) == 0.0
 
 
 def test_a_busy_stream_waits_for_about_as_many_calls_as_are_to_share_a_message() -> None:
     assert 0.0003 < after(Pace(gather=4), apart_ms=0.1, calls=1, in_hand=20) <= 0.0005
-    assert after(Pace(gather=4), apart_ms=1.0, calls=1, in_hand=20) == 0.002
+    assert after(Pace(gather=4, most_s=0.002), apart_ms=1.0, calls=1, in_hand=20) == 0.002
 
 
 def test_the_pause_ends_when_the_rush_does() -> None:
@@ -53,3 +58,39 @@ def test_no_pause_is_ever_longer_than_the_longest(steps: list[tuple[int, int, in
     for calls, in_hand, passed in steps:
         now += passed
         assert 0 <= pace.pause_s(calls, in_hand, now) <= 0.002
+
+
+async def test_a_pause_ends_when_its_time_is_over() -> None:
+    began = time.monotonic()
+    await Pause().wait(0.02)
+    assert time.monotonic() - began >= 0.015
+
+
+async def test_a_pause_ends_early_when_the_other_side_has_nothing_left_to_do() -> None:
+    pause = Pause()
+    waiting = asyncio.create_task(pause.wait(3600))
+    await asyncio.sleep(0)
+    pause.end()
+    await asyncio.wait_for(waiting, 5)
+    pause.end()
+    await pause.wait(0.001)
+
+
+async def test_a_pause_that_was_cancelled_can_be_used_again() -> None:
+    pause = Pause()
+    waiting = asyncio.create_task(pause.wait(3600))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await pause.wait(0.001)
+
+
+async def test_two_never_wait_on_one_pause() -> None:
+    pause = Pause()
+    waiting = asyncio.create_task(pause.wait(3600))
+    await asyncio.sleep(0)
+    with pytest.raises(AssertionError, match="two wait"):
+        await pause.wait(1)
+    pause.end()
+    await waiting
