@@ -132,7 +132,7 @@ class Fleet:
 
 
 @given(steps, st.integers(1, 200), st.integers(1, 12), st.integers(1, 4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_all_frontends_together_admit_no_more_in_any_window_than_the_burst_and_what_the_rate_brings(
     story, per_s, burst, count
 ):
@@ -144,7 +144,7 @@ def test_all_frontends_together_admit_no_more_in_any_window_than_the_burst_and_w
 
 
 @given(steps, st.integers(1, 12), st.integers(1, 4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_more_requests_are_in_flight_than_there_are_slots(story, slots, count):
     fleet = Fleet(Quota(concurrent=slots), count)
     in_flight: dict[str, int] = {}
@@ -173,7 +173,7 @@ def test_no_more_requests_are_in_flight_than_there_are_slots(story, slots, count
 
 
 @given(steps, st.integers(1, 200), st.integers(1, 12), st.integers(1, 30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_no_part_of_a_quota_is_lost_for_ever(story, per_s, burst, slots):
     for quota in (Quota(rate=per_s * MICRO, burst=burst), Quota(concurrent=slots)):
         fleet = Fleet(quota, 2)
