@@ -41,7 +41,7 @@ async def send(
     """Sends at an even rate for so long, in turns over the connections; nobody waits for an answer."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     opened = [grpc.aio.insecure_channel(address, options=options) for _ in range(channels)]
-    callers = [stubs.GRPCInferenceServiceStub(channel) for channel in opened]
+    callers = [stubs.GRPCInferenceServiceStub(channel) for channel in opened]  # type: ignore[no-untyped-call]
     found, tasks = Sent(), set[asyncio.Task[None]]()
     await asyncio.gather(*(channel.channel_ready() for channel in opened))
     began = time.monotonic()
