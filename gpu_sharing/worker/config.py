@@ -23,6 +23,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     hang_after_ns: a slice that has not returned by then, nor within ten times what its batch was expected to take, is
         stopped; where that does not help, the worker ends, to be replaced.
     load_limit_ns: a load that has not ended by then is given up likewise.
+    slow_copies: for tests: how much longer the inputs of each batch of a tenant's model take to be put together.
     quantum_ns: batches are kept so small that their longest slice fits it; None: they are not.
     """
 
@@ -39,3 +40,4 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     hang_after_ns: Nanoseconds = 10 * SECOND
     load_limit_ns: Nanoseconds = 900 * SECOND
     spare_cores: tuple[int, ...] = ()
+    slow_copies: tuple[tuple[str, str, Nanoseconds], ...] = ()

@@ -93,6 +93,7 @@ class WorkerLoop:
             watch=self._watch,
             hang_after_ns=config.hang_after_ns,
             meter=meter,
+            copies={(tenant, model): delay for tenant, model, delay in config.slow_copies},
         )
         self._clock = clock
         # As long as nothing has happened there is nothing to tell.

@@ -6,14 +6,22 @@ import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from services.common.errors import Reason
+from services.common.logs import Sparse, about
 from services.common.telemetry import Tracer
 from services.frontend.core.verdict import OK, Judgement
 from services.frontend.request import Request
 from services.frontend.spans import spans_of
 from services.frontend.triton_metrics import TritonMetrics
 
+log = structlog.get_logger()
+BROKEN = frozenset(
+    (Reason.MODEL_FAILED, Reason.WORKER_LOST, Reason.EXECUTOR_LOST, Reason.OUT_OF_MEMORY, Reason.INTERNAL)
+)
+"""Ends of requests that somebody will want to look into: each is a line in the log, as far as there are not too many."""
 BOUNDS_S = (
     0.001,
     0.002,
@@ -83,8 +91,10 @@ class Accounts:
     where the model exists, so that callers cannot make up labels.
     """
 
-    def __init__(self, tracer: Tracer, trace_sample: float) -> None:
-        self._tracer, self._sample = tracer, trace_sample
+    def __init__(self, tracer: Tracer, trace_sample: float, samples: Mapping[str, float] | None = None) -> None:
+        """trace_sample: the part of requests whose trace is kept though they broke no promise. samples: of these tenants'."""
+        self._lines = Sparse()
+        self._tracer, self._sample, self._samples = tracer, trace_sample, dict(samples or {})
         self._counts: dict[tuple[str, str], Counts] = {}
         self.triton = TritonMetrics()
         self.held: Callable[[], Mapping[str, Iterable[tuple[str, int]]]] = dict
@@ -134,15 +144,23 @@ class Accounts:
             counts.violated += 1
         stages = request.attempts[-1].stages if request.attempts else None
         self.triton.close((request.tenant, request.model, request.version), outcome, elapsed_ns, stages)
-        keep = judgement.violated or random.random() < self._sample
+        keep = judgement.violated or random.random() < self._samples.get(request.tenant, self._sample)
         if request.attempts:
             for call in request.attempts:
                 if call.carrier is not None:
                     call.carrier.verdict(call, judgement.violated, keep)
+        if outcome in BROKEN:
+            self._tell(request, outcome, ended_ns)
         if keep and self._tracer.enabled:
-            for span in spans_of(request, judgement, ended_ns):
-                self._tracer.emit(span)
+            self._tracer.emit_all(spans_of(request, judgement, ended_ns), spare=not judgement.violated)
         return keep
+
+    def _tell(self, request: Request, outcome: str, now_ns: int) -> None:
+        """A line for people, of a request that the service broke."""
+        held_back = self._lines.passes(now_ns)
+        if held_back is not None:
+            with about(trace_id=request.trace_id, tenant=request.tenant):
+                log.warning("request failed", model=request.model, reason=outcome, held_back=held_back)
 
     def collect(self) -> Iterator[Metric]:
         """The counts as metrics. Called by the metrics thread."""

@@ -7,6 +7,7 @@ import os
 
 from grpc_reflection.v1alpha import reflection
 
+from services.common import attributes as names
 from services.common import metrics
 from services.common.channel import connect
 from services.common.heap import keep_large_blocks
@@ -44,9 +45,14 @@ class Frontend:
     def __init__(self, settings: FrontendSettings) -> None:
         self.settings = settings
         self.keys = Keys(anonymous=settings.lets_in_anonymous)
-        self.tracer = Tracer("apportion-frontend", settings.otlp_endpoint, mesh_token=settings.mesh_token)
-        self.accounts = Accounts(self.tracer, settings.trace_sample)
         frontend_id = f"frontend-{os.urandom(4).hex()}"
+        self.tracer = Tracer(
+            "apportion-frontend",
+            settings.otlp_endpoint,
+            resource={names.SERVICE_INSTANCE_ID: frontend_id},
+            mesh_token=settings.mesh_token,
+        )
+        self.accounts = Accounts(self.tracer, settings.trace_sample, settings.trace_samples)
         self.links = Links(frontend_id, settings.tenant_credit_bytes, settings.mesh_token)
         self.table = RoutingTable(self.links.state)
         self.links.reports = self.table.report

@@ -103,6 +103,11 @@ class Session:
         """Calls that wait for their answer."""
         return len(self._sent)
 
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether the executor is still to be told how calls ended."""
+        return self._outbox.has_verdicts
+
     def submit(self, call: Call) -> None:
         """Sends a call as soon as may be."""
         call.carrier = self
@@ -150,8 +155,9 @@ class Session:
     async def _read(self, stream: Any) -> None:
         read = stream.read
         while (message := await read()) is not grpc.aio.EOF:
+            now = monotonic_ns()
             for result in message.results:
-                self._take_result(result)
+                self._take_result(result, now)
             if not self._sent:
                 self._pause.end()
             for chunk in message.chunks:
@@ -162,7 +168,7 @@ class Session:
                 self._outbox.granted(credit.tenant, credit.bytes)
         raise ProtocolError("it ended the stream")
 
-    def _take_result(self, result: pb.Result) -> None:
+    def _take_result(self, result: pb.Result, now: int) -> None:
         number = result.call
         outcome = result.WhichOneof("outcome")
         if outcome == "bulk_bytes":
@@ -172,8 +178,8 @@ class Session:
         if call is None:
             self._abandoned.pop(number, None)
             return
+        call.stages, call.received_ns = result.stages, now
         if outcome == "payload":
-            call.stages = result.stages
             call.finish(result.payload)
         else:
             call.finish(from_status(status_pb2.Status.FromString(result.status)))
@@ -207,5 +213,6 @@ class Session:
         if call.bulk_bytes is None or call.received_bytes < call.bulk_bytes:
             return
         del self._sent[call.number]
+        call.received_ns = monotonic_ns()
         answer, call.answer = call.answer, None
         call.finish(answer.getvalue() if answer else b"")

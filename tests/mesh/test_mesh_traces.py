@@ -70,7 +70,7 @@ async def test_a_request_with_a_traceparent_is_one_trace_across_both_services(
     below = [span for span in spans if span is not server]
     assert {span.parent_span_id for span in below} == {server.span_id}
     by_service = {service: {span.name for span in below if span.service == service} for service in (FRONTEND, EXECUTOR)}
-    assert by_service[FRONTEND] == {names.STAGE_ADMIT, names.STAGE_TRANSPORT}
+    assert by_service[FRONTEND] == {names.STAGE_ADMIT, names.STAGE_SEND, names.STAGE_TRANSPORT, names.STAGE_DELIVER}
     assert {names.STAGE_DECODE, names.STAGE_QUEUE, names.STAGE_COMPUTE, names.STAGE_ENCODE} <= by_service[EXECUTOR]
     for span in below:
         assert server.start_ns - CLOCKS_NS <= span.start_ns <= span.end_ns <= server.end_ns + CLOCKS_NS, span
