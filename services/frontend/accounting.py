@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from services.common.errors import Reason
 from services.common.logs import Sparse, about
 from services.common.telemetry import Tracer
+from services.frontend.core.measured import Measured
 from services.frontend.core.verdict import OK, Judgement
 from services.frontend.request import Request
 from services.frontend.spans import spans_of
@@ -61,6 +62,7 @@ class Counts:
         "bytes",
         "in_flight",
         "latencies",
+        "measured",
         "missed",
         "outcomes",
         "sum_ns",
@@ -73,6 +75,7 @@ class Counts:
         self.buckets = [0] * (len(BOUNDS_S) + 1)
         self.latencies: dict[int, int] = {}
         self.bytes: dict[str, list[int]] = {}
+        self.measured = Measured()
         self.answer_bytes = self.sum_ns = self.in_flight = self.within = self.missed = self.violated = 0
 
     def moved(self, executor_id: str, bytes_in: int, bytes_out: int) -> None:
@@ -99,6 +102,7 @@ class Accounts:
         self.triton = TritonMetrics()
         self.held: Callable[[], Mapping[str, Iterable[tuple[str, int]]]] = dict
         """Bytes that are held for each tenant, by what they are."""
+        self._objectives_us: dict[tuple[str, str], tuple[int, ...]] = {}
         self._looked_at = FEW
         self.triton.pending = lambda: ((*key, counts.in_flight) for key, counts in list(self._counts.items()) if key[1])
 
@@ -107,7 +111,15 @@ class Accounts:
         counts = self._counts.get((tenant, model))
         if counts is None:
             counts = self._counts[tenant, model] = Counts()
+            counts.measured.judge_by(self._objectives_us.get((tenant, model), ()))
         return counts
+
+    def judge_by(self, objectives_us: Mapping[tuple[str, str], tuple[int, ...]]) -> None:
+        """Takes the objectives of all models' SLOs, beside what each request is promised."""
+        before, self._objectives_us = self._objectives_us, dict(objectives_us)
+        for key in before.keys() | objectives_us.keys():
+            if key in self._counts:
+                self._counts[key].measured.judge_by(self._objectives_us.get(key, ()))
 
     def keep(self, exists: Callable[..., bool]) -> None:
         """Lets go of the counts of models, and of versions, that are gone, each time there are twice as many as before.
@@ -135,6 +147,8 @@ class Accounts:
         counts.sum_ns += elapsed_ns
         bucket = bucket_of(elapsed_ns)
         counts.latencies[bucket] = counts.latencies.get(bucket, 0) + 1
+        reason = request.refusal.reason if request.refusal is not None else None
+        counts.measured.add(elapsed_ns, reason, request.deadline_ns)
         if request.objective_ns is not None:
             if outcome == OK:
                 counts.within += 1
@@ -152,6 +166,7 @@ class Accounts:
         if outcome in BROKEN:
             self._tell(request, outcome, ended_ns)
         if keep and self._tracer.enabled:
+            counts.measured.exemplars.append((elapsed_ns, request.trace_id, request.span_id))
             self._tracer.emit_all(spans_of(request, judgement, ended_ns), spare=not judgement.violated)
         return keep
 
@@ -173,6 +188,11 @@ class Accounts:
             "apportion_frontend_objective_requests",
             "Requests with an objective, by whether it was met; those that the caller broke off or got wrong are in neither.",
             labels=["tenant", "model", "met"],
+        )
+        judged = CounterMetricFamily(
+            "apportion_frontend_slo_requests",
+            "Requests judged by the objectives of the model's SLOs, whatever each was promised.",
+            labels=["tenant", "model", "objective_us", "met"],
         )
         violations = CounterMetricFamily(
             "apportion_frontend_violations",
@@ -196,9 +216,12 @@ class Accounts:
             latency.add_metric([tenant, model], _cumulative(counts.buckets), counts.sum_ns / 1e9)
             objective.add_metric([tenant, model, "true"], counts.within)
             objective.add_metric([tenant, model, "false"], counts.missed)
+            for objective_us, each in counts.measured.within.items():
+                judged.add_metric([tenant, model, str(objective_us), "true"], each.met)
+                judged.add_metric([tenant, model, str(objective_us), "false"], each.missed)
             violations.add_metric([tenant, model], counts.violated)
             in_flight.add_metric([tenant, model], counts.in_flight)
-        yield from (requests, latency, objective, violations, in_flight, held)
+        yield from (requests, latency, objective, judged, violations, in_flight, held)
         yield from self.triton.collect()
 
 

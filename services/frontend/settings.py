@@ -71,6 +71,8 @@ class FrontendSettings(ServiceSettings):
     """How many of them a tenant may have at once: as many requests as may be with an executor when it dies."""
     trace_sample: float = Field(default=0.05, ge=0, le=1)
     """Share of requests whose trace is kept though they broke no promise; violators are always kept."""
+    metrics_export_s: float = Field(default=10.0, gt=0)
+    """How often counts and histograms go to `otlp_endpoint`, in seconds; the trace store answers for SLOs from them."""
     trace_samples: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     """The same for single tenants, as a JSON object: {"acme": 1.0}. No caller can have a trace kept or not."""
     quota_unleased: float = Field(default=0.1, ge=0, le=1)

@@ -10,11 +10,23 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Table, and_, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.core.records import Inspection, Isolation, Key, Model, Quota, Slo, Tenant, TrafficClass, Version
+from services.registry.core.records import (
+    Inspection,
+    Isolation,
+    Key,
+    Model,
+    NamedSlo,
+    Quota,
+    Slo,
+    Tenant,
+    TrafficClass,
+    Version,
+)
 from services.registry.tables import (
     api_keys,
     artefact_owners,
     artefacts,
+    model_slos,
     models,
     profiles,
     quotas,
@@ -129,7 +141,18 @@ async def _models(connection: AsyncConnection, where: ColumnElement[bool], limit
     splits: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for row in await connection.execute(_between(traffic_splits, first, last)):
         splits[row.tenant, row.name].append((row.version, row.ppm))
-    return [_model(row, held[row.tenant, row.name], splits[row.tenant, row.name]) for row in rows]
+    slos = await _slos(connection, first, last)
+    return [_model(row, held[key], splits[key], slos[key]) for row in rows for key in ((row.tenant, row.name),)]
+
+
+async def _slos(
+    connection: AsyncConnection, first: tuple[str, str], last: tuple[str, str]
+) -> dict[tuple[str, str], list[NamedSlo]]:
+    held: dict[tuple[str, str], list[NamedSlo]] = defaultdict(list)
+    for row in await connection.execute(_between(model_slos, first, last).order_by(model_slos.c.slo)):
+        slo = Slo(row.objective_us, row.ratio_ppm, row.window_s)
+        held[row.tenant, row.name].append(NamedSlo(row.slo, slo))
+    return held
 
 
 async def _versions(
@@ -150,12 +173,15 @@ def _key(table: Table) -> Any:
 
 
 def _between(table: Table, first: tuple[str, str], last: tuple[str, str]) -> Any:
-    """Rows of the models from `first` to `last`, by version."""
+    """Rows of the models from `first` to `last`, by version where they have one."""
     within = and_(_key(table) >= tuple_(*first), _key(table) <= tuple_(*last))
-    return select(table).where(within).order_by(table.c.tenant, table.c.name, table.c.version)
+    version = [table.c.version] if "version" in table.c else []
+    return select(table).where(within).order_by(table.c.tenant, table.c.name, *version)
 
 
-def _model(row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, int]]) -> Model:
+def _model(
+    row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, int]], slos: Sequence[NamedSlo]
+) -> Model:
     return Model(
         row.tenant,
         row.name,
@@ -168,6 +194,7 @@ def _model(row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, i
         tuple(splits),
         row.revision,
         row.unloaded,
+        tuple(slos),
     )
 
 
@@ -240,6 +267,22 @@ async def save_model(connection: AsyncConnection, before: Model | None, after: M
         await connection.execute(delete(traffic_splits).where(_key(traffic_splits) == tuple_(after.tenant, after.name)))
         for number, ppm in after.traffic:
             await connection.execute(insert(traffic_splits).values(**_number(after, number), ppm=ppm))
+    if (before.slos if before else ()) != after.slos:
+        await _save_slos(connection, after)
+
+
+async def _save_slos(connection: AsyncConnection, after: Model) -> None:
+    await connection.execute(delete(model_slos).where(_key(model_slos) == tuple_(after.tenant, after.name)))
+    for each in after.slos:
+        row = {
+            "tenant": after.tenant,
+            "name": after.name,
+            "slo": each.name,
+            "objective_us": each.slo.objective_us,
+            "ratio_ppm": each.slo.ratio_ppm,
+            "window_s": each.slo.window_s,
+        }
+        await connection.execute(insert(model_slos).values(row))
 
 
 async def remove_model(connection: AsyncConnection, tenant_name: str, name: str) -> None:

@@ -154,6 +154,19 @@ traffic_splits = Table(
     ),
 )
 
+# What a model is judged by.
+model_slos = Table(
+    "model_slos",
+    metadata,
+    Column("tenant", Name, primary_key=True),
+    Column("name", Name, primary_key=True),
+    Column("slo", Name, primary_key=True),
+    Column("objective_us", BigInteger),
+    Column("ratio_ppm", Integer, nullable=False),
+    Column("window_s", BigInteger, nullable=False),
+    ForeignKeyConstraint(["tenant", "name"], ["models.tenant", "models.name"], ondelete="CASCADE"),
+)
+
 # What a tenant may use; null: not limited. A tenant without a row is not limited at all.
 quotas = Table(
     "quotas",

@@ -108,7 +108,9 @@ async def test_a_trace_is_printed_as_a_waterfall(watched: RunningMesh, caller: C
     for stage in (names.STAGE_ADMIT, names.STAGE_QUEUE, names.STAGE_COMPUTE):
         assert any(line.strip().startswith(f"{stage} · apportion-") for line in lines), lines
     assert any(line.startswith("spent: admit ") for line in lines)
-    assert any(line.startswith("linked ") for line in lines)
+    assert any(line.startswith("to blame: ") for line in lines)
+    assert any(line.startswith("rode in batch ") for line in lines)
+    assert watched.apportion("trace", "show", trace_id.hex(), "--tenant", "somebody").returncode == 1
 
 
 async def test_the_caller_of_a_kept_request_is_told_its_trace(watched: RunningMesh, caller: Caller) -> None:
