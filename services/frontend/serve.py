@@ -26,6 +26,7 @@ from services.frontend.health import ModelHealth
 from services.frontend.inference import Inference
 from services.frontend.measures import Measures
 from services.frontend.memory import MemoryService
+from services.frontend.quotas import Quotas
 from services.frontend.regions import Regions
 from services.frontend.reporting import RequestReports
 from services.frontend.repository import Repository, Wishes
@@ -61,7 +62,8 @@ class Frontend:
         self._channels = [
             connect(address, mesh_token=settings.mesh_token) for address in (settings.registry, settings.scheduler)
         ]
-        self._catalogue = CatalogueWatch(self.keys, self._channels[0], self._changed)
+        self.quotas = Quotas(settings.quota_unleased)
+        self._catalogue = CatalogueWatch(self.keys, self._channels[0], self._changed, self.quotas)
         self._routes = RoutesWatch(self.table, self._channels[1], self._changed)
         self._catalogue.judged = self.accounts.judge_by
         self._metrics = MetricsExporter(
@@ -70,7 +72,7 @@ class Frontend:
             every_s=settings.metrics_export_s,
             mesh_token=settings.mesh_token,
         )
-        self._reports = RequestReports(frontend_id, self.accounts, self._channels[1])
+        self._reports = RequestReports(frontend_id, self.accounts, self._channels[1], self.quotas)
         self._tasks: list[asyncio.Task[None]] = []
         self._announced = False
         self._build()
@@ -99,6 +101,7 @@ class Frontend:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reports.leave()
         self.inference.close()
         self.regions.close()
         await self.links.close()
@@ -125,6 +128,7 @@ class Frontend:
             retries=Retries(settings.retry_ratio, settings.retry_burst),
             waiting=self.waiting,
             unread=self.unread,
+            quotas=self.quotas,
         )
         # gRPC refuses without a word of ours: what is not far beyond the limit is read, so that it is told why.
         received = min(settings.max_message_bytes * READ_TIMES, MOST_READ_BYTES)

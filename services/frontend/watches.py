@@ -11,6 +11,7 @@ from services.common.watch import Follower
 from services.frontend.core.keys import Keys
 from services.frontend.core.routes import Replica, Route, Signature, State, Tensor, Version
 from services.frontend.core.routing import RoutingTable
+from services.frontend.quotas import Quotas
 
 CataloguePosition = int
 RoutesPosition = tuple[int, int]
@@ -25,14 +26,20 @@ _STATES = {
 
 
 class CatalogueWatch:
-    """Keeps `keys` as the registry has them.
+    """Keeps `keys` and `quotas` as the registry has them.
 
     platforms: the artefact's format by (tenant, model, version), as ModelMetadata names it.
     objectives_us: of the SLOs that have one of their own, by (tenant, model).
     """
 
-    def __init__(self, keys: Keys, channel: grpc.aio.Channel, changed: Callable[[], None]) -> None:
-        self._keys, self._changed = keys, changed
+    def __init__(
+        self,
+        keys: Keys,
+        channel: grpc.aio.Channel,
+        changed: Callable[[], None],
+        quotas: Quotas | None = None,
+    ) -> None:
+        self._keys, self._changed, self._quotas = keys, changed, quotas or Quotas()
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
         self._tenants: list[registry_pb2.Tenant] = []
         self._models: list[registry_pb2.Model] = []
@@ -52,6 +59,7 @@ class CatalogueWatch:
             changes = message.changes
             if changes.tenants or changes.removed_tenants:
                 self._keys.change(_hashes(changes.tenants), changes.removed_tenants)
+                self._quotas.change(changes.tenants, changes.removed_tenants)
                 self._changed()
             for key in [*changes.removed_models, *(model.key for model in changes.models)]:
                 self._forget(key)
@@ -68,6 +76,7 @@ class CatalogueWatch:
         self._models.extend(part.models)
         if part.last_part:
             self._keys.replace(_hashes(self._tenants))
+            self._quotas.replace(self._tenants)
             self.platforms, self.objectives_us = {}, {}
             self._platforms(self._models)
             self.judged(self.objectives_us)

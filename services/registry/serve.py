@@ -18,6 +18,7 @@ from services.registry.servicer import RegistryServicer
 from services.registry.settings import RegistrySettings
 from services.registry.store import Store
 from services.registry.uploads import Uploads
+from services.registry.usage import DAY_US, Usage
 from services.registry.watch import Watches
 
 log = structlog.get_logger()
@@ -38,7 +39,7 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
     await set_serving(server, False)
     address = await server.start()
-    work = asyncio.create_task(_work(settings, store, files, server, address))
+    work = asyncio.create_task(_work(settings, store, servicer, files, server, address))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -54,10 +55,18 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
         await store.close()
 
 
-async def _work(settings: RegistrySettings, store: Store, files: Artefacts, server: Server, address: str) -> None:
+async def _work(
+    settings: RegistrySettings,
+    store: Store,
+    servicer: RegistryServicer,
+    files: Artefacts,
+    server: Server,
+    address: str,
+) -> None:
     """Prepares, says so, then looks for commits of other processes until cancelled."""
     await _prepare_files(files)
     await _prepare_store(store)
+    await _forget_names(servicer.usage, settings.usage_names_days)
     await set_serving(server, True)
     with metrics.exposed(settings.metrics_listen) as also:
         write_ready(settings, listen=address, **also)
@@ -90,6 +99,14 @@ async def _prepare_store(store: Store) -> None:
         except Refusal as refusal:
             log.warning("database unreachable", error=refusal.message, retry_s=round(delay_s, 2))
             await asyncio.sleep(delay_s)
+
+
+async def _forget_names(usage: Usage, days: int) -> None:
+    try:
+        await usage.forget(days * DAY_US)
+    except Refusal as refusal:
+        # They are only in the way: the next start will do.
+        log.warning("old names of counts are kept", error=refusal.message)
 
 
 async def set_serving(server: Server, serving: bool) -> None:

@@ -36,6 +36,10 @@ class RegistrySettings(ServiceSettings):
     upload_idle_s: float = Field(default=60.0, gt=0)
     """Seconds without a message after which an upload is given up."""
 
+    usage_names_days: int = Field(default=400, ge=1)
+    """Days after which a name of counts (an executor's book, a frontend) under which nothing was told is let go of. What was
+    counted stays; an executor that comes back later than that with its old book is counted anew."""
+
     @field_validator("data")
     @classmethod
     def _home(cls, data: Path) -> Path:

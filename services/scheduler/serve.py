@@ -18,6 +18,7 @@ from services.scheduler.metrics import SchedulerCollector
 from services.scheduler.servicer import SchedulerServicer
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.streams import Streams
+from services.scheduler.telling import UsageTeller
 
 
 async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
@@ -38,6 +39,7 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
         )
         deciding = Deciding(scheduler, send=streams.send, record=recorder.record, clock=time.monotonic)
         catalogue = CatalogueWatch(registry, deciding.tell)
+        teller = UsageTeller(registry, scheduler.telling, settings.usage_interval_s)
         servicer = SchedulerServicer(
             deciding, streams, report_interval_s=settings.report_interval_s, bookmark_s=settings.bookmark_s
         )
@@ -55,6 +57,7 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
                 asyncio.create_task(deciding.tick(settings.tick_s)),
                 asyncio.create_task(catalogue.run()),
                 asyncio.create_task(recorder.run()),
+                asyncio.create_task(teller.run()),
             )
         finally:
             servicer.close()
