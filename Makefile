@@ -6,7 +6,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 BENCHMARKS ?= wire mixed arbiter
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-gpu lint format proto verify-proto release-proto bench constraints clean
+.PHONY: help demo up test test-slow test-gpu lint lint-deploy docs format proto verify-proto release-proto bench constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -22,6 +22,11 @@ $(VENV)/.dev: $(VENV)/.demo
 	@$(PIP) --editable '.[demo,dev]'
 	@touch $@
 
+# What renders, validates and builds the rest: some hundred megabytes of tools, for those who change deploy/ or docs/.
+$(VENV)/.deploy: $(VENV)/.dev
+	@$(PIP) --editable '.[demo,dev,deploy-lint]'
+	@touch $@
+
 demo: $(VENV)/.demo ## the whole mesh, three real models, three tenants, real traffic; leaves nothing running
 	@$(BIN)/python -m demo
 
@@ -32,7 +37,7 @@ test: $(VENV)/.dev ## every test that needs no GPU and takes no more than second
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.dev ## the tests that take longer
-	@$(BIN)/pytest -m 'slow and not gpu' --timeout 900
+	@$(BIN)/pytest -m 'slow and not gpu and not deploy' --timeout 900
 
 test-gpu: $(VENV)/.dev ## the tests that need a CUDA device; fails where there is none
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu: there is no CUDA device here")'
@@ -43,6 +48,14 @@ lint: $(VENV)/.dev verify-proto ## ruff, mypy --strict, import contracts, contra
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+lint-deploy: $(VENV)/.deploy ## images, Compose, chart, rules and dashboards, without a container engine or a cluster
+	@$(BIN)/python -m deploy.lint
+	@$(BIN)/pytest -m deploy --timeout 900
+
+docs: $(VENV)/.deploy ## the documentation as pages, in build/docs; a warning fails it
+	@$(BIN)/python -m deploy.reference
+	@$(BIN)/mkdocs build --strict --quiet --site-dir build/docs
 
 format: $(VENV)/.dev ## what `lint` can mend by itself
 	@$(BIN)/ruff check --fix .

@@ -1,8 +1,8 @@
 """Do traces name the stage that was really to blame? Delays are put into every stage, under load, and the traces are asked.
 
-    python -m bench.trace_truth [--each 60] [--rounds 3] [--json FILE]
+    python -m bench.trace_truth [--each 50] [--rounds 3] [--json FILE]
 
-Victims have an objective of 50 ms and are, one after another, held up for about 120 ms in one known way:
+Victims have an objective of 100 ms and are, one after another, held up for about 300 ms in one known way:
 
     transport   the line between frontend and executor lets nothing pass for so long: it goes through this process
     queue       another model of the same tenant has the lane, in one segment that cannot be interrupted
@@ -51,8 +51,8 @@ from tests.mesh.calling import request
 from tests.mesh.running import RunningMesh, running
 from tests.mesh.tiny import slow
 
-OBJECTIVE_MS = 50.0
-DELAY_S = 0.12
+OBJECTIVE_MS = 100.0
+DELAY_S = 0.3
 MOST_BESIDE = 0.5
 HEAD_START_S = 0.015
 LOAD_PER_S = 60.0
@@ -115,7 +115,7 @@ class Truth:
             Callers(address, mesh.metadata(tenant)) for tenant in (VICTIM, NEIGHBOUR, LOAD)
         )
         self.held: dict[str, list[Held]] = {}
-        self.delay_turns = 1000
+        self.delay_turns = 2000
         self.kinds: dict[str, Callable[[], Awaitable[list[Held]]]] = {
             names.CAUSE_TRANSPORT: self.transport,
             names.CAUSE_QUEUE: lambda: self.behind(self.victim, "blocker", "quick"),
@@ -397,7 +397,7 @@ def run(data: Path, each: int, rounds: int) -> tuple[Found, dict[str, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--each", type=int, default=60, help="requests of each kind")
+    parser.add_argument("--each", type=int, default=50, help="requests of each kind")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()

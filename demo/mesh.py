@@ -50,7 +50,7 @@ class Mesh:
             *(sys.executable, "-m", "services.cli", *arguments, "--data", str(self.data)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment(),
+            env=self.environment(),
         )
         try:
             out, err = await process.communicate()
@@ -62,6 +62,10 @@ class Mesh:
             lines = err.decode(errors="replace").strip().splitlines()
             raise DemoError(f"apportion {' '.join(arguments[:3])}: {(lines or ['failed'])[-1].removeprefix('error: ')}")
         return out.decode()
+
+    def environment(self) -> dict[str, str]:
+        """The variables that commands are run with."""
+        return _environment()
 
     async def create_tenant(self, served: Served) -> str:
         """Creates a model's tenant; its API key."""
@@ -113,6 +117,43 @@ class Mesh:
                 with suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
+        shutil.rmtree(self.data, ignore_errors=True)
+
+
+class Elsewhere(Mesh):
+    """A mesh that runs already, as Compose or Kubernetes run it. What the demo makes there, it removes.
+
+    frontend: HOST:PORT. The rest is where the command line finds it: APPORTION_REGISTRY, APPORTION_SCHEDULER,
+    APPORTION_QUERY, APPORTION_MESH_TOKEN.
+    """
+
+    def __init__(self, frontend: str) -> None:
+        super().__init__()
+        self.addresses = {"frontend": frontend}
+        self._made: list[tuple[str, ...]] = []
+
+    async def create_tenant(self, served: Served) -> str:
+        """Creates a model's tenant; its API key."""
+        key = await super().create_tenant(served)
+        self._made.append(("tenant", "remove", served.tenant))
+        return key
+
+    async def push(self, served: Served, artefact: Path) -> Any:
+        """Pushes a model and waits until it serves; what `model push --json` says."""
+        self._made.append(("model", "remove", served.model, "--tenant", served.tenant))
+        return await super().push(served, artefact)
+
+    def environment(self) -> dict[str, str]:
+        """All of the user's variables."""
+        return dict(os.environ)
+
+    async def _start(self) -> None:
+        """It runs."""
+
+    async def _stop(self) -> None:
+        for arguments in reversed(self._made):
+            with suppress(DemoError):
+                await self.apportion(*arguments)
         shutil.rmtree(self.data, ignore_errors=True)
 
 

@@ -27,6 +27,8 @@ SERVICES: dict[str, str] = {
 COMMANDS: dict[str, str] = {
     "up": "Run the whole mesh as local processes, in the foreground, until Ctrl-C.",
     "tenant": "Create, show and remove tenants and their API keys.",
+    "quota": "What tenants may use, and what of it they use now.",
+    "usage": "Who used how much, and what it costs.",
     "model": "Push, show and remove models.",
     "status": "Who runs where, and at what share.",
     "layout": "How each device is divided, and which of its layouts is in force.",
@@ -35,6 +37,7 @@ COMMANDS: dict[str, str] = {
     "certs": "Make certificates: an authority for development, and what it signs.",
     "slo": "Set and export objectives, and report whether they were kept.",
     "trace": "Show one request's waterfall, or find traces.",
+    "support": "Collect what a report of a defect needs, in one file.",
     **SERVICES,
 }
 """Every command with its line of help, in the order in which help lists them."""

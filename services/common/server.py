@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
@@ -131,6 +131,8 @@ class Server:
         self.address = f"{host}:{port}"
         if self._settings.reflection:
             reflection.enable_server_reflection((*self._serves, HEALTH, reflection.SERVICE_NAME), self.grpc)
+        # Whether this process answers at all, whatever it waits for: what a liveness probe may depend on.
+        await self.set_serving(True, health.SERVICE_NAME)
         await self.grpc.start()
         if self._tokens is not None:
             self._work.add(asyncio.create_task(self._tokens.run()))

@@ -71,7 +71,9 @@ def to_status(refusal: Refusal) -> status_pb2.Status:
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     if CODES[refusal.reason] is grpc.StatusCode.RESOURCE_EXHAUSTED:
         subject = refusal.facts.get("subject", "")
-        exceeded = error_details_pb2.QuotaFailure.Violation(subject=subject, description=refusal.message)
+        exceeded = error_details_pb2.QuotaFailure.Violation(
+            subject=subject, description=refusal.message, quota_metric=refusal.facts.get("quota", "")
+        )
         details.append(_packed(error_details_pb2.QuotaFailure(violations=[exceeded])))
     return status_pb2.Status(code=CODES[refusal.reason].value[0], message=refusal.message, details=details)
 

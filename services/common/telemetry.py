@@ -49,6 +49,9 @@ SLICE_SPANS = 16
 PAUSE_S = 0.0002
 """After each slice the exporter's thread sleeps this long. Without, the event loop waits whole switch intervals of the
 interpreter's lock behind a batch (docs/decisions/0001); sleeping for no time at all gives the lock back too late."""
+BEHIND = 8
+"""Where many spans wait, slices are that much longer: on a machine whose cores are all busy a pause takes many times as long, and
+spans would be lost for the sake of it."""
 EXPORT_EVERY_S = 0.2
 
 
@@ -168,14 +171,16 @@ class Tracer:
     def _export_some(self) -> None:
         assert self._exporter is not None
         spans = []
-        for index in range(min(EXPORT_SPANS, len(self._queue))):
+        waiting = len(self._queue)
+        every = SLICE_SPANS if waiting < self._capacity // 4 else BEHIND * SLICE_SPANS
+        for index in range(min(EXPORT_SPANS, waiting)):
             try:
                 spans.append(encoded(self._queue.popleft(), self._offset_ns))
             except Exception as error:
                 # One span that cannot be encoded must not take the others with it.
                 self._lost += 1
                 log.warning("a span could not be encoded", error=repr(error))
-            if index % SLICE_SPANS == SLICE_SPANS - 1:
+            if index % every == every - 1:
                 time.sleep(PAUSE_S)
         if spans and self._exporter.export(request_for(self._resource, spans)):
             self._exported += len(spans)

@@ -33,6 +33,7 @@ from services.executor.core.requests import Limits
 from services.executor.core.watchdog import Patience
 from services.executor.executor import Executor
 from services.executor.metrics import ExecutorCollector
+from services.executor.readiness import tell
 from services.executor.reports import Reports
 from services.executor.servicer import ExecuteService
 from services.executor.settings import ExecutorSettings
@@ -99,6 +100,8 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         stack.push_async_callback(_cancelled, attaching)
         addresses = stack.enter_context(metrics.exposed(settings, ExecutorCollector(executor, spans)))
         await server.set_serving(True)
+        telling = asyncio.create_task(tell(server, attachment.attached, lambda: executor.phases))
+        stack.push_async_callback(_cancelled, telling)
         write_ready(settings, listen=address, **addresses)
         await stop.wait()
         await _drain(executor, reports, attachment, server, settings.drain_s)

@@ -53,11 +53,13 @@ _BOUNDS_NS = tuple(int(bound * 1e9) for bound in BOUNDS_S)
 
 class Counts:
     """Of one tenant's model. buckets: answers by latency, the last one beyond all bounds; latencies: the same, finely, by the
-    bucket that `bucket_of` says. answer_bytes: the last answer's."""
+    bucket that `bucket_of` says. answer_bytes: the last answer's. bytes: of requests that were answered, and of their answers, by
+    executor."""
 
     __slots__ = (
         "answer_bytes",
         "buckets",
+        "bytes",
         "in_flight",
         "latencies",
         "measured",
@@ -72,8 +74,17 @@ class Counts:
         self.outcomes: dict[str, int] = {}
         self.buckets = [0] * (len(BOUNDS_S) + 1)
         self.latencies: dict[int, int] = {}
+        self.bytes: dict[str, list[int]] = {}
         self.measured = Measured()
         self.answer_bytes = self.sum_ns = self.in_flight = self.within = self.missed = self.violated = 0
+
+    def moved(self, executor_id: str, bytes_in: int, bytes_out: int) -> None:
+        """Counts the bytes of a request that was answered, and of its answer."""
+        moved = self.bytes.get(executor_id)
+        if moved is None:
+            moved = self.bytes[executor_id] = [0, 0]
+        moved[0] += bytes_in
+        moved[1] += bytes_out
 
 
 class Accounts:

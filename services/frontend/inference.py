@@ -17,6 +17,7 @@ from services.common.status import CODES, DETAILS_KEY, to_status
 from services.frontend.accounting import Accounts
 from services.frontend.calls import Call, expired
 from services.frontend.core.deadlines import Deadlines
+from services.frontend.core.gate import Gate
 from services.frontend.core.held import Held
 from services.frontend.core.retries import Retries
 from services.frontend.core.routes import Replica, Route, Version
@@ -24,6 +25,7 @@ from services.frontend.core.routing import RoutingTable
 from services.frontend.core.verdict import RETRYABLE, Judgement, judge
 from services.frontend.core.wire import Limits, scan
 from services.frontend.forward import Links
+from services.frontend.quotas import Quotas
 from services.frontend.request import Request
 from services.frontend.shared import SharedMemory
 
@@ -76,7 +78,7 @@ class Inference:
 
     limits: of a request's form. most_bytes: of a request, and of an answer. default_deadline_s: of callers that give none.
     retries: how many failed attempts may be tried elsewhere. waiting, unread: bytes of each tenant's requests until they are
-    answered, and of its answers until they are sent; large answers, which draw on its credit, apart.
+    answered, and of its answers until they are sent; large answers, which draw on its credit, apart. quotas: of tenants.
     """
 
     def __init__(
@@ -92,12 +94,15 @@ class Inference:
         retries: Retries | None = None,
         waiting: Held | None = None,
         unread: Held | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self._table, self._links, self._accounts = table, links, accounts
         self._shared = shared
         self._retries = retries or Retries()
         self._waiting, self._unread = waiting or Held(MOST_HELD_BYTES), unread or Held(MOST_HELD_BYTES)
         self._limits, self._most_bytes = limits, most_bytes
+        self._quotas = quotas or Quotas()
+        self._gate = self._quotas.gates.get
         self._default_ns = int(default_deadline_s * SECOND_NS)
         self._loop = asyncio.get_running_loop()
         self._deadlines: Deadlines[Call] = Deadlines()
@@ -143,6 +148,9 @@ class Inference:
             with about(trace_id=request.trace_id, tenant=request.tenant):
                 log.error("unexpected error", method=method, model=request.model, exc_info=error)
             request.refusal, reason = UNEXPECTED, UNEXPECTED.reason
+        finally:
+            if request.gate is not None:
+                request.gate.leave()
         ended_ns = monotonic_ns()
         took_ns = ended_ns - request.arrived_ns
         judgement = judge(reason, took_ns, request.objective_ns, request.deadline_ns)
@@ -190,6 +198,7 @@ class Inference:
         if len(answer) > self._most_bytes:
             request.attempts[-1].release()
             raise too_large("answer", len(answer), self._most_bytes)
+        counts.moved(request.executor_id, held_bytes, len(answer))
         if not request.attempts[-1].bulk_bytes:
             counts.answer_bytes = len(answer)
             if not self._unread.take(request.tenant, len(answer)):
@@ -225,6 +234,9 @@ class Inference:
         if isinstance(caller, Refusal):
             raise caller
         request.tenant = caller.tenant
+        gate = self._gate(request.tenant)
+        if gate is not None:
+            self._enter(gate, request)
         if len(payload) > self._most_bytes:
             raise too_large("request", len(payload), self._most_bytes)
         head = scan(payload, self._limits)
@@ -243,6 +255,13 @@ class Inference:
         version = self._table.version(route, head.model_version)
         request.version = version.version
         return route, version, head.shared
+
+    def _enter(self, gate: Gate, request: Request) -> None:
+        """Passes a tenant's gate. Raises Refusal (QUOTA_EXCEEDED)."""
+        exceeded = gate.enter(request.arrived_ns)
+        if exceeded is not None:
+            raise self._quotas.refusal(request.tenant, exceeded, gate, request.arrived_ns)
+        request.gate = gate
 
     async def _forwarded(self, request: Request, payload: bytes, owner: str, replica: Replica) -> bytes | Refusal:
         assert request.deadline_ns is not None

@@ -7,6 +7,7 @@ import random
 from services.common.errors import Refusal
 from services.common.spans import parse_traceparent, parse_tracestate
 from services.frontend.calls import Call
+from services.frontend.core.gate import Gate
 
 
 class Request:
@@ -21,6 +22,7 @@ class Request:
         "attempts",
         "deadline_ns",
         "executor_id",
+        "gate",
         "method",
         "model",
         "objective_ns",
@@ -44,6 +46,7 @@ class Request:
         self.objective_ns: int | None = None
         self.deadline_ns: int | None = None
         self.refusal: Refusal | None = None
+        self.gate: Gate | None = None
         self.attempts: list[Call] = []
         self.trace_id = self.span_id = b""
         self.parent_span_id: bytes | None = None

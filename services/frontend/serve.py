@@ -26,6 +26,7 @@ from services.frontend.health import ModelHealth
 from services.frontend.inference import Inference
 from services.frontend.measures import Measures
 from services.frontend.memory import MemoryService
+from services.frontend.quotas import Quotas
 from services.frontend.regions import Regions
 from services.frontend.reporting import RequestReports
 from services.frontend.repository import Repository, Wishes
@@ -62,7 +63,8 @@ class Frontend:
             connect(address, to=name, credentials=settings.credentials)
             for name, address in (("registry", settings.registry), ("scheduler", settings.scheduler))
         ]
-        self._catalogue = CatalogueWatch(self.keys, self.table, self._channels[0], self._changed)
+        self.quotas = Quotas(settings.quota_unleased)
+        self._catalogue = CatalogueWatch(self.keys, self.table, self._channels[0], self._changed, self.quotas)
         self._routes = RoutesWatch(self.table, self._channels[1], self._changed)
         self._catalogue.judged = self.accounts.judge_by
         self._metrics = MetricsExporter(
@@ -71,7 +73,7 @@ class Frontend:
             every_s=settings.metrics_export_s,
             credentials=settings.credentials,
         )
-        self._reports = RequestReports(frontend_id, self.accounts, self._channels[1])
+        self._reports = RequestReports(frontend_id, self.accounts, self._channels[1], self.quotas)
         self._tasks: list[asyncio.Task[None]] = []
         self._announced = False
         self._build()
@@ -101,6 +103,7 @@ class Frontend:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reports.leave()
         self.inference.close()
         self.regions.close()
         await self.links.close()
@@ -126,6 +129,7 @@ class Frontend:
             retries=Retries(settings.retry_ratio, settings.retry_burst),
             waiting=self.waiting,
             unread=self.unread,
+            quotas=self.quotas,
         )
         # gRPC refuses without a word of ours: what is not far beyond the limit is read, so that it is told why.
         received = min(settings.max_message_bytes * READ_TIMES, MOST_READ_BYTES)

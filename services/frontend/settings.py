@@ -75,6 +75,8 @@ class FrontendSettings(ServiceSettings):
     """How often counts and histograms go to `otlp_endpoint`, in seconds; the trace store answers for SLOs from them."""
     trace_samples: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     """The same for single tenants, as a JSON object: {"acme": 1.0}. No caller can have a trace kept or not."""
+    quota_unleased: float = Field(default=0.1, ge=0, le=1)
+    """The part of each tenant's quota that this frontend admits while no scheduler has ever given it a lease; 0: nothing."""
     tenant_credit_bytes: int = Field(default=64 << 20, ge=1 << 20)
     """Bytes of large results that each tenant may have on their way from one executor."""
 

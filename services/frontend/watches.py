@@ -12,6 +12,7 @@ from services.common.access.keys import Keys
 from services.common.watch import Follower
 from services.frontend.core.routes import Replica, Route, Signature, State, Tensor, Version
 from services.frontend.core.routing import RoutingTable
+from services.frontend.quotas import Quotas
 
 CataloguePosition = int
 RoutesPosition = tuple[int, int]
@@ -26,14 +27,23 @@ _STATES = {
 
 
 class CatalogueWatch:
-    """Keeps `keys`, and in `table` which models are shared, as the registry has them.
+    """Keeps `keys`, `quotas`, and in `table` which models are shared, as the registry has them.
 
     platforms: the artefact's format by (tenant, model, version), as ModelMetadata names it.
     objectives_us: of the SLOs that have one of their own, by (tenant, model).
     """
 
-    def __init__(self, keys: Keys, table: RoutingTable, channel: grpc.aio.Channel, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        table: RoutingTable,
+        channel: grpc.aio.Channel,
+        changed: Callable[[], None],
+        quotas: Quotas | None = None,
+    ) -> None:
         self._feed, self._table, self._changed = KeyFeed(keys), table, changed
+        self._quotas = quotas or Quotas()
+        self._tenants: list[registry_pb2.Tenant] = []
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
         self._models: list[registry_pb2.Model] = []
         self._position: CataloguePosition = 0
@@ -52,6 +62,7 @@ class CatalogueWatch:
         if event == "changes":
             changes = message.changes
             if changes.tenants or changes.removed_tenants:
+                self._quotas.change(changes.tenants, changes.removed_tenants)
                 self._changed()
             for key in [*changes.removed_models, *(model.key for model in changes.models)]:
                 self._forget(key)
@@ -63,9 +74,12 @@ class CatalogueWatch:
 
     def _part(self, revision: int, part: registry_pb2.CatalogueSnapshot) -> CataloguePosition:
         if part.first_part:
-            self._models, self._position = [], 0
+            self._tenants, self._models, self._position = [], [], 0
+        self._tenants.extend(part.tenants)
         self._models.extend(part.models)
         if part.last_part:
+            self._quotas.replace(self._tenants)
+            self._tenants = []
             self.platforms, self.objectives_us = {}, {}
             self._table.share_anew()
             self._platforms(self._models)

@@ -12,7 +12,7 @@ from services._proto.apportion.v1 import common_pb2
 from services.common.errors import Reason, Refusal
 from services.registry import rows
 from services.registry.core import keys, rules, slos, versions
-from services.registry.core.records import Key, KeyRole, Model, NamedSlo, Tenant
+from services.registry.core.records import Key, KeyRole, Model, NamedSlo, Quota, Tenant
 from services.registry.core.versions import Outcome, Push, Wish
 from services.registry.store import Store, Writing, found
 from services.registry.uploads import Uploads, missing, owned_size
@@ -28,14 +28,17 @@ class Tenants:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def create(self, name: str, reservation_millidevices: int, weight: int) -> tuple[Tenant, str]:
+    async def create(
+        self, name: str, reservation_millidevices: int, weight: int, quota: Quota | None = None
+    ) -> tuple[Tenant, str]:
         """The tenant and its first key's text; TENANT_EXISTS where the name is taken."""
 
         async def operation(writing: Writing) -> tuple[Tenant, str]:
             if await rows.tenant(writing.connection, name) is not None:
                 raise Refusal(Reason.TENANT_EXISTS, f"name: there is a tenant {name!r} already", field="name")
             key, text = new_key(writing.now_us, KeyRole.TENANT_ADMIN)
-            tenant = Tenant(name, reservation_millidevices, weight, writing.now_us, (key,))
+            held = quota or Quota()
+            tenant = Tenant(name, reservation_millidevices, weight, writing.now_us, (key,), quota=held)
             return await writing.save_tenant(None, tenant), text
 
         return await self._store.write(operation)
@@ -44,7 +47,13 @@ class Tenants:
         """One tenant; TENANT_NOT_FOUND."""
         return found(await self._store.read(lambda connection: rows.tenant(connection, name)), name, "name")
 
-    async def update(self, name: str, reservation_millidevices: int | None, weight: int | None) -> Tenant:
+    async def stored_bytes(self, name: str) -> int:
+        """What a tenant's artefacts take."""
+        return await self._store.read(lambda connection: rows.stored_bytes(connection, name))
+
+    async def update(
+        self, name: str, reservation_millidevices: int | None, weight: int | None, quota: Quota | None = None
+    ) -> Tenant:
         """The tenant with what is not None changed."""
 
         async def operation(writing: Writing) -> Tenant:
@@ -52,7 +61,8 @@ class Tenants:
             reservation = (
                 before.reservation_millidevices if reservation_millidevices is None else reservation_millidevices
             )
-            after = replace(before, reservation_millidevices=reservation, weight=weight or before.weight)
+            held = before.quota if quota is None else quota
+            after = replace(before, reservation_millidevices=reservation, weight=weight or before.weight, quota=held)
             return await writing.save_tenant(before, after)
 
         return await self._store.write(operation)

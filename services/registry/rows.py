@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Table, and_, delete, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, Table, and_, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.core.records import (
@@ -16,6 +17,7 @@ from services.registry.core.records import (
     KeyRole,
     Model,
     NamedSlo,
+    Quota,
     Slo,
     Tenant,
     TrafficClass,
@@ -23,11 +25,13 @@ from services.registry.core.records import (
 )
 from services.registry.tables import (
     api_keys,
+    artefact_owners,
     artefacts,
     model_grants,
     model_slos,
     models,
     profiles,
+    quotas,
     tenants,
     traffic_splits,
     versions,
@@ -63,9 +67,17 @@ async def _tenants(connection: AsyncConnection, where: ColumnElement[bool], limi
     ordered = select(api_keys).where(between).order_by(api_keys.c.created_at_us, api_keys.c.id)
     for row in await connection.execute(ordered):
         keys[row.tenant].append(_api_key(row))
+    limits = select(quotas).where(quotas.c.tenant.between(rows[0].name, rows[-1].name))
+    held = {row.tenant: _quota(row) for row in await connection.execute(limits)}
     return [
         Tenant(
-            row.name, row.reservation_millidevices, row.weight, row.created_at_us, tuple(keys[row.name]), row.revision
+            row.name,
+            row.reservation_millidevices,
+            row.weight,
+            row.created_at_us,
+            tuple(keys[row.name]),
+            row.revision,
+            held.get(row.name, Quota()),
         )
         for row in rows
     ]
@@ -73,6 +85,28 @@ async def _tenants(connection: AsyncConnection, where: ColumnElement[bool], limi
 
 def _api_key(row: Row[Any]) -> Key:
     return Key(row.id, bytes(row.sha256), row.created_at_us, KeyRole(row.role), row.expires_at_us)
+
+
+def _quota(row: Row[Any]) -> Quota:
+    return Quota(
+        row.millirequests_per_s,
+        row.burst,
+        row.concurrent_requests,
+        row.device_ms,
+        row.device_interval_s,
+        row.memory_bytes,
+        row.stored_bytes,
+    )
+
+
+async def stored_bytes(connection: AsyncConnection, name: str) -> int:
+    """What the artefacts that a tenant has uploaded take, each counted once."""
+    query = (
+        select(func.coalesce(func.sum(artefacts.c.size_bytes), 0))
+        .join(artefact_owners, artefact_owners.c.digest == artefacts.c.digest)
+        .where(artefact_owners.c.tenant == name)
+    )
+    return int((await connection.execute(query)).scalar_one())
 
 
 async def model(connection: AsyncConnection, tenant_name: str, name: str) -> Model | None:
@@ -221,6 +255,10 @@ async def save_tenant(connection: AsyncConnection, before: Tenant | None, after:
             row = {"id": key.id, "tenant": after.name, "sha256": key.sha256, "created_at_us": key.created_at_us}
             row |= {"role": int(key.role), "expires_at_us": key.expires_at_us}
             await connection.execute(insert(api_keys).values(row))
+    if (before.quota if before else Quota()) != after.quota:
+        await connection.execute(delete(quotas).where(quotas.c.tenant == after.name))
+        if after.quota.limits:
+            await connection.execute(insert(quotas).values(tenant=after.name, **asdict(after.quota)))
 
 
 async def remove_tenant(connection: AsyncConnection, name: str) -> None:

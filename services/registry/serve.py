@@ -24,6 +24,7 @@ from services.registry.servicer import RegistryServicer
 from services.registry.settings import RegistrySettings
 from services.registry.store import Store
 from services.registry.uploads import Uploads
+from services.registry.usage import DAY_US, Usage
 from services.registry.watch import Watches
 
 log = structlog.get_logger()
@@ -56,6 +57,7 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
     async def prepare() -> None:
         await _prepare_files(files)
         await _prepare_store(store)
+        await _forget_names(servicer.usage, settings.usage_names_days)
         prepared.set()
         with suppress(TimeoutError):
             # Who is told that it is ready may come with a key at once.
@@ -147,6 +149,14 @@ async def _prepare_store(store: Store) -> None:
         except Refusal as refusal:
             log.warning("database unreachable", error=refusal.message, retry_s=round(delay_s, 2))
             await asyncio.sleep(delay_s)
+
+
+async def _forget_names(usage: Usage, days: int) -> None:
+    try:
+        await usage.forget(days * DAY_US)
+    except Refusal as refusal:
+        # They are only in the way: the next start will do.
+        log.warning("old names of counts are kept", error=refusal.message)
 
 
 async def set_serving(server: Server, serving: bool) -> None:

@@ -19,6 +19,8 @@ from services.registry.core import names, pages, rules, versions
 from services.registry.core.records import KeyRole
 from services.registry.store import Store, found
 from services.registry.uploads import Uploads
+from services.registry.usage import Usage
+from services.registry.usage_methods import UsageMethods
 from services.registry.watch import Watches
 from services.registry.wire import (
     header_of,
@@ -28,6 +30,7 @@ from services.registry.wire import (
     named_slo_of,
     outcome_of,
     push_of,
+    quota_of,
     splits_of,
     tenant_message,
     wish_of,
@@ -48,13 +51,15 @@ class TenantMethods:
         """See registry.proto."""
         name = names.name("name", request.name)
         reservation = rules.reservation(request.reservation.millidevices)
-        tenant, text = await self.tenants.create(name, reservation, rules.weight(request.weight))
+        quota = quota_of(request.quota)
+        tenant, text = await self.tenants.create(name, reservation, rules.weight(request.weight), quota)
         return pb.CreateTenantResponse(tenant=tenant_message(tenant), api_key=text)
 
     async def GetTenant(self, request: pb.GetTenantRequest, context: Any) -> pb.GetTenantResponse:  # noqa: ARG002
         """See registry.proto."""
         tenant = await self.tenants.get(own("name", request.name))
-        return pb.GetTenantResponse(tenant=tenant_message(tenant))
+        stored_bytes = await self.tenants.stored_bytes(tenant.name)
+        return pb.GetTenantResponse(tenant=tenant_message(tenant), stored_bytes=stored_bytes)
 
     async def ListTenants(self, request: pb.ListTenantsRequest, context: Any) -> pb.ListTenantsResponse:  # noqa: ARG002
         """See registry.proto."""
@@ -72,7 +77,8 @@ class TenantMethods:
         """See registry.proto."""
         share = rules.reservation(request.reservation.millidevices) if request.HasField("reservation") else None
         weight = rules.weight(request.weight) if request.HasField("weight") else None
-        tenant = await self.tenants.update(names.name("name", request.name), share, weight)
+        quota = quota_of(request.quota) if request.HasField("quota") else None
+        tenant = await self.tenants.update(names.name("name", request.name), share, weight, quota)
         return pb.UpdateTenantResponse(tenant=tenant_message(tenant))
 
     async def DeleteTenant(self, request: pb.DeleteTenantRequest, context: Any) -> pb.DeleteTenantResponse:  # noqa: ARG002
@@ -185,11 +191,12 @@ class ModelMethods:
         return pb.RecordInspectionResponse()
 
 
-class RegistryServicer(TenantMethods, ModelMethods, registry_pb2_grpc.RegistryServiceServicer):
+class RegistryServicer(TenantMethods, ModelMethods, UsageMethods, registry_pb2_grpc.RegistryServiceServicer):
     """All of RegistryService, over one store."""
 
     def __init__(self, store: Store, uploads: Uploads, watches: Watches) -> None:
         self.store, self.tenants, self.models = store, Tenants(store), Models(store, uploads)
+        self.usage = Usage(store)
         self._uploads, self._watches = uploads, watches
 
     async def UploadArtefact(

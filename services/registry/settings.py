@@ -42,6 +42,9 @@ class RegistrySettings(ServiceSettings):
     """How long an uploaded artefact may wait for a version that refers to it."""
     audit_s: float = Field(default=400 * 86_400.0, ge=3600)
     """How long lines of the audit log are kept."""
+    usage_names_days: int = Field(default=400, ge=1)
+    """Days after which a name of counts (an executor's book, a frontend) under which nothing was told is let go of. What was
+    counted stays; an executor that comes back later than that with its old book is counted anew."""
 
     @field_validator("data")
     @classmethod

@@ -195,3 +195,67 @@ model_slos = Table(
     Column("window_s", BigInteger, nullable=False),
     ForeignKeyConstraint(["tenant", "name"], ["models.tenant", "models.name"], ondelete="CASCADE"),
 )
+
+# What a tenant may use; null: not limited. A tenant without a row is not limited at all.
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("tenant", Name, ForeignKey("tenants.name", ondelete="CASCADE"), primary_key=True),
+    Column("millirequests_per_s", BigInteger),
+    Column("burst", Integer, nullable=False),
+    Column("concurrent_requests", Integer),
+    Column("device_ms", BigInteger),
+    Column("device_interval_s", Integer, nullable=False),
+    Column("memory_bytes", BigInteger),
+    Column("stored_bytes", BigInteger),
+)
+
+
+def _counts() -> list[Column[int]]:
+    names = ("device_ns", "compute_unit_ns", "requests", "batches", "bytes_in", "bytes_out")
+    return [Column(name, BigInteger, nullable=False) for name in names]
+
+
+# The most that was told under each name of counts, of a tenant in all. No tenant's removal takes what it used away.
+usage_books = Table(
+    "usage_books",
+    metadata,
+    Column("executor_id", String(255), primary_key=True),
+    Column("book", String(255), primary_key=True),
+    Column("tenant", Name, primary_key=True),
+    *_counts(),
+    Column("told_at_us", BigInteger, nullable=False),
+)
+
+# The same by model, as far as models are told apart.
+usage_models = Table(
+    "usage_models",
+    metadata,
+    Column("executor_id", String(255), primary_key=True),
+    Column("book", String(255), primary_key=True),
+    Column("tenant", Name, primary_key=True),
+    Column("model", Name, primary_key=True),
+    Column("life", BigInteger, primary_key=True, autoincrement=False),
+    *_counts(),
+)
+
+# What was used, by the hour in which it was told. hour: hours since 1970 UTC. model "": not told apart any more.
+usage_hours = Table(
+    "usage_hours",
+    metadata,
+    Column("tenant", Name, primary_key=True),
+    Column("model", Name, primary_key=True),
+    Column("hour", Integer, primary_key=True, autoincrement=False),
+    Column("device_kind", DeviceKind, primary_key=True),
+    Column("device_units", Integer, primary_key=True, autoincrement=False),
+    *_counts(),
+)
+
+# What a device-second costs from an hour on. device_kind "": kinds without a price of their own.
+prices = Table(
+    "prices",
+    metadata,
+    Column("device_kind", DeviceKind, primary_key=True),
+    Column("hour", Integer, primary_key=True, autoincrement=False),
+    Column("price_nanos", BigInteger, nullable=False),
+)

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.common.errors import Reason, Refusal, invalid
 from services.registry import rows
 from services.registry.artefacts import Artefacts, Incoming, refused, storage_full
-from services.registry.core import names, rules
+from services.registry.core import names, quotas, rules
 from services.registry.store import Store, Writing, found
 from services.registry.tables import artefact_owners, artefacts, versions
 
@@ -38,15 +38,20 @@ class Uploads:
     async def receive(self, tenant: str, digest: str, size_bytes: int, data: AsyncIterator[bytes]) -> bool:
         """Stores `data` for a tenant; True where the tenant had it, then `data` is left unread.
 
-        Raises TENANT_NOT_FOUND, FIELD_INVALID, ARTEFACT_TOO_LARGE, SIZE_MISMATCH, DIGEST_MISMATCH, STORAGE_FULL.
+        Raises TENANT_NOT_FOUND, FIELD_INVALID, ARTEFACT_TOO_LARGE, SIZE_MISMATCH, DIGEST_MISMATCH, STORAGE_FULL,
+        QUOTA_EXCEEDED.
         """
         names.name("header.tenant", tenant)
         names.digest("header.digest", digest)
         rules.artefact_size(size_bytes, self._most_bytes)
 
         async def operation(connection: AsyncConnection) -> int | None:
-            found(await rows.tenant(connection, tenant), tenant, "header.tenant")
-            return await owned_size(connection, tenant, digest)
+            owner = found(await rows.tenant(connection, tenant), tenant, "header.tenant")
+            owned = await owned_size(connection, tenant, digest)
+            if owned is None:
+                # Before the bytes come; asked again when they are here, for others may come at the same time.
+                quotas.may_store(owner, await rows.stored_bytes(connection, tenant), size_bytes)
+            return owned
 
         owned = await self._store.read(operation)
         if owned is not None and await self.holds(digest, owned):
@@ -176,13 +181,14 @@ async def _refers(connection: AsyncConnection, tenant: str, digest: str) -> bool
 
 async def _claim(writing: Writing, tenant: str, digest: str, size_bytes: int) -> None:
     """Notes that the tenant has the artefact. Watchers are not told: versions are what they see."""
-    await writing.tenant(tenant, "header.tenant")
+    owner = await writing.tenant(tenant, "header.tenant")
     connection, now_us = writing.connection, writing.now_us
     known = select(artefacts.c.digest).where(artefacts.c.digest == digest)
     if (await connection.execute(known)).first() is None:
         row = {"digest": digest, "size_bytes": size_bytes, "created_at_us": now_us}
         await connection.execute(insert(artefacts).values(row))
     if await owned_size(connection, tenant, digest) is None:
+        quotas.may_store(owner, await rows.stored_bytes(connection, tenant), size_bytes)
         claim = {"tenant": tenant, "digest": digest, "uploaded_at_us": now_us}
         await connection.execute(insert(artefact_owners).values(claim))
         writing.tell(tenant, digest)

@@ -10,8 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services._proto.apportion.v1 import common_pb2, registry_pb2
 from services.common.errors import Reason, Refusal, invalid
-from services.registry.core import names, rules
-from services.registry.core.records import Isolation, Key, Model, NamedSlo, Slo, Tenant, TrafficClass, Version
+from services.registry.core import names, quotas, rules
+from services.registry.core.records import Isolation, Key, Model, NamedSlo, Quota, Slo, Tenant, TrafficClass, Version
 from services.registry.core.versions import Outcome, Push, Wish
 
 MOST_MESSAGE_CHARACTERS = 4096
@@ -27,6 +27,35 @@ def tenant_message(record: Tenant, *, hashes: bool = False) -> registry_pb2.Tena
         keys=[key_message(key, hashes=hashes) for key in record.keys],
         created_at=timestamp(record.created_at_us),
         revision=record.revision,
+        quota=quota_message(record.quota) if record.quota.limits else None,
+    )
+
+
+def quota_message(record: Quota) -> registry_pb2.Quota:
+    """A quota."""
+    return registry_pb2.Quota(
+        millirequests_per_s=record.millirequests_per_s,
+        burst=record.burst,
+        concurrent_requests=record.concurrent_requests,
+        device_ms=record.device_ms,
+        device_interval_s=record.device_interval_s,
+        memory_bytes=record.memory_bytes,
+        stored_bytes=record.stored_bytes,
+    )
+
+
+def quota_of(message: registry_pb2.Quota) -> Quota:
+    """A quota, checked, with its defaults filled in."""
+    return quotas.quota(
+        Quota(
+            message.millirequests_per_s if message.HasField("millirequests_per_s") else None,
+            message.burst,
+            message.concurrent_requests if message.HasField("concurrent_requests") else None,
+            message.device_ms if message.HasField("device_ms") else None,
+            message.device_interval_s,
+            message.memory_bytes if message.HasField("memory_bytes") else None,
+            message.stored_bytes if message.HasField("stored_bytes") else None,
+        )
     )
 
 

@@ -69,8 +69,20 @@ def changes(message: registry_pb2.CatalogueChanges) -> CatalogueChanged:
 
 
 def tenant(message: registry_pb2.Tenant) -> cat.Tenant:
-    """A tenant's promise and weight."""
-    return cat.Tenant(message.name, message.reservation.millidevices, message.weight or 1)
+    """A tenant's promise, weight and quota."""
+    return cat.Tenant(message.name, message.reservation.millidevices, message.weight or 1, quota(message.quota))
+
+
+def quota(message: registry_pb2.Quota) -> cat.Quota:
+    """What of a tenant's quota frontends and replicas hold."""
+    return cat.Quota(
+        message.millirequests_per_s * 1_000 if message.HasField("millirequests_per_s") else None,
+        max(1, message.burst),
+        message.concurrent_requests if message.HasField("concurrent_requests") else None,
+        message.device_ms * 1_000_000 if message.HasField("device_ms") else None,
+        message.device_interval_s or 3600,
+        message.memory_bytes if message.HasField("memory_bytes") else None,
+    )
 
 
 def model(message: registry_pb2.Model) -> cat.Model:
@@ -248,7 +260,8 @@ def frontend_report(message: pb.ReportRequestsRequest) -> FrontendReported:
 
 def _counts(message: pb.RequestCounts) -> req.Counts:
     latencies = tuple((each.bucket, each.count) for each in message.latencies)
-    return req.Counts(message.requests, message.within, message.missed, message.in_flight, latencies)
+    moved = tuple(req.Moved(each.executor_id, each.bytes_in, each.bytes_out) for each in message.bytes)
+    return req.Counts(message.requests, message.within, message.missed, message.in_flight, latencies, moved)
 
 
 def _key(value: cat.Key) -> common_pb2.ModelKey:

@@ -62,6 +62,10 @@ class Deciding:
         """Whether the routes say what there is."""
         return self.scheduler.settled(self._clock())
 
+    def now(self) -> float:
+        """The moment, on the core's clock."""
+        return self._clock()
+
     def changed(self) -> asyncio.Event:
         """Set once routes change, or become worth telling. Take it before looking, so that nothing is missed."""
         return self._changed

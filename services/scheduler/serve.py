@@ -16,9 +16,11 @@ from services.scheduler.catalogue import CatalogueWatch
 from services.scheduler.core.scheduler import Scheduler
 from services.scheduler.deciding import Deciding
 from services.scheduler.inspections import InspectionRecorder
+from services.scheduler.metrics import SchedulerCollector
 from services.scheduler.servicer import SchedulerServicer
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.streams import Streams
+from services.scheduler.telling import UsageTeller
 
 SERVICE = scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name
 
@@ -44,6 +46,7 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
         deciding = Deciding(scheduler, send=streams.send, record=recorder.record, clock=time.monotonic)
         keys = Keys(most_age_s=settings.keys_max_age_s)
         catalogue = CatalogueWatch(registry, deciding.tell, KeyFeed(keys))
+        teller = UsageTeller(registry, scheduler.telling, settings.usage_interval_s)
         servicer = SchedulerServicer(
             deciding, streams, report_interval_s=settings.report_interval_s, bookmark_s=settings.bookmark_s
         )
@@ -51,7 +54,8 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
         address = await server.start()
         await server.set_serving(True)
-        also = stack.enter_context(metrics.exposed(settings))
+        collector = SchedulerCollector(scheduler.fleet, lambda: scheduler.catalogue_known)
+        also = stack.enter_context(metrics.exposed(settings, collector))
         write_ready(settings, listen=address, **also)
         try:
             await first_done(
@@ -61,6 +65,7 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
                 asyncio.create_task(catalogue.run()),
                 asyncio.create_task(age(keys)),
                 asyncio.create_task(recorder.run()),
+                asyncio.create_task(teller.run()),
             )
         finally:
             servicer.close()

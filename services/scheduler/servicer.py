@@ -12,7 +12,7 @@ from services._proto.apportion.v1 import scheduler_pb2 as pb
 from services._proto.apportion.v1 import scheduler_pb2_grpc
 from services.common.access.callers import calling
 from services.common.errors import Reason, Refusal, invalid
-from services.scheduler import convert, encode
+from services.scheduler import convert, encode, quota_messages
 from services.scheduler.core.events import ExecutorAttached, ExecutorDetached, ExecutorReported
 from services.scheduler.core.layouts import LayoutRefused
 from services.scheduler.core.objectives import missing
@@ -96,9 +96,19 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def ReportRequests(
         self, request: pb.ReportRequestsRequest, _context: grpc.aio.ServicerContext
     ) -> pb.ReportRequestsResponse:
-        """A frontend's counts."""
+        """A frontend's counts, and what it may admit from now on."""
+        scheduler = self._deciding.scheduler
         self._deciding.tell(convert.frontend_report(request))
-        return pb.ReportRequestsResponse(epoch=self._deciding.scheduler.epoch)
+        answer = scheduler.report_quotas(quota_messages.quota_report(request), self._deciding.now())
+        return quota_messages.add_answer(pb.ReportRequestsResponse(epoch=scheduler.epoch), answer)
+
+    async def GetQuotas(self, request: pb.GetQuotasRequest, _context: grpc.aio.ServicerContext) -> pb.GetQuotasResponse:
+        """Quotas and what is used of them."""
+        uses = self._deciding.scheduler.quotas(self._deciding.now())
+        wanted = request.tenant or calling().tenant
+        seen = (each for each in uses if wanted in ("", each.tenant) and calling().sees(each.tenant))
+        found = [quota_messages.quota_use(each) for each in seen]
+        return pb.GetQuotasResponse(quotas=found)
 
     async def CheckReservation(
         self, request: pb.CheckReservationRequest, _context: grpc.aio.ServicerContext

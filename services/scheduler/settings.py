@@ -28,6 +28,8 @@ class SchedulerSettings(ServiceSettings):
     """How often a watcher of routes hears of the scheduler when nothing changes."""
     grace_s: float = Field(default=10.0, ge=0)
     """How long an executor whose stream ended is counted on before its replicas are placed elsewhere."""
+    usage_interval_s: float = Field(default=5.0, gt=0, le=600)
+    """How often the registry is told who used how much."""
     settle_s: float = Field(default=2.0, ge=0)
     """How long after its start the scheduler waits for executors to come back before it places anything; five times as long
     while none has."""

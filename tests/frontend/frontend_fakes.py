@@ -245,6 +245,7 @@ class FakeMesh(scheduler_pb2_grpc.SchedulerServiceServicer, registry_pb2_grpc.Re
         self.catalogue: asyncio.Queue[registry_pb2.WatchCatalogueResponse] = asyncio.Queue()
         self.asked: list[tuple[int, int]] = []
         self.request_reports: list[scheduler_pb2.ReportRequestsRequest] = []
+        self.leases: list[scheduler_pb2.QuotaLease] = []
         self.epoch = 1
         self.compacted = False
         self.wishes: list[tuple[str, str, bool]] = []
@@ -279,7 +280,12 @@ class FakeMesh(scheduler_pb2_grpc.SchedulerServiceServicer, registry_pb2_grpc.Re
         self, request: scheduler_pb2.ReportRequestsRequest, context: Any
     ) -> scheduler_pb2.ReportRequestsResponse:
         self.request_reports.append(request)
-        return scheduler_pb2.ReportRequestsResponse(epoch=self.epoch)
+        return scheduler_pb2.ReportRequestsResponse(
+            epoch=self.epoch,
+            leases=self.leases,
+            leases_serial=len(self.request_reports),
+            lease_ms=3000 if self.leases else 0,
+        )
 
     async def WatchCatalogue(self, request: registry_pb2.WatchCatalogueRequest, context: Any) -> AsyncIterator[Any]:
         while True:

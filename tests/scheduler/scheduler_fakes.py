@@ -65,6 +65,8 @@ class FakeRegistry(registry_pb2_grpc.RegistryServiceServicer):
         self.inspections: list[registry_pb2.RecordInspectionRequest] = []
         self.recorded = asyncio.Event()
         self.fails = 0
+        self.used: list[registry_pb2.UsageBook] = []
+        self.refuses: set[str] = set()
         self.revision = 1
 
     async def WatchCatalogue(
@@ -90,6 +92,18 @@ class FakeRegistry(registry_pb2_grpc.RegistryServiceServicer):
         self.inspections.append(request)
         self.recorded.set()
         return registry_pb2.RecordInspectionResponse()
+
+    async def RecordUsage(
+        self, request: registry_pb2.RecordUsageRequest, context: grpc.aio.ServicerContext
+    ) -> registry_pb2.RecordUsageResponse:
+        """Remembers, once it has failed often enough; refuses what is of certain tenants."""
+        if self.fails:
+            self.fails -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "later")
+        if any(book.tenant in self.refuses for book in request.books):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "never")
+        self.used += request.books
+        return registry_pb2.RecordUsageResponse()
 
     def change(self, **changes: Any) -> None:
         """Tells every watcher of one commit."""

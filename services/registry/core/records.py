@@ -47,6 +47,24 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What a tenant may use; None: not limited. The units are the contract's."""
+
+    millirequests_per_s: int | None = None
+    burst: int = 0
+    concurrent_requests: int | None = None
+    device_ms: int | None = None
+    device_interval_s: int = 0
+    memory_bytes: int | None = None
+    stored_bytes: int | None = None
+
+    @property
+    def limits(self) -> bool:
+        """Whether anything is limited."""
+        return self != Quota(burst=self.burst, device_interval_s=self.device_interval_s)
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """A tenant; keys in the order they were made. `revision` is that of its last change."""
 
@@ -56,6 +74,7 @@ class Tenant:
     created_at_us: int
     keys: tuple[Key, ...] = ()
     revision: int = 0
+    quota: Quota = Quota()
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,12 +49,36 @@ class Inspection(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What a tenant may use; None: as much as it likes. rate: in millionths of a request a second; burst: in requests.
+    device_ns: of whole devices, within device_interval_s. memory_bytes: of its replicas, over all devices."""
+
+    rate: int | None = None
+    burst: int = 1
+    concurrent: int | None = None
+    device_ns: int | None = None
+    device_interval_s: int = 3600
+    memory_bytes: int | None = None
+
+    @property
+    def leased(self) -> bool:
+        """Whether any of it is held by frontends."""
+        return self.rate is not None or self.concurrent is not None or self.device_ns is not None
+
+    @property
+    def limits(self) -> bool:
+        """Whether anything of it is held here or by frontends."""
+        return self.leased or self.memory_bytes is not None
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant's promise (in millidevices) and its weight in what is unused."""
+    """A tenant's promise (in millidevices), its weight in what is unused, and what it may use at the most."""
 
     name: str
     reservation: int = 0
     weight: int = 1
+    quota: Quota = Quota()
 
 
 @dataclass(frozen=True, slots=True)

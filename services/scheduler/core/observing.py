@@ -47,6 +47,9 @@ def take_report(state: State, executor: Executor, report: Report, now: float) ->
     executor.report = report
     executor.division.rates.take(report.usage, now)
     state.usage.report(executor.executor_id, report.usage, report.tenants)
+    device = executor.hello.device
+    state.limiter.used(executor.executor_id, device.compute_units, report, now)
+    state.telling.executor(executor.executor_id, device.kind, device.compute_units, report)
     _take_counts_of_the_gone(state, executor, now)
     state.rates.report(executor.executor_id, executor.hello.incarnation, report.measured_us, report.usage, now)
     told = {each.replica_id: each for each in report.replicas}

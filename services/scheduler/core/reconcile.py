@@ -82,7 +82,7 @@ def place_missing(state: State, now: float, next_id: Iterator[int]) -> Iterator[
             version = state.with_learnt(want.ref, want.version)
             demand, objective_us = state.model_demand(want.model), want.model.slo.objective_us
             ask = Ask(want.ref, demand, want.model.isolated, version, shunned, objective_us)
-            found = place(state.fleet, ask, state.isolated)
+            found = _within_quota(state, place(state.fleet, ask, state.isolated), want)
             if isinstance(found, NoPlace):
                 if not want.moving:
                     state.unplaced[want.ref] = found
@@ -90,6 +90,22 @@ def place_missing(state: State, now: float, next_id: Iterator[int]) -> Iterator[
                         yield Noted(f"{want.ref} has no place", found.detail)
                 break
             _order(want, found, ask.demand, next(next_id))
+
+
+def _within_quota(state: State, found: Place | NoPlace, want: _Want) -> Place | NoPlace:
+    """The place, unless the tenant's replicas would hold more memory than it may."""
+    tenant = state.tenant(want.model.key.tenant)
+    limit = tenant.quota.memory_bytes
+    if limit is None or isinstance(found, NoPlace):
+        return found
+    held = state.memory_of(tenant.name)
+    if held + found.memory_bytes <= limit:
+        return found
+    why = (
+        f"tenant {tenant.name!r} holds {held} of at most {limit} bytes of device memory; {want.ref} needs"
+        f" {found.memory_bytes} more (quota memory_bytes)"
+    )
+    return NoPlace(why, why)
 
 
 def shortages(state: State) -> Iterator[Noted]:

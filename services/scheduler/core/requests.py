@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from services.scheduler.core.catalogue import Key
 
@@ -19,15 +20,24 @@ _P99_LEAVES = 100
 """One request in so many may take longer than the 99th percentile."""
 
 
+class Moved(NamedTuple):
+    """Bytes of requests that an executor answered, and of its answers, since the frontend started."""
+
+    executor_id: str
+    bytes_in: int
+    bytes_out: int
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Requests of one model at one frontend since that started. latencies: how many, by bucket."""
+    """Requests of one model at one frontend since that started. latencies: how many, by bucket. moved: their bytes."""
 
     requests: int = 0
     within: int = 0
     missed: int = 0
     in_flight: int = 0
     latencies: tuple[tuple[int, int], ...] = ()
+    moved: tuple[Moved, ...] = ()
 
 
 @dataclass(slots=True)

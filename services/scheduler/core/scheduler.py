@@ -20,6 +20,7 @@ from services.scheduler.core.events import (
     Noted,
     Tick,
 )
+from services.scheduler.core.limiting import Answer, Limiter, QuotaReport, QuotaUse
 from services.scheduler.core.objectives import Found, Question, Unpromised
 from services.scheduler.core.reports import Hello, Report
 from services.scheduler.core.requests import Recent
@@ -27,6 +28,7 @@ from services.scheduler.core.reservations import Promise
 from services.scheduler.core.routes import RouteLog
 from services.scheduler.core.routing import routes
 from services.scheduler.core.state import Policy, State
+from services.scheduler.core.telling import Telling
 from services.scheduler.core.usage import Used
 
 
@@ -99,7 +101,7 @@ class Scheduler:
     ) -> None:
         self.epoch = epoch
         self.routes = RouteLog(route_changes, route_changes_bytes)
-        self._state = State(policy or Policy(), started_at=now)
+        self._state = State(policy or Policy(), started_at=now, limiter=Limiter(now))
         self._ids = self._replica_ids()
         self._last_id = epoch << 32
         self._decided_at = self._now = now
@@ -122,6 +124,23 @@ class Scheduler:
     def catalogue_known(self) -> bool:
         """Whether the catalogue has been heard of since the start."""
         return self._state.catalogue_known
+
+    def report_quotas(self, told: QuotaReport, now: float) -> Answer:
+        """Takes what a frontend says of tenants with a quota; what it may admit from now on."""
+        return self._state.limiter.report(told, now) if self._state.catalogue_known else Answer()
+
+    def quotas(self, now: float) -> list[QuotaUse]:
+        """Every tenant with a quota, and what is used of it, by name."""
+        held: dict[str, int] = {}
+        for replica in self._state.fleet.replicas():
+            tenant = replica.ref.key.tenant
+            held[tenant] = held.get(tenant, 0) + replica.memory_bytes
+        return self._state.limiter.uses(held, now)
+
+    @property
+    def telling(self) -> Telling:
+        """What the registry is still to be told of use."""
+        return self._state.telling
 
     def check_reservation(self, tenant: str, millidevices: int) -> Promise:
         """Whether a tenant could be promised so much, in place of what it has."""
@@ -199,6 +218,7 @@ class Scheduler:
             self._take_catalogue(event)
             return True, []
         if isinstance(event, FrontendReported):
+            state.telling.frontend(event.frontend_id, ((key, each.moved) for key, each in event.counts))
             # Frontends keep counts of models that are gone for a while.
             known = (each for each in event.counts if each[0] in state.models or not state.catalogue_known)
             state.requests.report(event.frontend_id, known, now, whole=event.whole)
@@ -236,6 +256,7 @@ class Scheduler:
             for key in event.removed_models:
                 state.models.pop(key, None)
         state.tenants.update({tenant.name: tenant for tenant in event.tenants})
+        state.limiter.limit(state.tenants.values(), self._now)
         state.models.update({model.key: model for model in event.models})
         state.forget_removed()
 

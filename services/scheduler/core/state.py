@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from services.scheduler.core.catalogue import MILLION, Inspection, Key, Model, Profile, Ref, Split, Tenant, Version
 from services.scheduler.core.events import Terms
 from services.scheduler.core.fleet import Counted, Executor, Fleet, LaneId
+from services.scheduler.core.limiting import Limiter
 from services.scheduler.core.placement import NoPlace, allows, demand
 from services.scheduler.core.replicas import Phase, Replica
 from services.scheduler.core.requests import RequestHistory
 from services.scheduler.core.routes import scaled
+from services.scheduler.core.telling import Telling
 from services.scheduler.core.usage import UsageLedger, UsageRates
 
 LONE = 5
@@ -89,6 +91,8 @@ class State:
     usage: UsageLedger = field(default_factory=UsageLedger)
     rates: UsageRates = field(default_factory=UsageRates)
     requests: RequestHistory = field(default_factory=RequestHistory)
+    limiter: Limiter = field(default_factory=lambda: Limiter(0.0))
+    telling: Telling = field(default_factory=Telling)
     refused: dict[Ref, str] = field(default_factory=dict)
     failures: dict[Ref, Failures] = field(default_factory=dict)
     learnt: dict[Ref, Learnt] = field(default_factory=dict)
@@ -170,6 +174,10 @@ class State:
         if short or lane is None:
             return True
         return bool(self.walled) and not allows(executor, lane, replica.ref.key, self.isolated)
+
+    def memory_of(self, tenant: str) -> int:
+        """Bytes of device memory that a tenant's replicas hold or are about to."""
+        return sum(each.memory_bytes for each in self.fleet.replicas() if each.ref.key.tenant == tenant)
 
     def terms(self, replica: Replica) -> Terms:
         """The terms on which a replica of a known model is to be served."""

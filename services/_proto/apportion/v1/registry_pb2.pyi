@@ -50,20 +50,40 @@ ISOLATION_SHARED: Isolation
 ISOLATION_PROCESS: Isolation
 
 class Tenant(_message.Message):
-    __slots__ = ("name", "reservation", "weight", "keys", "created_at", "revision")
+    __slots__ = ("name", "reservation", "weight", "keys", "created_at", "revision", "quota")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
     name: str
     reservation: _common_pb2.Share
     weight: int
     keys: _containers.RepeatedCompositeFieldContainer[ApiKey]
     created_at: _timestamp_pb2.Timestamp
     revision: int
-    def __init__(self, name: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., keys: _Optional[_Iterable[_Union[ApiKey, _Mapping]]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[int] = ...) -> None: ...
+    quota: Quota
+    def __init__(self, name: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., keys: _Optional[_Iterable[_Union[ApiKey, _Mapping]]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[int] = ..., quota: _Optional[_Union[Quota, _Mapping]] = ...) -> None: ...
+
+class Quota(_message.Message):
+    __slots__ = ("millirequests_per_s", "burst", "concurrent_requests", "device_ms", "device_interval_s", "memory_bytes", "stored_bytes")
+    MILLIREQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    BURST_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENT_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    millirequests_per_s: int
+    burst: int
+    concurrent_requests: int
+    device_ms: int
+    device_interval_s: int
+    memory_bytes: int
+    stored_bytes: int
+    def __init__(self, millirequests_per_s: _Optional[int] = ..., burst: _Optional[int] = ..., concurrent_requests: _Optional[int] = ..., device_ms: _Optional[int] = ..., device_interval_s: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., stored_bytes: _Optional[int] = ...) -> None: ...
 
 class ApiKey(_message.Message):
     __slots__ = ("id", "sha256", "created_at", "role", "expires_at")
@@ -189,14 +209,16 @@ class ModelSlo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ...) -> None: ...
 
 class CreateTenantRequest(_message.Message):
-    __slots__ = ("name", "reservation", "weight")
+    __slots__ = ("name", "reservation", "weight", "quota")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
     name: str
     reservation: _common_pb2.Share
     weight: int
-    def __init__(self, name: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ...) -> None: ...
+    quota: Quota
+    def __init__(self, name: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., quota: _Optional[_Union[Quota, _Mapping]] = ...) -> None: ...
 
 class CreateTenantResponse(_message.Message):
     __slots__ = ("tenant", "api_key")
@@ -213,10 +235,12 @@ class GetTenantRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class GetTenantResponse(_message.Message):
-    __slots__ = ("tenant",)
+    __slots__ = ("tenant", "stored_bytes")
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
     tenant: Tenant
-    def __init__(self, tenant: _Optional[_Union[Tenant, _Mapping]] = ...) -> None: ...
+    stored_bytes: int
+    def __init__(self, tenant: _Optional[_Union[Tenant, _Mapping]] = ..., stored_bytes: _Optional[int] = ...) -> None: ...
 
 class ListTenantsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
@@ -235,14 +259,16 @@ class ListTenantsResponse(_message.Message):
     def __init__(self, tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateTenantRequest(_message.Message):
-    __slots__ = ("name", "reservation", "weight")
+    __slots__ = ("name", "reservation", "weight", "quota")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
     name: str
     reservation: _common_pb2.Share
     weight: int
-    def __init__(self, name: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ...) -> None: ...
+    quota: Quota
+    def __init__(self, name: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., quota: _Optional[_Union[Quota, _Mapping]] = ...) -> None: ...
 
 class UpdateTenantResponse(_message.Message):
     __slots__ = ("tenant",)
@@ -601,3 +627,135 @@ class CatalogueChanges(_message.Message):
 class Bookmark(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class RecordUsageRequest(_message.Message):
+    __slots__ = ("books",)
+    BOOKS_FIELD_NUMBER: _ClassVar[int]
+    books: _containers.RepeatedCompositeFieldContainer[UsageBook]
+    def __init__(self, books: _Optional[_Iterable[_Union[UsageBook, _Mapping]]] = ...) -> None: ...
+
+class UsageBook(_message.Message):
+    __slots__ = ("tenant", "executor_id", "book", "device_kind", "device_compute_units", "total", "models")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    BOOK_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_COMPUTE_UNITS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    executor_id: str
+    book: str
+    device_kind: str
+    device_compute_units: int
+    total: UsageCounts
+    models: _containers.RepeatedCompositeFieldContainer[ModelUsage]
+    def __init__(self, tenant: _Optional[str] = ..., executor_id: _Optional[str] = ..., book: _Optional[str] = ..., device_kind: _Optional[str] = ..., device_compute_units: _Optional[int] = ..., total: _Optional[_Union[UsageCounts, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelUsage, _Mapping]]] = ...) -> None: ...
+
+class ModelUsage(_message.Message):
+    __slots__ = ("name", "life", "counts")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LIFE_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    life: int
+    counts: UsageCounts
+    def __init__(self, name: _Optional[str] = ..., life: _Optional[int] = ..., counts: _Optional[_Union[UsageCounts, _Mapping]] = ...) -> None: ...
+
+class UsageCounts(_message.Message):
+    __slots__ = ("device_ns", "compute_unit_ns", "requests", "batches", "bytes_in", "bytes_out")
+    DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_UNIT_NS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_IN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_OUT_FIELD_NUMBER: _ClassVar[int]
+    device_ns: int
+    compute_unit_ns: int
+    requests: int
+    batches: int
+    bytes_in: int
+    bytes_out: int
+    def __init__(self, device_ns: _Optional[int] = ..., compute_unit_ns: _Optional[int] = ..., requests: _Optional[int] = ..., batches: _Optional[int] = ..., bytes_in: _Optional[int] = ..., bytes_out: _Optional[int] = ...) -> None: ...
+
+class RecordUsageResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetUsageRequest(_message.Message):
+    __slots__ = ("tenant", "model", "since", "until", "page_size", "page_token")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    model: str
+    since: _timestamp_pb2.Timestamp
+    until: _timestamp_pb2.Timestamp
+    page_size: int
+    page_token: str
+    def __init__(self, tenant: _Optional[str] = ..., model: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class GetUsageResponse(_message.Message):
+    __slots__ = ("rows", "next_page_token")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[UsageRow]
+    next_page_token: str
+    def __init__(self, rows: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class UsageRow(_message.Message):
+    __slots__ = ("key", "hour", "device_kind", "device_compute_units", "counts", "whole_device_ns", "price_nanos", "cost_nanos")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    HOUR_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_COMPUTE_UNITS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
+    PRICE_NANOS_FIELD_NUMBER: _ClassVar[int]
+    COST_NANOS_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    hour: _timestamp_pb2.Timestamp
+    device_kind: str
+    device_compute_units: int
+    counts: UsageCounts
+    whole_device_ns: int
+    price_nanos: int
+    cost_nanos: int
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., hour: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., device_kind: _Optional[str] = ..., device_compute_units: _Optional[int] = ..., counts: _Optional[_Union[UsageCounts, _Mapping]] = ..., whole_device_ns: _Optional[int] = ..., price_nanos: _Optional[int] = ..., cost_nanos: _Optional[int] = ...) -> None: ...
+
+class SetPriceRequest(_message.Message):
+    __slots__ = ("device_kind", "price_nanos")
+    DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
+    PRICE_NANOS_FIELD_NUMBER: _ClassVar[int]
+    device_kind: str
+    price_nanos: int
+    def __init__(self, device_kind: _Optional[str] = ..., price_nanos: _Optional[int] = ...) -> None: ...
+
+class SetPriceResponse(_message.Message):
+    __slots__ = ("price",)
+    PRICE_FIELD_NUMBER: _ClassVar[int]
+    price: Price
+    def __init__(self, price: _Optional[_Union[Price, _Mapping]] = ...) -> None: ...
+
+class ListPricesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListPricesResponse(_message.Message):
+    __slots__ = ("prices",)
+    PRICES_FIELD_NUMBER: _ClassVar[int]
+    prices: _containers.RepeatedCompositeFieldContainer[Price]
+    def __init__(self, prices: _Optional[_Iterable[_Union[Price, _Mapping]]] = ...) -> None: ...
+
+class Price(_message.Message):
+    __slots__ = ("device_kind", "since", "price_nanos")
+    DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    PRICE_NANOS_FIELD_NUMBER: _ClassVar[int]
+    device_kind: str
+    since: _timestamp_pb2.Timestamp
+    price_nanos: int
+    def __init__(self, device_kind: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., price_nanos: _Optional[int] = ...) -> None: ...

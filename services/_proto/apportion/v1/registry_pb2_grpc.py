@@ -37,7 +37,7 @@ class RegistryServiceStub(object):
     ALREADY_EXISTS       TENANT_EXISTS, VERSION_EXISTS (the same version with other content)
     INVALID_ARGUMENT     FIELD_INVALID
     FAILED_PRECONDITION  TENANT_NOT_EMPTY, REVISION_CONFLICT
-    RESOURCE_EXHAUSTED   STORAGE_FULL, ARTEFACT_TOO_LARGE
+    RESOURCE_EXHAUSTED   STORAGE_FULL, ARTEFACT_TOO_LARGE, QUOTA_EXCEEDED
     DATA_LOSS            DIGEST_MISMATCH, SIZE_MISMATCH
     OUT_OF_RANGE         REVISION_COMPACTED: take a new snapshot
     """
@@ -67,6 +67,26 @@ class RegistryServiceStub(object):
                 '/apportion.v1.RegistryService/UpdateTenant',
                 request_serializer=apportion_dot_v1_dot_registry__pb2.UpdateTenantRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_registry__pb2.UpdateTenantResponse.FromString,
+                _registered_method=True)
+        self.RecordUsage = channel.unary_unary(
+                '/apportion.v1.RegistryService/RecordUsage',
+                request_serializer=apportion_dot_v1_dot_registry__pb2.RecordUsageRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_registry__pb2.RecordUsageResponse.FromString,
+                _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/apportion.v1.RegistryService/GetUsage',
+                request_serializer=apportion_dot_v1_dot_registry__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_registry__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
+        self.SetPrice = channel.unary_unary(
+                '/apportion.v1.RegistryService/SetPrice',
+                request_serializer=apportion_dot_v1_dot_registry__pb2.SetPriceRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_registry__pb2.SetPriceResponse.FromString,
+                _registered_method=True)
+        self.ListPrices = channel.unary_unary(
+                '/apportion.v1.RegistryService/ListPrices',
+                request_serializer=apportion_dot_v1_dot_registry__pb2.ListPricesRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_registry__pb2.ListPricesResponse.FromString,
                 _registered_method=True)
         self.DeleteTenant = channel.unary_unary(
                 '/apportion.v1.RegistryService/DeleteTenant',
@@ -167,7 +187,7 @@ class RegistryServiceServicer(object):
     ALREADY_EXISTS       TENANT_EXISTS, VERSION_EXISTS (the same version with other content)
     INVALID_ARGUMENT     FIELD_INVALID
     FAILED_PRECONDITION  TENANT_NOT_EMPTY, REVISION_CONFLICT
-    RESOURCE_EXHAUSTED   STORAGE_FULL, ARTEFACT_TOO_LARGE
+    RESOURCE_EXHAUSTED   STORAGE_FULL, ARTEFACT_TOO_LARGE, QUOTA_EXCEEDED
     DATA_LOSS            DIGEST_MISMATCH, SIZE_MISMATCH
     OUT_OF_RANGE         REVISION_COMPACTED: take a new snapshot
     """
@@ -194,7 +214,38 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateTenant(self, request, context):
-        """Changes the reservation or the weight. Absent fields stay as they are.
+        """Changes the reservation, the weight or the quota. Absent fields stay as they are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordUsage(self, request, context):
+        """Takes in what executors and frontends have counted, by the names of their counts. Each count is what was counted under
+        its name since that began: the most that was told counts, once, however often and by whom it is told, in the hour in
+        which the registry first hears of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUsage(self, request, context):
+        """Who used how much, by model, hour and kind of device, and what it costs. A tenant's own, or everybody's for an operator
+        who names no tenant. By (tenant, model, hour, device kind); at most page_size (1000 where 0).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPrice(self, request, context):
+        """Sets what a device-second costs from the current hour on. Hours before it keep the price that they had.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPrices(self, request, context):
+        """Every price that was ever set, by device kind and hour.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -353,6 +404,26 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=apportion_dot_v1_dot_registry__pb2.UpdateTenantRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_registry__pb2.UpdateTenantResponse.SerializeToString,
             ),
+            'RecordUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordUsage,
+                    request_deserializer=apportion_dot_v1_dot_registry__pb2.RecordUsageRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_registry__pb2.RecordUsageResponse.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=apportion_dot_v1_dot_registry__pb2.GetUsageRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_registry__pb2.GetUsageResponse.SerializeToString,
+            ),
+            'SetPrice': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPrice,
+                    request_deserializer=apportion_dot_v1_dot_registry__pb2.SetPriceRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_registry__pb2.SetPriceResponse.SerializeToString,
+            ),
+            'ListPrices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPrices,
+                    request_deserializer=apportion_dot_v1_dot_registry__pb2.ListPricesRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_registry__pb2.ListPricesResponse.SerializeToString,
+            ),
             'DeleteTenant': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteTenant,
                     request_deserializer=apportion_dot_v1_dot_registry__pb2.DeleteTenantRequest.FromString,
@@ -458,7 +529,7 @@ class RegistryService(object):
     ALREADY_EXISTS       TENANT_EXISTS, VERSION_EXISTS (the same version with other content)
     INVALID_ARGUMENT     FIELD_INVALID
     FAILED_PRECONDITION  TENANT_NOT_EMPTY, REVISION_CONFLICT
-    RESOURCE_EXHAUSTED   STORAGE_FULL, ARTEFACT_TOO_LARGE
+    RESOURCE_EXHAUSTED   STORAGE_FULL, ARTEFACT_TOO_LARGE, QUOTA_EXCEEDED
     DATA_LOSS            DIGEST_MISMATCH, SIZE_MISMATCH
     OUT_OF_RANGE         REVISION_COMPACTED: take a new snapshot
     """
@@ -561,6 +632,114 @@ class RegistryService(object):
             '/apportion.v1.RegistryService/UpdateTenant',
             apportion_dot_v1_dot_registry__pb2.UpdateTenantRequest.SerializeToString,
             apportion_dot_v1_dot_registry__pb2.UpdateTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.RegistryService/RecordUsage',
+            apportion_dot_v1_dot_registry__pb2.RecordUsageRequest.SerializeToString,
+            apportion_dot_v1_dot_registry__pb2.RecordUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.RegistryService/GetUsage',
+            apportion_dot_v1_dot_registry__pb2.GetUsageRequest.SerializeToString,
+            apportion_dot_v1_dot_registry__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPrice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.RegistryService/SetPrice',
+            apportion_dot_v1_dot_registry__pb2.SetPriceRequest.SerializeToString,
+            apportion_dot_v1_dot_registry__pb2.SetPriceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPrices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.RegistryService/ListPrices',
+            apportion_dot_v1_dot_registry__pb2.ListPricesRequest.SerializeToString,
+            apportion_dot_v1_dot_registry__pb2.ListPricesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -539,36 +539,144 @@ class RecentRequests(_message.Message):
     def __init__(self, window_ms: _Optional[int] = ..., requests: _Optional[int] = ..., within: _Optional[int] = ..., missed: _Optional[int] = ..., p99_us: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., in_flight: _Optional[int] = ...) -> None: ...
 
 class ReportRequestsRequest(_message.Message):
-    __slots__ = ("frontend_id", "counts", "whole")
+    __slots__ = ("frontend_id", "counts", "whole", "demands", "leases_serial", "leaving", "leases_whole")
     FRONTEND_ID_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
+    DEMANDS_FIELD_NUMBER: _ClassVar[int]
+    LEASES_SERIAL_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    LEASES_WHOLE_FIELD_NUMBER: _ClassVar[int]
     frontend_id: str
     counts: _containers.RepeatedCompositeFieldContainer[RequestCounts]
     whole: bool
-    def __init__(self, frontend_id: _Optional[str] = ..., counts: _Optional[_Iterable[_Union[RequestCounts, _Mapping]]] = ..., whole: bool = ...) -> None: ...
+    demands: _containers.RepeatedCompositeFieldContainer[QuotaDemand]
+    leases_serial: int
+    leaving: bool
+    leases_whole: bool
+    def __init__(self, frontend_id: _Optional[str] = ..., counts: _Optional[_Iterable[_Union[RequestCounts, _Mapping]]] = ..., whole: bool = ..., demands: _Optional[_Iterable[_Union[QuotaDemand, _Mapping]]] = ..., leases_serial: _Optional[int] = ..., leaving: bool = ..., leases_whole: bool = ...) -> None: ...
 
 class ReportRequestsResponse(_message.Message):
-    __slots__ = ("epoch",)
+    __slots__ = ("epoch", "leases", "leases_serial", "lease_ms", "again_ms")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    LEASES_SERIAL_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_MS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
-    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+    leases: _containers.RepeatedCompositeFieldContainer[QuotaLease]
+    leases_serial: int
+    lease_ms: int
+    again_ms: int
+    def __init__(self, epoch: _Optional[int] = ..., leases: _Optional[_Iterable[_Union[QuotaLease, _Mapping]]] = ..., leases_serial: _Optional[int] = ..., lease_ms: _Optional[int] = ..., again_ms: _Optional[int] = ...) -> None: ...
+
+class QuotaDemand(_message.Message):
+    __slots__ = ("tenant", "microrequests_per_s", "in_flight", "concurrent", "held", "unleased")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MICROREQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    UNLEASED_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    microrequests_per_s: int
+    in_flight: int
+    concurrent: int
+    held: QuotaLease
+    unleased: bool
+    def __init__(self, tenant: _Optional[str] = ..., microrequests_per_s: _Optional[int] = ..., in_flight: _Optional[int] = ..., concurrent: _Optional[int] = ..., held: _Optional[_Union[QuotaLease, _Mapping]] = ..., unleased: bool = ...) -> None: ...
+
+class QuotaLease(_message.Message):
+    __slots__ = ("tenant", "microrequests_per_s", "microburst", "mint", "concurrent", "device_requests", "device_level_ns", "device_retry_ms", "static_microrequests_per_s", "static_microburst", "static_concurrent")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MICROREQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    MICROBURST_FIELD_NUMBER: _ClassVar[int]
+    MINT_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_LEVEL_NS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_RETRY_MS_FIELD_NUMBER: _ClassVar[int]
+    STATIC_MICROREQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    STATIC_MICROBURST_FIELD_NUMBER: _ClassVar[int]
+    STATIC_CONCURRENT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    microrequests_per_s: int
+    microburst: int
+    mint: int
+    concurrent: int
+    device_requests: int
+    device_level_ns: int
+    device_retry_ms: int
+    static_microrequests_per_s: int
+    static_microburst: int
+    static_concurrent: int
+    def __init__(self, tenant: _Optional[str] = ..., microrequests_per_s: _Optional[int] = ..., microburst: _Optional[int] = ..., mint: _Optional[int] = ..., concurrent: _Optional[int] = ..., device_requests: _Optional[int] = ..., device_level_ns: _Optional[int] = ..., device_retry_ms: _Optional[int] = ..., static_microrequests_per_s: _Optional[int] = ..., static_microburst: _Optional[int] = ..., static_concurrent: _Optional[int] = ...) -> None: ...
+
+class GetQuotasRequest(_message.Message):
+    __slots__ = ("tenant",)
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+
+class GetQuotasResponse(_message.Message):
+    __slots__ = ("quotas",)
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    quotas: _containers.RepeatedCompositeFieldContainer[QuotaUse]
+    def __init__(self, quotas: _Optional[_Iterable[_Union[QuotaUse, _Mapping]]] = ...) -> None: ...
+
+class QuotaUse(_message.Message):
+    __slots__ = ("tenant", "limit_millirequests_per_s", "asked_millirequests_per_s", "limit_concurrent", "in_flight", "limit_device_ms", "device_interval_s", "device_left_ms", "limit_memory_bytes", "memory_bytes", "frontends")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_MILLIREQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    ASKED_MILLIREQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_CONCURRENT_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_DEVICE_MS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FRONTENDS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    limit_millirequests_per_s: int
+    asked_millirequests_per_s: int
+    limit_concurrent: int
+    in_flight: int
+    limit_device_ms: int
+    device_interval_s: int
+    device_left_ms: int
+    limit_memory_bytes: int
+    memory_bytes: int
+    frontends: int
+    def __init__(self, tenant: _Optional[str] = ..., limit_millirequests_per_s: _Optional[int] = ..., asked_millirequests_per_s: _Optional[int] = ..., limit_concurrent: _Optional[int] = ..., in_flight: _Optional[int] = ..., limit_device_ms: _Optional[int] = ..., device_interval_s: _Optional[int] = ..., device_left_ms: _Optional[int] = ..., limit_memory_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., frontends: _Optional[int] = ...) -> None: ...
 
 class RequestCounts(_message.Message):
-    __slots__ = ("key", "requests", "within", "missed", "in_flight", "latencies")
+    __slots__ = ("key", "requests", "within", "missed", "in_flight", "latencies", "bytes")
     KEY_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     WITHIN_FIELD_NUMBER: _ClassVar[int]
     MISSED_FIELD_NUMBER: _ClassVar[int]
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     LATENCIES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
     key: _common_pb2.ModelKey
     requests: int
     within: int
     missed: int
     in_flight: int
     latencies: _containers.RepeatedCompositeFieldContainer[LatencyCount]
-    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., requests: _Optional[int] = ..., within: _Optional[int] = ..., missed: _Optional[int] = ..., in_flight: _Optional[int] = ..., latencies: _Optional[_Iterable[_Union[LatencyCount, _Mapping]]] = ...) -> None: ...
+    bytes: _containers.RepeatedCompositeFieldContainer[ByteCounts]
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., requests: _Optional[int] = ..., within: _Optional[int] = ..., missed: _Optional[int] = ..., in_flight: _Optional[int] = ..., latencies: _Optional[_Iterable[_Union[LatencyCount, _Mapping]]] = ..., bytes: _Optional[_Iterable[_Union[ByteCounts, _Mapping]]] = ...) -> None: ...
+
+class ByteCounts(_message.Message):
+    __slots__ = ("executor_id", "bytes_in", "bytes_out")
+    EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
+    BYTES_IN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_OUT_FIELD_NUMBER: _ClassVar[int]
+    executor_id: str
+    bytes_in: int
+    bytes_out: int
+    def __init__(self, executor_id: _Optional[str] = ..., bytes_in: _Optional[int] = ..., bytes_out: _Optional[int] = ...) -> None: ...
 
 class LatencyCount(_message.Message):
     __slots__ = ("bucket", "count")

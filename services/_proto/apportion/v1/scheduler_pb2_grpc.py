@@ -56,6 +56,11 @@ class SchedulerServiceStub(object):
                 request_serializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsResponse.FromString,
                 _registered_method=True)
+        self.GetQuotas = channel.unary_unary(
+                '/apportion.v1.SchedulerService/GetQuotas',
+                request_serializer=apportion_dot_v1_dot_scheduler__pb2.GetQuotasRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_scheduler__pb2.GetQuotasResponse.FromString,
+                _registered_method=True)
         self.CheckReservation = channel.unary_unary(
                 '/apportion.v1.SchedulerService/CheckReservation',
                 request_serializer=apportion_dot_v1_dot_scheduler__pb2.CheckReservationRequest.SerializeToString,
@@ -104,8 +109,16 @@ class SchedulerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReportRequests(self, request, context):
-        """A frontend's counts of requests that are over, about once a second while there are any. They are for people to look
-        at: nothing is decided by them, and a scheduler that does not hear them is none the worse.
+        """A frontend's counts of requests that are over, about once a second. They are for people to look at: nothing is decided
+        by them. With them goes what tenants with a quota ask of this frontend, and the answer has its part of their quotas:
+        see QuotaLease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetQuotas(self, request, context):
+        """Quotas and what is used of them now: of one tenant, or of every tenant that has one, for an operator who names none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,6 +173,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.ReportRequests,
                     request_deserializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_scheduler__pb2.ReportRequestsResponse.SerializeToString,
+            ),
+            'GetQuotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQuotas,
+                    request_deserializer=apportion_dot_v1_dot_scheduler__pb2.GetQuotasRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_scheduler__pb2.GetQuotasResponse.SerializeToString,
             ),
             'CheckReservation': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckReservation,
@@ -287,6 +305,33 @@ class SchedulerService(object):
             '/apportion.v1.SchedulerService/ReportRequests',
             apportion_dot_v1_dot_scheduler__pb2.ReportRequestsRequest.SerializeToString,
             apportion_dot_v1_dot_scheduler__pb2.ReportRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQuotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.SchedulerService/GetQuotas',
+            apportion_dot_v1_dot_scheduler__pb2.GetQuotasRequest.SerializeToString,
+            apportion_dot_v1_dot_scheduler__pb2.GetQuotasResponse.FromString,
             options,
             channel_credentials,
             insecure,

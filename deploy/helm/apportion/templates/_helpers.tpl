@@ -1,0 +1,151 @@
+{{- define "apportion.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What selects pods: it must never change between releases of the chart. */}}
+{{- define "apportion.instance" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* Arguments: root, component. */}}
+{{- define "apportion.selector" -}}
+{{ include "apportion.instance" .root }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "apportion.labels" -}}
+{{ include "apportion.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | quote }}
+{{- end -}}
+
+{{/* Arguments: root, image. */}}
+{{- define "apportion.image" -}}
+{{- $registry := .root.Values.imageRegistry -}}
+{{- if $registry }}{{ $registry }}/{{ end -}}
+{{- .image.repository -}}
+{{- if .image.digest -}}@{{ .image.digest }}{{- else -}}:{{ default .root.Chart.AppVersion .image.tag }}{{- end -}}
+{{- end -}}
+
+{{- define "apportion.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ default (include "apportion.fullname" .) .Values.serviceAccount.name }}
+{{- else -}}
+{{ default "default" .Values.serviceAccount.name }}
+{{- end -}}
+{{- end -}}
+
+{{- define "apportion.meshSecret" -}}
+{{ default (printf "%s-mesh" (include "apportion.fullname" .)) .Values.meshToken.existingSecret }}
+{{- end -}}
+
+{{/* What every service is told. Arguments: root, component, values, metrics (port). */}}
+{{- define "apportion.env" -}}
+{{- $prefix := printf "APPORTION_%s_" (upper .component) -}}
+- name: APPORTION_MESH_TOKEN
+  valueFrom:
+    secretKeyRef: { name: {{ include "apportion.meshSecret" .root }}, key: {{ .root.Values.meshToken.key }} }
+- name: APPORTION_LOG_FORMAT
+  value: {{ .root.Values.log.format | quote }}
+- name: APPORTION_LOG_LEVEL
+  value: {{ .root.Values.log.level | quote }}
+- name: {{ $prefix }}METRICS_LISTEN
+  value: "0.0.0.0:{{ .metrics }}"
+{{- with .root.Values.telemetry.otlpEndpoint }}
+- name: APPORTION_OTLP_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
+{{- with .values.drainNoticeSeconds }}
+- name: {{ $prefix }}DRAIN_NOTICE_S
+  value: {{ . | quote }}
+{{- end }}
+- name: {{ $prefix }}DRAIN_S
+  value: {{ .values.drainSeconds | quote }}
+{{- range $name, $value := .values.settings }}
+- name: {{ $prefix }}{{ upper $name }}
+  {{- /* Whole numbers come as floats out of YAML: never 1.34217728e+08. */}}
+  value: {{ if kindIs "float64" $value }}{{ if eq $value (floor $value) }}{{ printf "%.0f" $value | quote }}{{ else }}{{ $value | quote }}{{ end }}{{ else if kindIs "slice" $value }}{{ toJson $value | quote }}{{ else }}{{ $value | quote }}{{ end }}
+{{- end }}
+{{- with .values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* What all pods have in common. Arguments: root, component, values. */}}
+{{- define "apportion.pod" -}}
+serviceAccountName: {{ include "apportion.serviceAccount" .root }}
+automountServiceAccountToken: false
+# Variables that Kubernetes makes from services' names would meet ours.
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: {{ .root.Values.podSecurity.runAsUser }}
+  runAsGroup: {{ .root.Values.podSecurity.runAsGroup }}
+  fsGroup: {{ .root.Values.podSecurity.fsGroup }}
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: { type: RuntimeDefault }
+terminationGracePeriodSeconds: {{ add (int (default 0 .values.drainNoticeSeconds)) (int .values.drainSeconds) 10 }}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .values.nodeSelector }}
+nodeSelector: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.affinity }}
+affinity: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Arguments: root, component. */}}
+{{- define "apportion.spread" -}}
+{{- if .root.Values.topologySpread.enabled }}
+topologySpreadConstraints:
+  {{- $arguments := . }}
+  {{- range .root.Values.topologySpread.topologyKeys }}
+  - topologyKey: {{ . }}
+    maxSkew: {{ $arguments.root.Values.topologySpread.maxSkew }}
+    whenUnsatisfiable: {{ $arguments.root.Values.topologySpread.whenUnsatisfiable }}
+    labelSelector:
+      matchLabels: {{ include "apportion.selector" $arguments | nindent 8 }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "apportion.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: { drop: [ALL] }
+{{- end -}}
+
+{{/* Readiness by what the service says of itself; liveness only by whether its process answers, never by a database, a queue
+     or another service. Arguments: ready (health service; empty: the whole). */}}
+{{- define "apportion.probes" -}}
+readinessProbe:
+  grpc: { port: {{ .port }}{{ with .ready }}, service: {{ . }}{{ end }} }
+  periodSeconds: 5
+  timeoutSeconds: 3
+  failureThreshold: 2
+livenessProbe:
+  grpc: { port: {{ .port }}, service: grpc.health.v1.Health }
+  initialDelaySeconds: 10
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+{{- end -}}

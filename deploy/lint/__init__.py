@@ -1,0 +1,1 @@
+"""`python -m deploy.lint`: everything under deploy/ that can be checked without a container engine or a cluster."""
