@@ -21,6 +21,8 @@ ONE_LOOP = pytest.mark.asyncio(loop_scope="module")
 P = common_pb2
 SERVICES = ("registry", "collector", "query", "scheduler", "executor", "frontend")
 CALL_S = 1.5
+UNSPOKEN = {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/grpc.health.v1.Health/List"}
+"""Named so that they are decided where a version of gRPC serves them."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -73,6 +75,14 @@ async def test_every_method_that_reflection_shows_has_a_permission_and_the_contr
             assert permissions.named()[method] == permission
         else:
             assert not method.startswith("/apportion."), f"{method} names no permission"
+
+
+@ONE_LOOP
+async def test_reflection_shows_every_method_that_anything_speaks_so_none_goes_untried(
+    mesh: tuple[Mesh, issuer.Issuer],
+) -> None:
+    found = {method for service in SERVICES for method, _ in await shown(mesh[0], service)}
+    assert found == set(permissions.named()) - UNSPOKEN
 
 
 async def outcome(mesh: Mesh, service: str, method: str, metadata: tuple[tuple[str, str], ...]) -> str:

@@ -68,6 +68,10 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         for tenant in ("alice", "bob"):
             await mesh.known(tenant)
         registry = mesh.stub("registry", RegistryServiceStub)
+        for tenant, model in (("alice", "own"), ("bob", "secret")):
+            await registry.RecordUsage(used(tenant, model), metadata=bearing(TOKEN))
+        limited = pb.UpdateTenantRequest(name="bob", quota=pb.Quota(concurrent_requests=7))
+        await registry.UpdateTenant(limited, metadata=bearing(TOKEN))
         bob = (await registry.GetTenant(pb.GetTenantRequest(name="bob"), metadata=bearing(TOKEN))).tenant
         trace = await traced(mesh, "bob")
         foreign = Thing("bob", "secret", DIGEST, bob.keys[0].id, trace, "region-b")
@@ -79,6 +83,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         await frontend.SystemSharedMemoryRegister(request, metadata=bearing(mesh.keys["bob"]))
         try:
             await until_routed(mesh)
+            await until_limited(mesh)
             yield made
         finally:
             made.shared.unlink()
@@ -102,6 +107,19 @@ async def until_routed(mesh: Mesh) -> None:
     async with asyncio.timeout(20):
         while not (await frontend.RepositoryIndex(ask, metadata=metadata)).models:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+async def until_limited(mesh: Mesh) -> None:
+    """Waits until the scheduler has heard of bob's quota."""
+    while not await quotas(mesh, "bob"):  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
+async def quotas(mesh: Mesh, caller: str | None) -> set[str]:
+    """The tenants of whose quotas a caller hears that names none. caller: None, an operator."""
+    stub = mesh.stub("scheduler", scheduler_pb2_grpc.SchedulerServiceStub)
+    metadata = bearing(TOKEN if caller is None else mesh.keys[caller])
+    return {each.tenant for each in (await stub.GetQuotas(scheduler_pb2.GetQuotasRequest(), metadata=metadata)).quotas}
 
 
 Ask = Callable[[Mesh, Thing, Any], Awaitable[Any] | AsyncIterator[Any]]
@@ -132,6 +150,15 @@ def upload(thing: Thing) -> Any:
     return iter([pb.UploadArtefactRequest(header=header), pb.UploadArtefactRequest(data=data)])
 
 
+def used(tenant: str, model: str) -> pb.RecordUsageRequest:
+    """A second on some device."""
+    counts = pb.UsageCounts(device_ns=10**9, compute_unit_ns=10**9, requests=1, batches=1)
+    models = [pb.ModelUsage(name=model, life=1, counts=counts)]
+    return pb.RecordUsageRequest(
+        books=[pb.UsageBook(tenant=tenant, executor_id="e", book="b", device_kind="cpu", total=counts, models=models)]
+    )
+
+
 def find(thing: Thing) -> jaeger.FindTracesRequest:
     query = jaeger.TraceQueryParameters(attributes={"tenant.name": thing.tenant}, start_time_min=Timestamp(seconds=1))
     query.start_time_max.GetCurrentTime()
@@ -160,6 +187,11 @@ ASKS: dict[str, Ask] = {
     "GetModel": registry("GetModel", lambda t: pb.GetModelRequest(key=key(t))),
     "ListModels": registry("ListModels", lambda t: pb.ListModelsRequest(tenant=t.tenant)),
     "UpdateModel": registry("UpdateModel", lambda t: pb.UpdateModelRequest(key=key(t), unloaded=True)),
+    "SetModelSlo": registry("SetModelSlo", lambda t: pb.SetModelSloRequest(key=key(t), slo=pb.ModelSlo(name="fast"))),
+    "RemoveModelSlo": registry("RemoveModelSlo", lambda t: pb.RemoveModelSloRequest(key=key(t), name="fast")),
+    "GetUsage": registry("GetUsage", lambda t: pb.GetUsageRequest(tenant=t.tenant)),
+    "GetUsage, of a model's name": registry("GetUsage", lambda t: pb.GetUsageRequest(model=t.model)),
+    "RecordUsage": registry("RecordUsage", lambda t: used(t.tenant, t.model)),
     "DeleteModel": registry("DeleteModel", lambda t: pb.DeleteModelRequest(key=key(t))),
     "DeleteModel, a version": registry("DeleteModel", lambda t: pb.DeleteModelRequest(key=key(t), version=1)),
     "ShareModel": registry("ShareModel", lambda t: pb.ShareModelRequest(key=key(t), with_tenant="alice")),
@@ -180,6 +212,12 @@ ASKS: dict[str, Ask] = {
         scheduler_pb2_grpc.SchedulerServiceStub,
         "GetObjective",
         lambda t: scheduler_pb2.GetObjectiveRequest(key=key(t)),
+    ),
+    "GetQuotas": asked(
+        "scheduler",
+        scheduler_pb2_grpc.SchedulerServiceStub,
+        "GetQuotas",
+        lambda t: scheduler_pb2.GetQuotasRequest(tenant=t.tenant),
     ),
     "CheckReservation": asked(
         "scheduler",
@@ -282,3 +320,24 @@ async def test_an_index_and_a_listing_without_a_name_tell_of_the_callers_own_alo
         oip.ModelStatisticsRequest(), metadata=metadata
     )
     assert {each.name for each in statistics.model_stats} <= {"own"}
+
+
+@ONE_LOOP
+async def test_quotas_and_usage_are_ones_own_alone_and_an_operators_all(world: World) -> None:
+    mesh = world.mesh
+    assert await quotas(mesh, "alice/user") == set()
+    assert await quotas(mesh, "bob/user") == await quotas(mesh, None) == {"bob"}
+    for caller, seen in (("alice", {"alice"}), ("bob", {"bob"}), (None, {"alice", "bob"})):
+        metadata = bearing(TOKEN if caller is None else mesh.keys[caller])
+        found = await mesh.stub("registry", RegistryServiceStub).GetUsage(pb.GetUsageRequest(), metadata=metadata)
+        assert {row.key.tenant for row in found.rows} == seen
+
+
+@ONE_LOOP
+async def test_who_sets_a_price_is_in_the_operators_audit_log_and_in_no_tenants(world: World) -> None:
+    registry = world.mesh.stub("registry", RegistryServiceStub)
+    await registry.SetPrice(pb.SetPriceRequest(device_kind="cpu", price_nanos=7), metadata=bearing(TOKEN))
+    (latest, *_) = (await registry.ListAudit(pb.ListAuditRequest(), metadata=bearing(TOKEN))).entries
+    assert (latest.action, latest.actor, latest.object) == ("SetPrice", "mesh token", "price of cpu: 7")
+    own = await registry.ListAudit(pb.ListAuditRequest(), metadata=bearing(world.mesh.keys["bob"]))
+    assert "SetPrice" not in {entry.action for entry in own.entries}
