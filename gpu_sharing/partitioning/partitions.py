@@ -61,10 +61,10 @@ def prepared(layouts: list[Layout], *, field: str = "layouts") -> Partitions:
 
 
 def _name(layout: Layout) -> str:
-    return ";".join(_ranges(lane) for lane in layout)
+    return ";".join(written(lane) for lane in layout)
 
 
-def _ranges(units: tuple[int, ...]) -> str:
+def written(units: tuple[int, ...]) -> str:
     """Units as they would be written: "0-2,5"."""
     runs: list[list[int]] = []
     for unit in units:
