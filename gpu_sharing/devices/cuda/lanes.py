@@ -121,9 +121,8 @@ class CudaLanes:
         self, number: int, resources: list[Any], pieces: Sequence[tuple[int, ...]], partitions: Partitions
     ) -> CudaLane:
         if not resources:
-            flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-            make = lambda priority: self._kept("cuStreamCreateWithPriority", "cuStreamDestroy", flags, priority)
-            return CudaLane(number, None, make(LANE_PRIORITY), make(LOADING_PRIORITY), len(partitions.lanes[number]))
+            streams = (self._plain(LANE_PRIORITY), self._plain(LOADING_PRIORITY))
+            return CudaLane(number, None, *streams, len(partitions.lanes[number]))
         context = self._context(
             number, [resources[piece] for piece in pieces[number]], len(resources) - 1 in pieces[number]
         )
@@ -149,6 +148,10 @@ class CudaLanes:
     def _stream(self, context: Handle, priority: int) -> Handle:
         flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
         return self._kept("cuGreenCtxStreamCreate", "cuStreamDestroy", context, flags, priority)
+
+    def _plain(self, priority: int) -> Handle:
+        flags = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        return self._kept("cuStreamCreateWithPriority", "cuStreamDestroy", flags, priority)
 
     def _free(self) -> Bytes:
         return int(self._do("cuMemGetInfo")[0])
