@@ -32,13 +32,15 @@ class LaneState:
     virtual: the virtual time of what runs from surplus, which is where a server starts that had nothing to do.
     guaranteed_share: of the lane's time lately, what went to guaranteed work.
     foresight: how far from the truth expected waits of surplus have been lately.
-    last: the number of the batch that ran last.
-    longest_slice: of anyone, as far as known; 0: nothing is. slice_bound: no slice is likely to be longer.
+    last: the number of the batch whose slice was handed out last.
+    longest_slice: of anyone, as far as known; 0: nothing is. slice_bound: what is out before one that is handed out now is
+    not likely to take longer: as many slices as may be out.
     """
 
-    def __init__(self, lane: int, capacity: Millidevices, touched: Touched) -> None:
-        """Raises ValueError for a capacity below 1 millidevice."""
+    def __init__(self, lane: int, capacity: Millidevices, touched: Touched, ahead: int = 1) -> None:
+        """ahead: slices that may be out at once. Raises ValueError for a capacity below 1 millidevice."""
         self.lane = lane
+        self._ahead = ahead
         self.tenancy = Tenancy(capacity)
         self.calls: dict[int, Call] = {}
         self.batches: dict[int, BatchInFlight] = {}
@@ -192,11 +194,12 @@ class LaneState:
             server.waiting[Tier.SURPLUS].take(riders)
             self._expect(server, Tier.SURPLUS, -brought)
 
-    def spend(self, batch: BatchInFlight, took: Nanoseconds, tier: Tier, now: Nanoseconds) -> None:
+    def spend(
+        self, batch: BatchInFlight, took: Nanoseconds, started: Nanoseconds, tier: Tier, now: Nanoseconds
+    ) -> None:
         """A slice of the batch has run on these terms. To be followed by `touch` or `dismiss`."""
         server = self.server_of(batch)
-        batch.end_slice(took)
-        self.last = batch.number
+        batch.end_slice(took, started)
         self.busy_ns += took
         batch.home.device_ns += took
         server.spend(batch, took, tier)
@@ -244,7 +247,7 @@ class LaneState:
         """Replicas have come or gone, or a long slice has been seen, or may have been forgotten."""
         replicas = self.tenancy.replicas.values()
         self.longest_slice = max((each.longest_slice.at(now) for each in replicas), default=0)
-        self.slice_bound = max((each.slice_bound(now) for each in replicas), default=0)
+        self.slice_bound = self._ahead * max((each.slice_bound(now) for each in replicas), default=0)
         self._remeasure_at = now + _REMEASURE_EVERY
 
     # Everybody.
