@@ -81,7 +81,9 @@ class Arbiter:
         self._admission: Admission = admission or Reservations()
         self._switching: Switching = switching or EarliestDeadline()
         self._batching: Batching = batching or LargestInTime()
-        self._lane = LaneState(lane, capacity, lambda server, now: self._switching.touch(server, self._lane, now), ahead)
+        self._lane = LaneState(
+            lane, capacity, lambda server, now: self._switching.touch(server, self._lane, now), ahead
+        )
         self._ahead = ahead
         self._out: list[_Out] = []
         self._ended: Nanoseconds = 0

@@ -18,8 +18,10 @@ Result = TypeVar("Result")
 class Background:
     """Runs calls, one after the other, on a thread of low priority. One caller at a time."""
 
-    def __init__(self, nice: int = NICE) -> None:
+    def __init__(self, nice: int = NICE, *, enter: Callable[[], None] = lambda: None) -> None:
+        """enter: called first on the thread."""
         self._nice = nice
+        self._enter = enter
         self._asked: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
         self._told: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -43,6 +45,7 @@ class Background:
         # Linux keeps the nice value of each thread; threads that this one starts inherit it.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
+        self._enter()
         while True:
             work = self._asked.get()
             answer: tuple[Any, BaseException | None]

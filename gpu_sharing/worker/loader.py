@@ -56,9 +56,13 @@ class Loader:
         watch: Watch | None = None,
         load_limit_ns: Nanoseconds = 900 * SECOND,
         sleep: Callable[[float], None] = time.sleep,
+        threads: int | None = None,
+        enter: Callable[[], None] = lambda: None,
     ) -> None:
         """runtime_for: finds a runtime by its name; None: gpu_sharing.runtimes.registry. watch: notices loads that
-        have not ended after load_limit_ns."""
+        have not ended after load_limit_ns. threads: of the processor, for one segment; None: as many as compute units.
+        enter: called first on each thread that touches models, so that what they do on a device goes where it should.
+        """
         self._outbox = outbox
         self._ledger = ledger
         self._device_kind = device_kind
@@ -68,7 +72,9 @@ class Loader:
         self._watch = watch
         self._load_limit_ns = load_limit_ns
         self._sleep = sleep
-        self._background = Background()
+        self._threads = compute_units if threads is None else threads
+        self._enter = enter
+        self._background = Background(enter=enter)
         self._shelf = Shelf()
         self._jobs: queue.SimpleQueue[Load | int] = queue.SimpleQueue()
         self._models: dict[int, LoadedModel] = {}
@@ -89,6 +95,7 @@ class Loader:
 
     def run(self, requests: Requests, prewarm: Sequence[str]) -> None:
         """For ever. prewarm: runtimes whose libraries are imported first."""
+        self._enter()
         for name in prewarm:
             self._prewarm(name)
         while True:
@@ -179,7 +186,7 @@ class Loader:
     def _config(self, load: Load) -> LoadConfig:
         known = self._known(load)
         return LoadConfig(
-            threads=self._compute_units,
+            threads=self._threads,
             compute_units=self._compute_units,
             max_batch_size=load.max_batch_size,
             batch_axes=load.batch_axes,
