@@ -20,6 +20,8 @@ PURE_ROOMS = sorted(
         "gpu_sharing/memory/extents.py",
         "gpu_sharing/memory/owners.py",
         "gpu_sharing/runtimes/cutting.py",
+        "gpu_sharing/runtimes/graphs.py",
+        "gpu_sharing/devices/cuda/errors.py",
         "gpu_sharing/units.py",
         "gpu_sharing/tensors.py",
         "gpu_sharing/measurements.py",

@@ -42,6 +42,7 @@ class TorchExportRuntime:
 
     name = "torch_export"
     starts_threads = False
+    device = "cpu"
 
     def check(self, path: Path) -> None:
         """Raises ArtefactRefused unless every member of the .pt2 file is harmless to load. Deserialises none of them."""
@@ -56,12 +57,15 @@ class TorchExportRuntime:
         with opened(path) as archive, tempfile.NamedTemporaryFile(suffix=".pt2") as clean:
             program = read_program(archive)
             operators = resolved_operators(program)
-            write_clean(program, archive, clean, device="cpu")
+            write_clean(program, archive, clean, device=self.device)
             clean.flush()
             exported = _loaded(clean.name, path.name)
         mutates = any(
             isinstance(operator, torch._ops.OpOverload) and operator._schema.is_mutable for operator in operators
         )
+        return self._model(exported, program, config, mutates)
+
+    def _model(self, exported: Any, program: Program, config: LoadConfig, mutates: bool) -> LoadedModel:
         return TorchExportModel(exported, program, config, copies_inputs=mutates)
 
 

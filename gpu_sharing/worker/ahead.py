@@ -168,6 +168,9 @@ class AheadLane:
             return
         while self._out:
             self._end_first()
+        if self._lost:
+            self._requests.give_up(work.slice.calls, describe(work.hosted.label, error))
+            return
         # The device was at it from when what was out before had ended.
         began = max(began, self._ended)
         took = max(1, self._clock() - began)

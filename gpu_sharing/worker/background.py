@@ -22,7 +22,7 @@ class Background:
         """enter: called first on the thread."""
         self._nice = nice
         self._enter = enter
-        self._asked: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._told: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -41,6 +41,12 @@ class Background:
             # Its traceback holds this frame, which holds it.
             del error
 
+    def stop(self) -> None:
+        """Ends the thread, if there is one."""
+        if self._thread is not None:
+            self._asked.put(None)
+            self._thread = None
+
     def _run(self) -> None:
         # Linux keeps the nice value of each thread; threads that this one starts inherit it.
         with contextlib.suppress(OSError):
@@ -48,6 +54,8 @@ class Background:
         self._enter()
         while True:
             work = self._asked.get()
+            if work is None:
+                return
             answer: tuple[Any, BaseException | None]
             try:
                 answer = (work(), None)

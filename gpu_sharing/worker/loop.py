@@ -36,6 +36,7 @@ HUNG_STATUS = 3
 """A worker's exit status where something in it did not return."""
 
 _READ_BYTES = 1 << 18
+_LANE_ENDS_S = 5.0
 
 
 class WorkerLoop:
@@ -63,6 +64,7 @@ class WorkerLoop:
         units = len(config.cores) or device.compute_units
         self._config = config
         self._device = device
+        self._seat, self._end_worker = seat, end_worker
         self._units = units
         self._socket = sock
         self._outbox = Outbox(sock)
@@ -80,6 +82,7 @@ class WorkerLoop:
             load_limit_ns=config.load_limit_ns,
             threads=None if seat is None else seat.threads,
             enter=seat.enter_loader if seat is not None else lambda: None,
+            settle=None if seat is None else seat.settle,
         )
         arbiter = arbiter_of(
             config.policy,
@@ -136,6 +139,13 @@ class WorkerLoop:
         self._watch.stop()
         self._requests.stop()
         self._tell_statistics()
+        if self._seat is not None:
+            # Another loop may be opened on the lane: its thread must have let go of the stream.
+            lane.join(timeout=_LANE_ENDS_S)
+            if lane.is_alive():
+                self._end_worker()
+            self._loader.stop()
+            self._seat.close()
 
     def _ready(self, pid: int) -> Ready:
         device = self._device

@@ -105,7 +105,7 @@ class WorkerProcess:
         await asyncio.to_thread(self._reap, after_s)
         if self._stderr is not None:
             await asyncio.wait([self._stderr], timeout=1.0)
-        return _ending(self._process.returncode)
+        return ending(self._process.returncode)
 
     def _reap(self, after_s: float) -> None:
         try:
@@ -121,7 +121,7 @@ class WorkerProcess:
             self._stderr.cancel()
 
 
-def _ending(status: int) -> str:
+def ending(status: int) -> str:
     """How a process with this return code ended, in words."""
     if status >= 0:
         return f"exited with status {status}"

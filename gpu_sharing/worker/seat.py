@@ -14,7 +14,8 @@ class Seat:
     """stream: of the lane. runtime_for: runtimes whose models run on it; None: the registered ones.
 
     enter_lane, enter_loader: called first on the lane's thread and on those that load, to make its streams their current ones.
-    threads: of the processor, that one segment may use.
+    threads: of the processor, that one segment may use. settle: waits until what the calling thread has launched has ended.
+    close: once the lane's thread has ended.
     """
 
     stream: LaneStream
@@ -22,3 +23,5 @@ class Seat:
     enter_loader: Callable[[], None] = lambda: None
     runtime_for: Callable[[str], Runtime] | None = None
     threads: int = 1
+    settle: Callable[[], None] = lambda: None
+    close: Callable[[], None] = lambda: None
