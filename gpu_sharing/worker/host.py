@@ -18,7 +18,7 @@ from gpu_sharing.devices.cuda.lanes import Prepared
 from gpu_sharing.devices.probe import probe
 from gpu_sharing.memory.arena import Arena, ArenaView
 from gpu_sharing.partitioning.partitions import Partitions, parse_layouts
-from gpu_sharing.worker.__main__ import _SWITCH_INTERVAL_S, confine, fall
+from gpu_sharing.worker.__main__ import SWITCH_INTERVAL_S, confine, fall
 from gpu_sharing.worker.cuda_seats import CudaSeats
 from gpu_sharing.worker.hosting import (
     PACKET_BYTES,
@@ -138,7 +138,7 @@ def main(arguments: list[str]) -> None:
     control_fd, parent_pid = map(int, arguments[:2])
     confine(parent_pid)
     threading.excepthook = fall
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     os.set_inheritable(control_fd, False)
     config = msgspec.json.decode(arguments[2], type=HostConfig)
     device, partitions = opened(config)

@@ -18,13 +18,11 @@ from gpu_sharing.units import MiB
 from gpu_sharing.worker.client import OnEvents, WorkerClient, WorkerLost
 from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.hosting import PACKET_BYTES, HostConfig, HostReady, OpenLane, Told
-from gpu_sharing.worker.process import ending, environment
+from gpu_sharing.worker.process import cuda_environment, ending, environment
 
 _TAIL_LINES = 40
 _START_S = 120.0
 """The driver, torch and the contexts of every layout."""
-CONNECTIONS = "32"
-"""Hardware queues. By default streams share 8, and disjoint lanes that share one wait for each other."""
 
 Command = Callable[[int, HostConfig], Sequence[str]]
 
@@ -87,7 +85,7 @@ class _Process:
             self._process = subprocess.Popen(
                 list(command(theirs.fileno(), config)),
                 pass_fds=(theirs.fileno(),),
-                env={**environment(WorkerConfig(cores=())), **_cuda_environment()},
+                env={**environment(WorkerConfig(cores=())), **cuda_environment(config.backend)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -225,11 +223,3 @@ class LaneProcess:
     def close(self) -> None:
         """Lets go of the socket."""
         self.socket.close()
-
-
-def _cuda_environment() -> dict[str, str]:
-    """What CUDA must find when it starts, and which devices the executor was given."""
-    kept = {
-        name: value for name, value in os.environ.items() if name.startswith(("CUDA_", "NVIDIA_", "APPORTION_DEVICE"))
-    }
-    return {"CUDA_DEVICE_MAX_CONNECTIONS": CONNECTIONS, **kept}

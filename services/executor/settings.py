@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -37,6 +38,14 @@ class ExecutorSettings(ServiceSettings):
     layouts: str = ""
     """Ways to divide the cores that this executor is prepared for, in place of `cores`: written like it, with bars between them:
     "0-3|0-1;2-3". The first is in force at the start; the scheduler changes them with demand. At most eight."""
+    device: Literal["auto", "cpu", "cuda_mig", "cuda_green", "cuda_mps", "cuda_streams"] = "auto"
+    """How lanes are kept apart: "auto" takes the first that this machine has of a part of a GPU that MIG made, green contexts,
+    MPS, plain streams, processor cores."""
+    isolation: Literal["lanes", "process"] = "lanes"
+    """On a GPU: "lanes", threads of one process over disjoint SMs; or "process", a process a lane under an MPS daemon of this
+    executor's own, with stronger walls around memory and a weaker promise about time."""
+    graph_bytes: int = Field(default=_GIB, ge=0)
+    """On a GPU: what the CUDA graphs of one lane may hold; those that go unused for longest give way."""
     cache: Path = Path("~/.cache/apportion/artefacts")
     """Folder for artefacts that were fetched. Executors of one host may share it."""
     books: Path | None = None
