@@ -62,7 +62,8 @@ async def measure(task: Task, device: Device) -> Measurement:
         input_arena_bytes=MiB,
         output_arena_bytes=MiB,
         load_limit_ns=int(task.limit_s * 1e9),
-        **({} if device.backend == "cpu" else {"threads": 1, "environment": cuda_environment(device.backend)}),
+        threads=None if device.backend == "cpu" else 1,
+        environment={} if device.backend == "cpu" else cuda_environment(device.backend),
     )
     try:
         told = await asyncio.wait_for(_loaded(task, config), task.limit_s)
