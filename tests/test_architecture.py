@@ -19,6 +19,7 @@ PURE_ROOMS = sorted(
         "gpu_sharing/memory/ledger.py",
         "gpu_sharing/memory/extents.py",
         "gpu_sharing/memory/owners.py",
+        "gpu_sharing/memory/residence.py",
         "gpu_sharing/runtimes/cutting.py",
         "gpu_sharing/runtimes/graphs.py",
         "gpu_sharing/devices/cuda/errors.py",
