@@ -165,7 +165,9 @@ class Daemon:
             except OSError as error:
                 raise MpsFailed(f"{self._program} -f: {error}") from error
         for _ in range(round(_PATIENCE_S / _STEP_S)):
-            if self.is_alive and self._answers():
+            if not self.is_alive:
+                break
+            if self._answers():
                 return
             self._sleep(_STEP_S)
         words = self.words()
