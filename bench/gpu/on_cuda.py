@@ -507,6 +507,7 @@ def _remapped(lanes: Lanes) -> dict[str, Any]:
     """Memory taken away and given back under one address, by this project's ranges, beneath a captured graph."""
     import cupy
     import torch
+
     from gpu_sharing.devices.cuda.vmm import Ranges
 
     (number,) = lanes.partitions.layouts[0]
@@ -544,6 +545,7 @@ def _remapped(lanes: Lanes) -> dict[str, Any]:
 def memory_cap() -> dict[str, Any]:
     """A pool with a budget: its owner alone runs out, graphs count, and its callbacks stand a second thread."""
     import torch
+
     from gpu_sharing.memory.capped import CappedPool
 
     torch.zeros(1, device="cuda")

@@ -87,7 +87,7 @@ def pad(flat: Any, lengths: Sequence[int], *, filler: int = 0) -> Any:
         raise ValueError(f"lengths: add up to {int(starts[-1])}, and there are {flat.shape[0]} items")
     longest = max(lengths, default=0)
     padded = torch.empty((len(lengths), longest, *flat.shape[1:]), dtype=flat.dtype, device=flat.device)
-    _launch("pad", flat, starts, padded, lengths, filler)
+    _launch("pad", flat, starts, padded, filler)
     return padded
 
 
@@ -99,11 +99,11 @@ def unpad(padded: Any, lengths: Sequence[int]) -> Any:
     if len(lengths) != padded.shape[0] or max(lengths, default=0) > padded.shape[1]:
         raise ValueError(f"lengths: {list(lengths)} do not fit {list(padded.shape)}")
     flat = torch.empty((int(starts[-1]), *padded.shape[2:]), dtype=padded.dtype, device=padded.device)
-    _launch("unpad", padded, starts, flat, lengths, None)
+    _launch("unpad", padded, starts, flat, None)
     return flat
 
 
-def _launch(name: str, given: Any, starts: np.ndarray, made: Any, lengths: Sequence[int], filler: int | None) -> None:
+def _launch(name: str, given: Any, starts: np.ndarray, made: Any, filler: int | None) -> None:
     import cupy
     import torch
 

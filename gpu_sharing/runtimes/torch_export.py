@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,9 @@ class TorchExportModel:
         """The most memory that a batch of these inputs holds at once, its weights not counted. Runs the batch, slowly."""
         return peak_bytes(self._module, list(self._values(inputs).values()))
 
+    def _device_settles(self) -> Callable[[], None] | None:
+        return None
+
     def _execute(self, inputs: Tensors) -> dict[str, np.ndarray]:
         return finish(self.run(inputs))
 
@@ -152,7 +156,7 @@ class TorchExportModel:
         inputs = made_up(self.signature, 1, warmup=config.warmup, ranges=self.ranges, extent=self.preferred_extent)
         parts = cut_again(module, config.segments) if config.segments is not None else None
         if parts is None:
-            parts = cut(module, list(self._values(inputs).values()))
+            parts = cut(module, list(self._values(inputs).values()), self._device_settles())
         if len(parts) == 1:
             return self._parts
         with torch.inference_mode():

@@ -223,6 +223,9 @@ class CudaExportModel(TorchExportModel):
         self._graphs.backend.synchronize()
         return given
 
+    def _device_settles(self) -> Callable[[], None] | None:
+        return self._graphs.backend.synchronize
+
     def _execute(self, inputs: Tensors) -> dict[str, np.ndarray]:
         given = super()._execute(inputs)
         self._graphs.backend.synchronize()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gpu_sharing.devices.cuda.device import CudaDevice
 from gpu_sharing.devices.cuda.driver import Driver, call, load
 from gpu_sharing.devices.cuda.stream import AHEAD, CudaStream
 from gpu_sharing.partitioning.partitions import Partitions
 from gpu_sharing.runtimes.base import ArtefactRefused, Runtime
+from gpu_sharing.runtimes.registry import RUNTIMES
 from gpu_sharing.units import Bytes, GiB
 from gpu_sharing.worker.seat import Seat
+
+if TYPE_CHECKING:
+    from gpu_sharing.runtimes.torch_graphs import Graphs
 
 
 class CudaSeats:
@@ -46,20 +52,28 @@ class CudaSeats:
             stream,
             enter_lane=backend.enter_lane,
             enter_loader=backend.enter_loading,
-            runtime_for=lambda name: runtime_on_cuda(name, graphs),
+            runtime_for=lambda name: runtime_on_cuda(name, graphs, int(lane.compute), self._onnx_bytes(), ordinal),
             settle=backend.synchronize,
             close=stream.close,
         )
+
+    def _onnx_bytes(self) -> Bytes:
+        """What one ONNX model may draw: the ledger admits loads, this stops one that grows afterwards."""
+        return self._device.memory_bytes // max(1, len(self.lanes.lanes))
 
     def close(self) -> None:
         """Lets go of the device."""
         self.lanes.close()
 
 
-def runtime_on_cuda(name: str, graphs: object) -> Runtime:
+def runtime_on_cuda(name: str, graphs: Graphs, stream: int, limit_bytes: Bytes, ordinal: int = 0) -> Runtime:
     """The runtime of that name, for models that live on a lane. ArtefactRefused, naming those that there are, for any other."""
-    from gpu_sharing.runtimes.torch_graphs import CudaExportRuntime, Graphs
+    if name == "torch_export":
+        from gpu_sharing.runtimes.torch_graphs import CudaExportRuntime
 
-    if name == "torch_export" and isinstance(graphs, Graphs):
         return CudaExportRuntime(graphs)
-    raise ArtefactRefused(f"format: {name!r} is not served on this device: torch_export is")
+    if name == "onnx":
+        from gpu_sharing.runtimes.onnx_cuda import OnnxCudaRuntime, provider_options
+
+        return OnnxCudaRuntime(provider_options(stream, limit_bytes, ordinal=ordinal))
+    raise ArtefactRefused(f"format: {name!r} is not one of {', '.join(RUNTIMES)}")

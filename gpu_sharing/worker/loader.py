@@ -182,7 +182,8 @@ class Loader:
         trim()
         grown_bytes = data_bytes() - before_bytes
         # A small file may hold a model that grows as it is opened.
-        charged_bytes = model.weight_bytes if grown_bytes <= 2 * model.weight_bytes + UNSEEN_BYTES else grown_bytes
+        unseen = self._settle is None and grown_bytes > 2 * model.weight_bytes + UNSEEN_BYTES
+        charged_bytes = grown_bytes if unseen else model.weight_bytes
         shelved = Shelved(model, charged_bytes, self._clock() - began, users={load.replica})
         self._shelf.put(load.digest, load.format, shelved)
         return shelved
