@@ -100,17 +100,17 @@ class LargestInTime(Largest):
         surplus = lane.server(head).waiting[Tier.SURPLUS]
         if head.tier is not Tier.GUARANTEED or not surplus:
             return together
-        rows = together.rows
-        for _, rider in surplus.of_kind(head.kind):
-            if rows + rider.rows > head.replica.max_batch_size:
+        rows, most = together.rows, head.replica.max_batch_size
+        for _, rider in surplus.of_kind(head.kind) if rows < most else ():
+            if rows + rider.rows > most:
                 break
             rows += rider.rows
             together.calls.append(rider)
-        return Together(together.calls, rows, together.alone, together.due)
+        return together if rows == together.rows else together._replace(rows=rows)
 
     def fits(self, together: Together, predicted: Nanoseconds | None, lane: LaneState, now: Nanoseconds) -> bool:
         """See `Largest`."""
-        if not super().fits(together, predicted, lane, now):
+        if self.quantum_ns is not None and not super().fits(together, predicted, lane, now):
             return False
         if predicted is None:
             return True
@@ -141,13 +141,14 @@ class LargestInTime(Largest):
 def first_outside(calls: Sequence[Call], lane: LaneState) -> Nanoseconds | None:
     """The earliest moment at which something guaranteed of the same tenant is due that is not among these calls."""
     server = lane.server(calls[0])
-    dues = [batch.due for batch in server.in_flight if batch.tier is Tier.GUARANTEED]
     waiting = server.waiting[Tier.GUARANTEED]
-    if len(waiting) > len(calls) or calls[-1].tier is not Tier.GUARANTEED:
-        outside = waiting.first_beyond(calls)
-        if outside is not None:
-            dues.append(outside.due)
-    return min(dues, default=None)
+    may_wait = len(waiting) > len(calls) or calls[-1].tier is not Tier.GUARANTEED
+    outside = waiting.first_beyond(calls) if may_wait else None
+    first = None if outside is None else outside.due
+    for batch in server.in_flight:
+        if batch.tier is Tier.GUARANTEED and (first is None or batch.due < first):
+            first = batch.due
+    return first
 
 
 def _fewer(together: Together) -> Together:

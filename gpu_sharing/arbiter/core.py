@@ -132,7 +132,7 @@ class Arbiter:
         if chosen is None:
             return None
         work = chosen.work
-        batch = work if isinstance(work, BatchInFlight) else self._lane.form(work, now)
+        batch = work if isinstance(work, BatchInFlight) else self._lane.form(work)
         first = batch.started is None
         batch.interrupted = not first and self._lane.last != batch.number
         batch.begin_slice(now)

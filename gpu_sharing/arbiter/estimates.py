@@ -11,6 +11,7 @@ import bisect
 import collections
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -24,6 +25,9 @@ SEED_RUNS = 10
 """Until a key has run this often, the profile's word counts as well, where it is longer."""
 
 _ROWS_KEPT = 512
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class Window:
@@ -60,6 +64,26 @@ class Window:
         return min(self._sum / len(self._last), self._ordered[-1])
 
 
+class Weight(NamedTuple):
+    """What a request takes: p99 and mean of it alone, and its part of the largest batch it can ride in, on average."""
+
+    p99: Nanoseconds
+    mean: Nanoseconds
+    packed: Nanoseconds
+
+
+class _Lesson(NamedTuple):
+    """What runs say about a rows bucket. factor: of its own, over the profile; None: none has run.
+
+    least, most: what smaller batches have taken, and larger ones at least. below: the next smaller bucket that has run.
+    """
+
+    factor: float | None
+    least: Nanoseconds
+    most: Nanoseconds | None
+    below: int | None
+
+
 class _Shape:
     """One shape bucket: the profile's points, and by rows bucket what runs and their longest slices took.
 
@@ -73,9 +97,12 @@ class _Shape:
         self.slices: dict[int, Window] = {}
         self.known: dict[int, Nanoseconds] = {}
         self.average: dict[int, Nanoseconds] = {}
-        # By rows bucket, what runs say: over the profile, and of as many rows as the bucket is named for.
+        self._weights: dict[tuple[int, int], Weight] = {}
+        # By rows bucket, what runs say over the profile.
         self._factors: dict[int, float] = {}
-        self._steps: dict[int, Nanoseconds] = {}
+        # By rows bucket, up to the largest that has run; and of those beyond.
+        self._lessons: dict[int, _Lesson] = {}
+        self._beyond = _Lesson(None, 0, None, None)
 
     def record(self, rows: int, took: Nanoseconds, longest_slice: Nanoseconds) -> None:
         bucket = _bucket(rows)
@@ -84,12 +111,13 @@ class _Shape:
         runs.add(took / self.base(rows))
         self.slices.setdefault(bucket, Window()).add(float(longest_slice))
         self.average.clear()
+        self._weights.clear()
         if before != self._word_of(runs):
             self.known.clear()
             # As long as they are few, the profile's word counts as well.
             few = bool(self.points) and len(runs) < SEED_RUNS
             self._factors[bucket] = max(runs.p99, 1.0) if few else runs.p99
-            self._steps[bucket] = self._seen(bucket)
+            self._learn()
 
     def _word_of(self, runs: Window) -> tuple[float, bool] | None:
         """All that estimates of the p99 take from a window; None of an empty one."""
@@ -119,31 +147,44 @@ class _Shape:
         return found
 
     def _p99(self, rows: int) -> Nanoseconds | None:
-        bucket = _bucket(rows)
-        word = self._seen(rows) if bucket in self.runs else self._unseen(rows)
-        if word is None:
-            return None
-        for key, step in self._steps.items():
-            if key < bucket and step > word:
-                word = step
-        return word
-
-    def _seen(self, rows: int) -> Nanoseconds:
-        """What runs of its bucket say."""
-        return math.ceil(self._factors[_bucket(rows)] * self.base(rows) - 1e-6)
-
-    def _unseen(self, rows: int) -> Nanoseconds | None:
-        """What the profile says, or else smaller batches in proportion; in any case no more than larger ones have taken."""
-        bucket = _bucket(rows)
-        most = min((self._seen(key // 2 + 1) for key in self.runs if key > bucket), default=None)
+        lesson = self._lessons.get(_bucket(rows), self._beyond)
+        if lesson.factor is not None:
+            return max(lesson.least, self._times(lesson.factor, rows))
         if self.points:
             word = self.base(rows)
+        elif lesson.below is not None:
+            # Smaller batches in proportion.
+            word = self._times(self._factors[lesson.below], lesson.below) * rows // lesson.below
+        elif lesson.most is None:
+            return None
         else:
-            below = max((key for key in self.runs if key < bucket), default=None)
-            if below is None:
-                return most
-            word = self._seen(below) * rows // below
-        return word if most is None else min(word, most)
+            word = lesson.most
+        return max(lesson.least, word if lesson.most is None else min(word, lesson.most))
+
+    def _times(self, factor: float, rows: int) -> Nanoseconds:
+        """What runs say that took so many times as long as the profile's."""
+        return math.ceil(factor * self.base(rows) - 1e-6)
+
+    def _learn(self) -> None:
+        """What runs of one bucket say about the others has changed: looked at once, rather than with every question."""
+        factors, lessons = self._factors, {}
+        bucket, least, below = 1, 0, None
+        largest = max(factors)
+        while bucket <= largest:
+            factor = factors.get(bucket)
+            lessons[bucket] = _Lesson(factor, least, None, below)
+            if factor is not None:
+                below, least = bucket, max(least, self._times(factor, bucket))
+            bucket <<= 1
+        most: Nanoseconds | None = None
+        for bucket in reversed(lessons):
+            lesson = lessons[bucket]
+            if lesson.factor is None:
+                lessons[bucket] = lesson._replace(most=most)
+            else:
+                seen = self._times(lesson.factor, bucket // 2 + 1)
+                most = seen if most is None else min(most, seen)
+        self._lessons, self._beyond = lessons, _Lesson(None, least, None, below)
 
     def mean(self, rows: int) -> Nanoseconds | None:
         found = self.average.get(rows)
@@ -152,6 +193,18 @@ class _Shape:
             found = self.p99(rows) if runs is None else int(runs.mean * self.base(rows))
             if found is not None:
                 _keep(self.average, rows, found)
+        return found
+
+    def weigh(self, rows: int, max_batch_size: int) -> Weight | None:
+        found = self._weights.get((rows, max_batch_size))
+        if found is None:
+            p99, alone = self.p99(rows), self.mean(rows)
+            if p99 is None or alone is None:
+                return None
+            full = self.mean(max_batch_size) if max_batch_size > rows else None
+            packed = alone if full is None else min(alone, full * rows // max_batch_size)
+            found = Weight(p99, alone, packed)
+            _keep(self._weights, (rows, max_batch_size), found)
         return found
 
 
@@ -181,13 +234,10 @@ class Estimates:
         shape = self._shapes.get(shape_bucket)
         return None if shape is None else shape.mean(rows)
 
-    def packed(self, rows: int, shape_bucket: str, max_batch_size: int) -> Nanoseconds | None:
-        """Its part of the largest batch it can ride in, on average; None as above."""
-        alone = self.mean(rows, shape_bucket)
-        if alone is None or max_batch_size <= rows:
-            return alone
-        full = self.mean(max_batch_size, shape_bucket)
-        return alone if full is None else min(alone, full * rows // max_batch_size)
+    def weigh(self, rows: int, shape_bucket: str, max_batch_size: int) -> Weight | None:
+        """All that is known of a request, at once; None where nothing like it has run or been profiled."""
+        shape = self._shapes.get(shape_bucket)
+        return None if shape is None else shape.weigh(rows, max_batch_size)
 
     def guess(self, rows: int, shape_bucket: str) -> Nanoseconds | None:
         """p99, or where this shape is new the largest that is known of any; None where nothing is known at all."""
@@ -232,14 +282,15 @@ def _longest_segment(point: ProfilePoint) -> Nanoseconds:
 
 
 def _bucket(rows: int) -> int:
-    return int(1 << max(0, rows - 1).bit_length())
+    bucket: int = 1 << (rows - 1).bit_length() if rows > 1 else 1
+    return bucket
 
 
 def _rows(point: ProfilePoint) -> int:
     return point.rows
 
 
-def _keep(cache: dict[int, Nanoseconds], rows: int, value: Nanoseconds) -> None:
+def _keep(cache: dict[_Key, _Value], key: _Key, value: _Value) -> None:
     if len(cache) >= _ROWS_KEPT:
         cache.clear()
-    cache[rows] = value
+    cache[key] = value

@@ -43,6 +43,10 @@ class Line:
         key, _, server = self._order[0]
         return key, server
 
+    def second_key(self) -> Any:
+        """The key behind the least; None where there is none."""
+        return self._order[1][0] if len(self._order) > 1 else None
+
 
 class Paced:
     """Servers that each may go from a start on, in the order of their deadlines once they may."""
@@ -72,3 +76,8 @@ class Paced:
             self._early.discard(server)
             self._ripe.put(deadline, server)
         return self._ripe.first()
+
+    def is_before_others(self, deadline: Nanoseconds) -> bool:
+        """Whether the first of those that may go would still be first with this deadline. Ask `first` before."""
+        other = self._ripe.second_key()
+        return other is None or deadline < other

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpu_sharing.arbiter.batches import BatchInFlight, Plan
 from gpu_sharing.arbiter.budget import Budget
 from gpu_sharing.arbiter.calls import Call, Tier
@@ -87,7 +85,8 @@ class Server:
     @property
     def wants_more(self) -> bool:
         """Whether it has anything to do. What is guaranteed counts: ahead of its reservation's pace it takes part in the surplus."""
-        return any(map(self.has, Tier))
+        guaranteed, surplus, gap = self.waiting
+        return bool(self.in_flight or guaranteed or surplus or gap)
 
     def refresh(self) -> None:
         """What it would do next has changed."""
@@ -98,20 +97,19 @@ class Server:
                 continue
             if best is None or _age(batch) < _age(best):
                 batches[batch.tier] = batch
-        guaranteed, surplus, gap = (waiting.head for waiting in self.waiting)
+        waiting = self.waiting
+        guaranteed, surplus = waiting[0].head, waiting[1].head
         self.next_guaranteed = self._next(batches[0], guaranteed)
-        self.next_gap = self._next(batches[2], gap)
+        self.next_gap = self._next(batches[2], waiting[2].head)
         if batches[1] is None and surplus is None:
             self.next_beyond = self.next_guaranteed
-            return
-        oldest = min((each for each in batches[:2] if each is not None), key=_age, default=None)
-        head = min((each for each in (guaranteed, surplus) if each is not None), key=_place, default=None)
-        self.next_beyond = self._next(oldest, head)
+        else:
+            self.next_beyond = self._next(_oldest(batches[0], batches[1]), _foremost(guaranteed, surplus))
 
     def _next(self, batch: BatchInFlight | None, head: Call | None) -> BatchInFlight | Call | None:
         """Of the two, what goes first. A call that may not start, since too many batches of its replica are in flight, lends
         its turn to one of these."""
-        if head is None or (batch is not None and not head.urgency < batch.urgency):
+        if head is None or (batch is not None and head.urgency >= batch.urgency):
             return batch
         if head.replica.may_start(guaranteed=head.tier is Tier.GUARANTEED, has_reservation=self.granted > 0):
             return head
@@ -200,5 +198,13 @@ def _age(batch: BatchInFlight) -> tuple[Urgency, int]:
     return (batch.urgency, batch.number)
 
 
-def _place(call: Call) -> Any:
-    return call.place
+def _oldest(one: BatchInFlight | None, other: BatchInFlight | None) -> BatchInFlight | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one if _age(one) < _age(other) else other
+
+
+def _foremost(one: Call | None, other: Call | None) -> Call | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return other if other.place < one.place else one

@@ -81,11 +81,13 @@ class LaneState:
 
     def weigh(self, call: Call) -> None:
         """What the call will take, by what is known now."""
-        rows, bucket, estimates = call.request.rows, call.shape_bucket, call.replica.estimates
-        cost = estimates.guess(rows, bucket)
-        call.cost = max(1, DEFAULT_ESTIMATE if cost is None else cost)
-        call.alone = estimates.mean(rows, bucket) or 0
-        call.packed = estimates.packed(rows, bucket, call.replica.max_batch_size) or 0
+        estimates = call.replica.estimates
+        weight = estimates.weigh(call.rows, call.shape_bucket, call.replica.max_batch_size)
+        if weight is None:
+            cost = estimates.guess(call.rows, call.shape_bucket)
+            call.cost = max(1, DEFAULT_ESTIMATE if cost is None else cost)
+        else:
+            call.cost, call.alone, call.packed = max(1, weight.p99), weight.mean, weight.packed
 
     def admit(self, call: Call, tier: Tier, now: Nanoseconds) -> None:
         """The call waits on these terms; once more, where its first batch broke."""
@@ -144,7 +146,7 @@ class LaneState:
 
     # Batches.
 
-    def form(self, plan: Plan, now: Nanoseconds) -> BatchInFlight:
+    def form(self, plan: Plan) -> BatchInFlight:
         """The calls of the plan wait no longer: they are in flight."""
         head = plan.calls[0]
         server, replica = self.server(head), head.replica
@@ -160,9 +162,9 @@ class LaneState:
         # Who runs again has been counted, and runs alone.
         replica.requests += 0 if head.is_again else len(plan.calls)
         replica.batches += 1
-        # Nobody chooses before its first slice has ended, and then the server is looked at anyway.
+        # Nobody chooses before its first slice has ended, and then the server is looked at anyway; but others may come.
         if plan.calls[-1].tier is not head.tier:
-            self.touch(server, now)
+            self._recount(server)
         return batch
 
     def _join(self, batch: BatchInFlight, server: Server) -> None:
@@ -266,14 +268,16 @@ class LaneState:
     def touch(self, server: Server, now: Nanoseconds) -> None:
         """The server's situation has changed."""
         server.refresh()
-        guaranteed = server.has(Tier.GUARANTEED)
-        bandwidth = server.granted if guaranteed else 0
+        self._recount(server)
+        self._touched(server, now)
+
+    def _recount(self, server: Server) -> None:
+        bandwidth = server.granted if server.has(Tier.GUARANTEED) else 0
         self.busy_bandwidth += bandwidth - server.counted_bandwidth
         server.counted_bandwidth = bandwidth
         weight = server.weight if server.has(Tier.SURPLUS) else 0
         self.busy_weight += weight - server.counted_weight
         server.counted_weight = weight
-        self._touched(server, now)
 
     def statistics(self) -> ArbiterStatistics:
         """A snapshot."""

@@ -108,15 +108,18 @@ class EarliestDeadline:
             deadline, server = first
             work = self._postponed.pop(server.number, None) or _planned(server.next_guaranteed, lane, batching, now)
             covered = server.cover(work)
-            if covered is None or covered > deadline:
-                # All that it is going to do now has to be paid for: others may be due before that.
-                self._file(server, now)
-                first = self._guaranteed.first(now)
-                if first is None or first[1] is not server:
-                    self._postponed[server.number] = work
-                    continue
-            return Choice(work, Tier.GUARANTEED)
+            # All that it is going to do now has to be paid for: others may be due before that.
+            if covered is not None and (covered <= deadline or self._stays_first(server, now)):
+                return Choice(work, Tier.GUARANTEED)
+            self._file(server, now)
+            self._postponed[server.number] = work
+            first = self._guaranteed.first(now)
         return None
+
+    def _stays_first(self, server: Server, now: Nanoseconds) -> bool:
+        """Whether it would be first by what it claims now. Its place is left as it is: after its slice it gets another."""
+        claim = server.claim()
+        return claim is not None and claim[0] - AHEAD <= now and self._guaranteed.is_before_others(claim[1])
 
     def _of_surplus(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
         while (first := self._surplus.first()) is not None:

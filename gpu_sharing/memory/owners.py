@@ -26,8 +26,10 @@ class PageOwners:
         """
         end = offset + length_bytes
         first, last = offset // PAGE_BYTES, -(-end // PAGE_BYTES)
-        pages = self._of[first:last]
         several = last - first > 1
+        if not several and self._of[first] == owner:
+            return False
+        pages = self._of[first:last]
         foreign = bool(((pages != owner) & (pages != NOBODY)).any()) if several else self._is_foreign(first, owner)
         if not foreign:
             pages[:] = owner

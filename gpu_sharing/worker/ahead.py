@@ -17,7 +17,7 @@ from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Submit
 from gpu_sharing.worker.meter import Meter
 from gpu_sharing.worker.requests import Finished, Requests, Work
-from gpu_sharing.worker.scatter import checked
+from gpu_sharing.worker.scatter import BatchOutputs
 from gpu_sharing.worker.watch import TIMES_THE_ESTIMATE, Watch, Watched
 
 
@@ -137,7 +137,7 @@ class AheadLane:
         finished = None
         if first.last:
             try:
-                outputs = checked(flight.hosted.model.signature, flight.outputs, flight.rows)
+                outputs = BatchOutputs(flight.hosted.model.signature, flight.outputs, flight.rows)
             except BaseException as error:
                 self._fail(first.work, took, error)
                 return
@@ -192,11 +192,11 @@ class AheadLane:
         self._end_worker()
 
     def _watched(self, work: Work) -> Watched:
-        load, calls = work.hosted.load, work.slice.calls
+        calls = work.slice.calls
         # It may have to wait for all that is out before it.
         limit_ns = max(self._hang_after_ns, TIMES_THE_ESTIMATE * (work.slice.predicted or 0))
         return Watched(
-            f"replica {load.replica}, {work.hosted.label}: a segment",
+            work.hosted.watched,
             limit_ns * (1 + len(self._out)),
             None,
             lambda message: self._requests.give_up(calls, message),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpu_sharing.measurements import Profile
-from gpu_sharing.runtimes.base import LoadedModel
+from gpu_sharing.runtimes.base import Interruptible, LoadedModel
 from gpu_sharing.runtimes.profile import shape_bucket
 from gpu_sharing.units import ComputeUnits
 from gpu_sharing.worker.messages import Load, Submit
@@ -12,7 +12,8 @@ _BUCKETS_KEPT = 4096
 
 
 class Hosted:
-    """One replica. label: how messages to callers name it. points: of its profile, those from lanes as large as this one."""
+    """One replica. label: how messages to callers name it; watched: how those about a segment that does not return do.
+    points: of its profile, those from lanes as large as this one. stop: ends the segment that runs; None: nothing can."""
 
     def __init__(self, load: Load, model: LoadedModel, profile: Profile, compute_units: ComputeUnits) -> None:
         self.load = load
@@ -20,6 +21,8 @@ class Hosted:
         self.profile = profile
         self.points = profile.on(compute_units)
         self.label = f"model {load.model!r} version {load.version}"
+        self.watched = f"replica {load.replica}, {self.label}: a segment"
+        self.stop = model.interrupt if isinstance(model, Interruptible) else None
         self._buckets: dict[bytes, str] = {}
 
     def bucket(self, submit: Submit) -> str:

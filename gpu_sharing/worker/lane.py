@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gpu_sharing.runtimes.base import Interrupted, Interruptible, Run
+from gpu_sharing.runtimes.base import Interrupted, Run
 from gpu_sharing.units import Nanoseconds
 from gpu_sharing.worker.faults import describe, reason_of
 from gpu_sharing.worker.gather import join
@@ -13,7 +13,7 @@ from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Submit
 from gpu_sharing.worker.meter import Meter
 from gpu_sharing.worker.requests import Finished, Requests, Work
-from gpu_sharing.worker.scatter import checked
+from gpu_sharing.worker.scatter import BatchOutputs
 from gpu_sharing.worker.watch import TIMES_THE_ESTIMATE, Watch, Watched
 
 
@@ -79,15 +79,12 @@ class Lane:
         self._requests.end_slice(batch, took, finished)
 
     def _watched(self, work: Work) -> Watched:
-        load, model = work.hosted.load, work.hosted.model
-        label = f"replica {load.replica}, {work.hosted.label}: a segment"
         expected_ns = TIMES_THE_ESTIMATE * (work.slice.predicted or 0)
-        stop = model.interrupt if isinstance(model, Interruptible) else None
         calls = work.slice.calls
         return Watched(
-            label,
+            work.hosted.watched,
             max(self._hang_after_ns, expected_ns),
-            stop,
+            work.hosted.stop,
             lambda message: self._requests.give_up(calls, message),
         )
 
@@ -96,7 +93,7 @@ class Lane:
         try:
             next(flight.run)
         except StopIteration as end:
-            outputs = checked(flight.hosted.model.signature, end.value, flight.rows)
+            outputs = BatchOutputs(flight.hosted.model.signature, end.value, flight.rows)
             return Finished(flight.hosted, flight.requests, outputs)
         return None
 

@@ -20,7 +20,7 @@ from gpu_sharing.worker.ahead import AheadLane
 from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.lane import Lane
 from gpu_sharing.worker.loader import Loader, RuntimeFor
-from gpu_sharing.worker.messages import Account, Command, Load, Ready, Statistics, Stop, Unload, Used
+from gpu_sharing.worker.messages import Account, Command, Load, Ready, Settled, Statistics, Stop, Unload, Used
 from gpu_sharing.worker.meter import Meter
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.requests import RequestCommand, Requests
@@ -37,6 +37,8 @@ HUNG_STATUS = 3
 
 _READ_BYTES = 1 << 18
 _LANE_ENDS_S = 5.0
+_OWN = (Load, Stop, Settled)
+"""Commands that are the loop's own; the others are about requests."""
 
 
 class WorkerLoop:
@@ -70,6 +72,7 @@ class WorkerLoop:
         self._outbox = Outbox(sock)
         self._ledger = Ledger(device.memory_bytes if config.memory_bytes is None else config.memory_bytes)
         meter = Meter() if meter is None else meter
+        self._meter = meter
         self._watch = Watch(clock=clock, end_worker=end_worker, beat=meter.beat)
         self._loader = Loader(
             self._outbox,
@@ -168,7 +171,7 @@ class WorkerLoop:
         """Runs of request commands are taken together, in the order in which everything came."""
         together: list[RequestCommand] = []
         for command in commands:
-            if isinstance(command, Load | Stop):
+            if isinstance(command, _OWN):
                 self._requests.take(together)
                 together = []
                 self._obey(command)
@@ -177,9 +180,12 @@ class WorkerLoop:
         if together:
             self._requests.take(together)
 
-    def _obey(self, command: Load | Stop) -> None:
+    def _obey(self, command: Load | Stop | Settled) -> None:
         if isinstance(command, Load):
             self._loader.load(command)
+            return
+        if isinstance(command, Settled):
+            self._meter.free(command.replica)
             return
         self._exit_at = self._clock() + command.grace_ns + _LAST_ANSWERS
         self._requests.take([Unload(replica, command.grace_ns) for replica in self._requests.replicas()])

@@ -71,6 +71,12 @@ class Unload(msgspec.Struct, tag=True, array_like=True, frozen=True):
     drain_ns: Nanoseconds
 
 
+class Settled(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """What the meter page says of a replica that is gone has been counted for good: its record may be another's. No answer."""
+
+    replica: int
+
+
 class Submit(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """One request, already checked against the signature. Answered by exactly one Done or Failed.
 
@@ -111,7 +117,7 @@ class Stop(msgspec.Struct, tag=True, array_like=True, frozen=True):
     grace_ns: Nanoseconds
 
 
-Command: TypeAlias = Load | Update | Unload | Submit | Cancel | Release | Stop
+Command: TypeAlias = Load | Update | Unload | Settled | Submit | Cancel | Release | Stop
 
 
 # From the worker.

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
-
 from gpu_sharing.arbiter import Arbiter
 from gpu_sharing.arbiter import events as arbitration
 from gpu_sharing.measurements import Batch
@@ -17,7 +15,7 @@ from gpu_sharing.worker.faults import MODEL_FAILED, because
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Cancel, Done, Event, Failed, Release, Submit, Unload, Update
 from gpu_sharing.worker.outbox import Outbox
-from gpu_sharing.worker.scatter import OutputInvalid, Outputs, OutputsFull, parts
+from gpu_sharing.worker.scatter import BatchOutputs, OutputInvalid, Outputs, OutputsFull
 
 RequestCommand: TypeAlias = Submit | Cancel | Release | Update | Unload
 
@@ -31,11 +29,11 @@ class Work(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A batch that has run. outputs: in the signature's order, checked against it."""
+    """A batch that has run."""
 
     hosted: Hosted
     requests: tuple[Submit, ...]
-    outputs: list[np.ndarray]
+    outputs: BatchOutputs
 
 
 class _Effects(NamedTuple):
@@ -205,7 +203,7 @@ class Requests:
     ) -> Done | Failed:
         hosted = finished.hosted
         try:
-            wanted = parts(hosted.model.signature, finished.outputs, request.outputs, start, stop)
+            wanted = finished.outputs.part(request.outputs, start, stop)
             refs = self._outputs.put(request.call, wanted, hosted.load.tenant)
         except OutputsFull as full:
             return Failed(request.call, "OUT_OF_MEMORY", str(full), full.facts, received, batch)

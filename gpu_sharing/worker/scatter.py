@@ -35,28 +35,37 @@ class OutputsFull(Exception):
         }
 
 
-def checked(signature: Signature, outputs: object, rows: int) -> list[np.ndarray]:
-    """A batch's outputs in the signature's order, as it promises them. Raises OutputInvalid."""
-    if not isinstance(outputs, Mapping):
-        raise OutputInvalid(f"the model returned {type(outputs).__name__}, not its outputs by name")
-    return [_checked(spec, outputs.get(spec.name), rows) for spec in signature.outputs]
+class BatchOutputs:
+    """What a batch's run returned, as the signature promises it."""
 
+    def __init__(self, signature: Signature, outputs: object, rows: int) -> None:
+        """outputs: as the model gave them. Raises OutputInvalid where they are not what its signature says."""
+        if not isinstance(outputs, Mapping):
+            raise OutputInvalid(f"the model returned {type(outputs).__name__}, not its outputs by name")
+        self._specs = signature.outputs
+        self._tensors = [_checked(spec, outputs.get(spec.name), rows) for spec in signature.outputs]
+        self._nan: dict[int, bool] = {}
 
-def parts(
-    signature: Signature, outputs: Sequence[np.ndarray], indices: Sequence[int], start: int, stop: int
-) -> list[tuple[int, str, np.ndarray]]:
-    """What one request gets of a batch's outputs: its rows of each output wanted, for `Outputs.put`.
+    def part(self, indices: Sequence[int], start: int, stop: int) -> list[tuple[int, str, np.ndarray]]:
+        """What one request gets: its rows of each output wanted, for `Outputs.put`.
 
-    Raises OutputInvalid where one of them holds NaN: a model that has lost its way says so, rather than give nonsense.
-    """
-    wanted = []
-    for index in indices:
-        spec = signature.outputs[index]
-        part = rows_of(spec, outputs[index], start, stop)
-        if holds_nan(part, spec.datatype):
-            raise OutputInvalid(f"output {spec.name!r} holds NaN (not a number)")
-        wanted.append((index, spec.datatype, part))
-    return wanted
+        Raises OutputInvalid where one of them holds NaN: a model that has lost its way says so, rather than give nonsense.
+        """
+        wanted = []
+        for index in indices:
+            spec = self._specs[index]
+            part = rows_of(spec, self._tensors[index], start, stop)
+            if self._any_nan(index) and holds_nan(part, spec.datatype):
+                raise OutputInvalid(f"output {spec.name!r} holds NaN (not a number)")
+            wanted.append((index, spec.datatype, part))
+        return wanted
+
+    def _any_nan(self, index: int) -> bool:
+        """Whether anybody's rows hold NaN: looked at once for the whole batch, which hardly costs more than one row's."""
+        found = self._nan.get(index)
+        if found is None:
+            found = self._nan[index] = holds_nan(self._tensors[index], self._specs[index].datatype)
+        return found
 
 
 def holds_nan(tensor: np.ndarray, datatype: str) -> bool:

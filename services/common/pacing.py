@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 NS_PER_S = 1_000_000_000
 WEIGHT = 8
 """One interval counts for an eighth of the rate."""
+SPARSE_NS = 2_000_000
+"""Calls that come further apart than this are sent as they come."""
 
 
 class Pace:
@@ -19,7 +23,7 @@ class Pace:
 
     __slots__ = ("_apart_ns", "_busy", "_gather", "_last_ns", "_most_ns")
 
-    def __init__(self, *, busy: int = 3, gather: int = 4, most_s: float = 0.002) -> None:
+    def __init__(self, *, busy: int = 3, gather: int = 6, most_s: float = 0.003) -> None:
         self._busy, self._gather, self._most_ns = busy, gather, int(most_s * NS_PER_S)
         self._apart_ns = self._most_ns
         self._last_ns = 0
@@ -30,6 +34,32 @@ class Pace:
             apart_ns = (now - self._last_ns) // in_message
             self._apart_ns += (min(apart_ns, 4 * self._most_ns) - self._apart_ns) // WEIGHT
             self._last_ns = now
-        if in_hand < self._busy or self._apart_ns > self._most_ns:
+        if in_hand < self._busy or self._apart_ns > SPARSE_NS:
             return 0.0
         return min(self._most_ns, self._gather * self._apart_ns) / NS_PER_S
+
+
+class Pause:
+    """A pause between two messages, which ends early where the other side has nothing left to do: as Nagle's algorithm sends
+    what has gathered once nothing is unanswered (RFC 896), a busy peer gets few large messages and an idle one never waits."""
+
+    __slots__ = ("_over",)
+
+    def __init__(self) -> None:
+        self._over: asyncio.Future[None] | None = None
+
+    async def wait(self, at_most_s: float) -> None:
+        """Until `end`, or until the time has passed."""
+        loop = asyncio.get_running_loop()
+        over = self._over = loop.create_future()
+        timer = loop.call_later(at_most_s, self.end)
+        try:
+            await over
+        finally:
+            timer.cancel()
+            self._over = None
+
+    def end(self) -> None:
+        """Nothing is worth waiting for any more."""
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)

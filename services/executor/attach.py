@@ -38,10 +38,12 @@ class Attachment:
         changed: asyncio.Event,
         handle: Callable[[Happened], None],
         set_layout: Callable[[int, bool], None] = lambda _layout, _pinned: None,
+        fold: Callable[[str, tuple[str, str], int], None] = lambda _name, _model, _life: None,
     ) -> None:
+        """set_layout: brings one into force, pinned or not. fold: ends a life of a model's counts under a name."""
         self._stub = SchedulerServiceStub(channel)  # type: ignore[no-untyped-call]
         self._reports, self._address, self._changed, self._handle = reports, address, changed, handle
-        self._obey_layout = set_layout
+        self._obey_layout, self._fold = set_layout, fold
         self._interval_s = 1.0
         self._epoch = 0
         self._current = False
@@ -112,6 +114,9 @@ class Attachment:
                 self._handle(Unwanted(unload.replica_id, unload.drain_us * _NS_PER_US))
             case "layout":
                 self._set_layout(response.layout)
+            case "fold":
+                fold = response.fold
+                self._fold(fold.incarnation, (fold.key.tenant, fold.key.name), fold.life)
             case "update":
                 self._handle(changed_from(response.update))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from urllib.parse import quote
@@ -14,10 +15,21 @@ import structlog
 
 from gpu_sharing.memory.arena import create_memory
 from gpu_sharing.units import ComputeUnits
-from gpu_sharing.worker.messages import Reading
+from gpu_sharing.worker.messages import Reading, Used
 from gpu_sharing.worker.meter import PAGE_BYTES, read
-from services.executor.core.books import Book, Owner, Page, entries_of, reopened, totals_of
-from services.executor.core.usage import Model, Total
+from services.executor.core.books import (
+    FORMAT,
+    Book,
+    Closed,
+    Owner,
+    Page,
+    entries_of,
+    folded,
+    lives_of,
+    reopened,
+    totals_of,
+)
+from services.executor.core.usage import Lives, Model, Total
 
 log = structlog.get_logger()
 
@@ -25,6 +37,8 @@ BOOK = "book.json"
 PAGES = ".page"
 PATIENCE_S, STEP_S = 3.0, 0.02
 """How long to wait for the end of an executor that was killed, and of its workers, which die with it."""
+_LIVES_A_SECOND = 1 << 20
+"""More than ever begin: numbers of lives that an executor gave and could not write down are not given again by the next."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -50,7 +64,8 @@ class MeterPage:
 class Books:
     """The books of one executor. Where its folder cannot be used it counts all the same, and what it counted ends with it.
 
-    settled: what was counted before under the name that goes on. owners: by replica; add to it, then `write`.
+    settled: what was counted before under the name that goes on. owners: by replica; add to it, then `write`. lives: of the
+    models that are told apart. strangers: replicas of workers of an earlier executor that have not ended.
     """
 
     def __init__(self, folder: Path | None, executor_id: str, incarnation: str) -> None:
@@ -63,6 +78,8 @@ class Books:
         self._failed = False
         self.settled: dict[Model, Total] = {}
         self.owners: dict[int, Model] = {}
+        self.strangers: frozenset[int] = frozenset()
+        self.lives = Lives()
 
     @property
     def name(self) -> str:
@@ -73,6 +90,24 @@ class Books:
     def earlier(self) -> list[tuple[str, dict[Model, Total]]]:
         """What was counted under names that have ended."""
         return [(closed.name, totals_of(closed.entries)) for closed in self._book.closed]
+
+    @property
+    def accounts(self) -> tuple[Closed, ...]:
+        """The same, as it is told."""
+        return self._book.closed
+
+    def fold(self, name: str, model: Model, life: int) -> bool:
+        """Ends a life of a model that is gone under a name that has ended; see UsageLedger.fold. `write` it."""
+        before = self._book.closed
+        after = tuple(folded(each, model, life) if each.name == name else each for each in before)
+        self._book = msgspec.structs.replace(self._book, closed=after)
+        return after != before
+
+    def over(self, page: MeterPage, over: Iterable[Used]) -> None:
+        """So much of what a page says is settled by now. `write` it with that."""
+        if page.file is not None and page.file in self._book.pages:
+            known = self._book.pages[page.file]
+            self._book.pages[page.file] = msgspec.structs.replace(known, over=tuple(over))
 
     def open(self) -> None:
         """Goes on with the book that is there, adding up what workers of executors before this one left behind."""
@@ -115,23 +150,27 @@ class Books:
         page.close()
         self.write()
 
-    def write(self) -> None:
+    def write(self) -> bool:
         """Puts what is settled, whose replicas are whose and which pages there are on disk, in one step.
 
         Not through to the medium: it outlives every process, and not the machine. A disk that is full is a warning, and
-        what could not be written is written with the next that can.
+        what could not be written is written with the next that can. False where something is to be on disk and is not.
         """
         if self._lock is None or self._folder is None:
-            return
+            return True
         owners = tuple(Owner(replica, *model) for replica, model in self.owners.items()) if self._book.pages else ()
-        self._book = msgspec.structs.replace(self._book, entries=entries_of(self.settled), owners=owners)
+        entries = entries_of(self.settled, self.lives)
+        self._book = msgspec.structs.replace(
+            self._book, entries=entries, owners=owners, lives=self.lives.last, format=FORMAT
+        )
         try:
             _replace(self._folder / BOOK, msgspec.json.encode(self._book))
             self._sweep(self._folder)
         except OSError as error:
             self._warn(error)
-        else:
-            self._failed = False
+            return False
+        self._failed = False
+        return True
 
     def _go_on(self, folder: Path) -> None:
         book = self._read(folder)
@@ -143,16 +182,22 @@ class Books:
             reading = _left_behind(folder / file, ends)
             if reading is not None:
                 readings[file] = reading
-        self._book = reopened(book, readings, self._incarnation, _boot(), time.monotonic_ns())
+        lives, now = int(time.time()) * _LIVES_A_SECOND, time.monotonic_ns()
+        self._book = reopened(book, readings, self._incarnation, _boot(), now, lives=lives)
         self.settled = totals_of(self._book.entries)
+        self.lives = lives_of(self._book.entries, self._book.lives)
         self.owners.update({owner.replica: (owner.tenant, owner.model) for owner in self._book.owners})
+        self.strangers = frozenset(self.owners)
         log.info("usage goes on", book=self.name, pages=len(readings), left=len(self._book.pages))
         self.write()
 
     def _read(self, folder: Path) -> Book | None:
         """What is there; None where nothing is, or nothing that can be understood, which is put aside."""
         try:
-            return msgspec.json.decode((folder / BOOK).read_bytes(), type=Book)
+            book = msgspec.json.decode((folder / BOOK).read_bytes(), type=Book)
+            if book.format > FORMAT:
+                raise msgspec.DecodeError(f"its format is {book.format}, and {FORMAT} is the latest that is known here")
+            return book
         except FileNotFoundError:
             return None
         except msgspec.DecodeError as error:

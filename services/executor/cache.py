@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -19,13 +19,21 @@ class FetchFailed(Exception):
     """The artefact cannot be had. The message says why, with the numbers."""
 
 
+class _Turns:
+    """Fetches of one artefact. wanted: those that have their turn or wait for it."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.wanted = 0
+
+
 class ArtefactCache:
     """A folder of verified artefacts. keep_bytes: what those that nobody has pinned may take together."""
 
     def __init__(self, folder: Path, keep_bytes: int) -> None:
         self._folder, self._keep_bytes = folder.expanduser(), keep_bytes
         self._pins: dict[str, set[int]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: dict[str, _Turns] = {}
         self._numbers = count()
 
     def open(self) -> None:
@@ -45,7 +53,7 @@ class ArtefactCache:
         if match is None:
             raise FetchFailed(f"digest: {digest!r} is not sha256: and 64 hexadecimal digits")
         target = self._folder / match[1]
-        async with self._locks.setdefault(digest, asyncio.Lock()):
+        async with self._turn(digest):
             try:
                 if not await asyncio.to_thread(_verified, target, size_bytes, match[1]):
                     await asyncio.to_thread(self._evict, size_bytes)
@@ -54,6 +62,19 @@ class ArtefactCache:
                 raise FetchFailed(_told(error, self._folder, size_bytes)) from error
             self._pins.setdefault(target.name, set()).add(replica)
         return target
+
+    @asynccontextmanager
+    async def _turn(self, digest: str) -> AsyncIterator[None]:
+        """One fetch of an artefact at a time."""
+        turns = self._locks.setdefault(digest, _Turns())
+        turns.wanted += 1
+        try:
+            async with turns.lock:
+                yield
+        finally:
+            turns.wanted -= 1
+            if not turns.wanted:
+                del self._locks[digest]
 
     def let_go(self, replica: int) -> None:
         """The replica needs its artefact no more; it stays while there is room."""

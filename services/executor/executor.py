@@ -45,6 +45,7 @@ from services.executor.core.usage import UsageLedger
 from services.executor.core.watchdog import Patience
 from services.executor.decode import Decoder
 from services.executor.encode import Encoder
+from services.executor.forgetting import Forgetting
 from services.executor.inflight import Lane, Serving
 from services.executor.session import Session
 from services.executor.watching import Watching
@@ -59,8 +60,8 @@ LEAVE_POLL_S, LEAVE_LOOKS, LEAVE_GRACE_S = 0.05, 600, 1.0
 """A worker that is needed no more goes once nobody reads its memory: looked at this often, at most so many times; then it has so long."""
 TEXT_FORMATS = frozenset({"onnx"})
 """Formats whose runtime takes elements of BYTES as text."""
-MOST_REPLICAS = 16_384
-"""Replicas whose tenant is remembered, those that are gone too: what was asked of them may still be on its way."""
+MOST_GONE = 256
+"""Replicas that are gone and whose tenant is remembered: what was asked of them may still be on its way."""
 
 
 class Expected(NamedTuple):
@@ -98,10 +99,11 @@ class Executor:
         self._watching = Watching(self.lanes, self.replicas, patience or Patience())
         self.books = Books(None, "", "") if books is None else books
         units = {number: len(config.cores) for number, config in workers.items()}
-        self.usage = UsageLedger(units, self.books.settled, self.books.owners)
+        self.usage = UsageLedger(units, self.books.settled, self.books.owners, self.books.lives)
         self.books.settled = self.usage.settled
         self._pages: dict[int, MeterPage] = {}
         self.accounts = Accounts()
+        self.forgetting = Forgetting(self.usage, self.books, self._pages, self.lanes, self.replicas)
         self.changed = asyncio.Event()
         self.tenants: dict[int, str] = {}
         self.sessions: Callable[[], Sequence[Session]] = lambda: ()
@@ -157,6 +159,7 @@ class Executor:
                     self._serve(action.replica)
                 case Withdraw():
                     self.calls.serving.pop(action.replica, None)
+                    self._told.pop(action.replica, None)
                 case StartWorker():
                     self._spawn(self._run_worker(action.lane, action.after_ns))
                 case StopWorker():
@@ -264,12 +267,13 @@ class Executor:
             self.books.settle(page)
 
     def read_meters(self) -> None:
-        """Counts every slice that has ended by now."""
+        """Counts every slice that has ended by now, and lets go of what is of no use any more."""
         now = time.monotonic_ns()
         for number, page in self._pages.items():
             reading = page.read()
             if reading is not None:
                 self.usage.read(number, reading, now)
+        self.forgetting.run(now)
 
     def _on_events(self, lane: Lane, events: Sequence[Event]) -> None:
         """What a worker said. It may be hostile, so nothing it says may raise."""
@@ -315,11 +319,11 @@ class Executor:
 
     def _fetch(self, wanted: Wanted) -> None:
         number = wanted.replica
-        if len(self.tenants) > MOST_REPLICAS:
-            del self.tenants[next(gone for gone in self.tenants if self.replicas.get(gone) is None)]
         self.tenants[number] = wanted.tenant
-        if self.usage.models.get(number) != (wanted.tenant, wanted.model):
-            self.usage.models[number] = (wanted.tenant, wanted.model)
+        gone = [each for each in self.tenants if self.replicas.get(each) is None]
+        for each in gone[:-MOST_GONE]:
+            del self.tenants[each]
+        if self.usage.owns(number, (wanted.tenant, wanted.model)):
             self.books.write()
         task = asyncio.create_task(self._fetch_until_had(wanted))
         self._fetches[number] = task

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from gpu_sharing.devices.base import Device
 from gpu_sharing.partitioning.partitions import Partitions
 from gpu_sharing.units import Bytes
 from services._proto.apportion.v1 import common_pb2, scheduler_pb2
 from services.executor.convert import BACKENDS, report_of
-from services.executor.core.usage import Model, Total
+from services.executor.core.books import Closed, entries_of, tenants_of
+from services.executor.core.usage import FOLDED
 from services.executor.executor import Executor
 
 
@@ -83,10 +85,12 @@ class Reports:
             report_of(each, serving[each.wanted.replica].outstanding if each.wanted.replica in serving else 0)
             for each in executor.replicas.all()
         )
+        accounts = self._accounts()
         return scheduler_pb2.ExecutorReport(
             replicas=replicas,
             lanes=self._lanes(),
-            usage=self._usage(),
+            usage=chain.from_iterable(map(usage_of, accounts)),
+            tenants=chain.from_iterable(map(tenants_to, accounts)),
             memory_used_bytes=sum(use.memory_used_bytes for use in executor.usage.lanes.values()),
             draining=self.draining,
             layout=executor.layout,
@@ -94,10 +98,11 @@ class Reports:
             measured_us=time.monotonic_ns() // 1_000,
         )
 
-    def _usage(self) -> Iterator[scheduler_pb2.Usage]:
-        books = self._executor.books
-        for name, totals in [*books.earlier, (books.name or self._incarnation, self._executor.usage.totals)]:
-            yield from usage_of(name, totals)
+    def _accounts(self) -> list[Closed]:
+        """What was counted under each name."""
+        books, usage = self._executor.books, self._executor.usage
+        entries = entries_of(usage.totals, usage.lives)
+        return [*books.accounts, Closed(books.name or self._incarnation, entries, usage.lives.last)]
 
     def _lanes(self) -> list[scheduler_pb2.LaneReport]:
         now = time.monotonic_ns()
@@ -115,14 +120,30 @@ class Reports:
         return reports
 
 
-def usage_of(book: str, totals: Mapping[Model, Total]) -> Iterator[scheduler_pb2.Usage]:
-    """What was counted under one name."""
-    for (tenant, model), total in totals.items():
-        yield scheduler_pb2.Usage(
-            key=common_pb2.ModelKey(tenant=tenant, name=model),
+def usage_of(account: Closed) -> Iterator[scheduler_pb2.Usage]:
+    """What was counted under one name, of every model that is told apart."""
+    for entry in account.entries:
+        if entry.model != FOLDED:
+            yield scheduler_pb2.Usage(
+                key=common_pb2.ModelKey(tenant=entry.tenant, name=entry.model),
+                device_ns=entry.total.device_ns,
+                compute_unit_ns=entry.total.compute_unit_ns,
+                requests=entry.total.requests,
+                batches=entry.total.batches,
+                incarnation=account.name,
+                life=entry.life,
+            )
+
+
+def tenants_to(account: Closed) -> Iterator[scheduler_pb2.TenantUsage]:
+    """The same by tenant, of all its models that there ever were."""
+    for tenant, total in tenants_of(account.entries).items():
+        yield scheduler_pb2.TenantUsage(
+            tenant=tenant,
             device_ns=total.device_ns,
             compute_unit_ns=total.compute_unit_ns,
             requests=total.requests,
             batches=total.batches,
-            incarnation=book,
+            incarnation=account.name,
+            lives=account.lives,
         )

@@ -81,7 +81,13 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         scheduler = connect(settings.scheduler, mesh_token=settings.mesh_token, options=SOON)
         stack.push_async_callback(scheduler.close)
         attachment = Attachment(
-            scheduler, reports, settings.advertise or address, executor.changed, executor.handle, executor.set_layout
+            scheduler,
+            reports,
+            settings.advertise or address,
+            executor.changed,
+            executor.handle,
+            executor.set_layout,
+            executor.forgetting.fold,
         )
         attaching = asyncio.create_task(attachment.run())
         stack.push_async_callback(_cancelled, attaching)

@@ -140,8 +140,8 @@ async def _converse(
     try:
         while (response := await outbox.next()) is not None:
             yield response
-            if not bulk and (pause_s := session.pause_s(response, time.monotonic_ns())):
-                await asyncio.sleep(pause_s)
+            if not bulk:
+                await session.pause(response, time.monotonic_ns())
         if reader.done():
             reader.result()
         if not bulk and session.broken is not None:

@@ -21,7 +21,7 @@ from services._proto.apportion.v1.executor_pb2 import (
     Result,
 )
 from services.common.errors import Reason, Refusal
-from services.common.pacing import Pace
+from services.common.pacing import Pace, Pause
 from services.common.status import to_status
 from services.executor.calls import Calls
 from services.executor.core.credits import Credits
@@ -72,7 +72,7 @@ class Session:
         self._loads: dict[int, tuple[int, int]] = {}
         self.primary = Outbox(self._fill_primary)
         self.bulk = Outbox(self._fill_bulk)
-        self._pace = Pace(busy=2)
+        self._pace, self._pause = Pace(busy=2), Pause()
         self.ended = False
         self.broken: Refusal | None = None
         """Why the session had to end from this side."""
@@ -108,9 +108,11 @@ class Session:
         self._loads[replica] = (waiting, wait_us)
         self.primary.wake()
 
-    def pause_s(self, message: ExecuteResponse, now: Nanoseconds) -> float:
-        """How long to wait after this message of the primary stream, so that more results share the next one."""
-        return self._pace.pause_s(len(message.results), len(self._open), now)
+    async def pause(self, message: ExecuteResponse, now: Nanoseconds) -> None:
+        """Waits after this message of the primary stream, so that more results share the next one."""
+        pause_s = self._pace.pause_s(len(message.results), len(self._open), now)
+        if pause_s:
+            await self._pause.wait(pause_s)
 
     def end(self) -> None:
         """The primary stream is over: every call is cancelled, and all memory is given back as workers let go of it."""
@@ -159,6 +161,8 @@ class Session:
     def returned(self, call: Call) -> None:
         """See Caller."""
         self._open.pop(call.call, None)
+        if not self._open:
+            self._pause.end()
         if call.bulk_bytes:
             self._give_back(call.serving.tenant, call.bulk_bytes)
 

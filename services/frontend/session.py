@@ -15,7 +15,7 @@ from google.rpc import status_pb2
 from services._proto.apportion.v1 import executor_pb2 as pb
 from services._proto.apportion.v1 import executor_pb2_grpc as stubs
 from services.common.channel import connect
-from services.common.pacing import Pace
+from services.common.pacing import Pace, Pause
 from services.common.status import from_status
 from services.frontend.calls import Call, lost
 from services.frontend.outbox import Outbox
@@ -44,7 +44,7 @@ class Session:
         self._sent: dict[int, Call] = {}
         self._abandoned: dict[int, str] = {}
         self._outbox = Outbox(0, 0, self._sent)
-        self._pace = Pace()
+        self._pace, self._pause = Pace(), Pause()
 
     async def open(self) -> None:
         """Says hello on both streams. Raises grpc.RpcError, TimeoutError or ProtocolError."""
@@ -141,13 +141,15 @@ class Session:
             await stream.write(message)
             pause_s = self._pace.pause_s(len(message.infers), len(self._sent), monotonic_ns())
             if pause_s:
-                await asyncio.sleep(pause_s)
+                await self._pause.wait(pause_s)
 
     async def _read(self, stream: Any) -> None:
         read = stream.read
         while (message := await read()) is not grpc.aio.EOF:
             for result in message.results:
                 self._take_result(result)
+            if not self._sent:
+                self._pause.end()
             for chunk in message.chunks:
                 self._take_chunk(chunk)
             for load in message.loads:

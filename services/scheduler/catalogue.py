@@ -52,6 +52,7 @@ class CatalogueWatch:
         if not part.last_part:
             return START
         self._tell(CatalogueReplaced(tuple(self._tenants), tuple(self._models)))
+        self._tenants, self._models = [], []
         return revision
 
     def _open(self, position: int) -> AsyncIterable[registry_pb2.WatchCatalogueResponse]:

@@ -185,6 +185,7 @@ def report(message: pb.ExecutorReport, incarnation: str) -> rep.Report:
         message.layout,
         message.layout_pinned,
         message.measured_us,
+        tuple(_tenant_usage(each, incarnation) for each in message.tenants),
     )
 
 
@@ -218,6 +219,19 @@ def _usage(message: pb.Usage, incarnation: str) -> rep.UsageReport:
         message.compute_unit_ns,
         message.requests,
         message.batches,
+        message.life,
+    )
+
+
+def _tenant_usage(message: pb.TenantUsage, incarnation: str) -> rep.TenantUsage:
+    return rep.TenantUsage(
+        message.tenant,
+        message.incarnation or incarnation,
+        message.device_ns,
+        message.compute_unit_ns,
+        message.requests,
+        message.batches,
+        message.lives,
     )
 
 

@@ -14,6 +14,7 @@ from services.scheduler.core.events import (
     Event,
     Noted,
     RecordInspection,
+    SendFold,
     SendLayout,
     SendLoad,
     SendUnload,
@@ -117,6 +118,9 @@ class Deciding:
 def _log_command(command: Command) -> None:
     if isinstance(command, SendLayout):
         log.info("layout", executor=command.executor_id, layout=command.layout, pinned=command.pinned, why=command.why)
+        return
+    if isinstance(command, SendFold):
+        log.info("fold", executor=command.executor_id, model=str(command.key), life=command.life, why=command.why)
         return
     subject: dict[str, object] = {"executor": command.executor_id, "replica": command.replica_id, "why": command.why}
     if isinstance(command, SendLoad):

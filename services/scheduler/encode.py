@@ -11,7 +11,7 @@ from services.common.objective_messages import VERDICTS, answer_to
 from services.scheduler.convert import SEEN
 from services.scheduler.core import catalogue as cat
 from services.scheduler.core import reports as rep
-from services.scheduler.core.events import Command, SendLayout, SendLoad, SendUnload, Terms
+from services.scheduler.core.events import Command, SendFold, SendLayout, SendLoad, SendUnload, Terms
 from services.scheduler.core.objectives import Found
 from services.scheduler.core.requests import Recent
 from services.scheduler.core.routes import Route, RoutesChanged, VersionRoute, VersionState
@@ -51,6 +51,8 @@ def command(value: Command) -> pb.AttachResponse:
     if isinstance(value, SendUnload):
         drain_us = int(value.drain_s * 1e6)
         return pb.AttachResponse(unload=pb.UnloadReplica(replica_id=value.replica_id, drain_us=drain_us))
+    if isinstance(value, SendFold):
+        return pb.AttachResponse(fold=pb.FoldUsage(incarnation=value.incarnation, key=key(value.key), life=value.life))
     if isinstance(value, SendLayout):
         return pb.AttachResponse(layout=pb.SetLayout(layout=value.layout, pinned=value.pinned))
     update = pb.UpdateReplica(replica_id=value.replica_id)
@@ -253,6 +255,7 @@ def _report(value: rep.Report) -> pb.ExecutorReport:
         layout=value.layout,
         layout_pinned=value.layout_pinned,
         measured_us=value.measured_us,
+        tenants=[_tenant_usage(each) for each in value.tenants],
     )
 
 
@@ -286,4 +289,17 @@ def _usage(value: rep.UsageReport) -> pb.Usage:
         requests=value.requests,
         batches=value.batches,
         incarnation=value.incarnation,
+        life=value.life,
+    )
+
+
+def _tenant_usage(value: rep.TenantUsage) -> pb.TenantUsage:
+    return pb.TenantUsage(
+        tenant=value.tenant,
+        device_ns=value.device_ns,
+        compute_unit_ns=value.compute_unit_ns,
+        requests=value.requests,
+        batches=value.batches,
+        incarnation=value.incarnation,
+        lives=value.lives,
     )

@@ -29,7 +29,11 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
         streams, recorder = Streams(), InspectionRecorder(registry)
         epoch = await new_epoch()
         scheduler = Scheduler(
-            epoch=epoch, now=time.monotonic(), policy=settings.policy(), route_changes=settings.route_changes
+            epoch=epoch,
+            now=time.monotonic(),
+            policy=settings.policy(),
+            route_changes=settings.route_changes,
+            route_changes_bytes=settings.route_changes_bytes,
         )
         deciding = Deciding(scheduler, send=streams.send, record=recorder.record, clock=time.monotonic)
         catalogue = CatalogueWatch(registry, deciding.tell)

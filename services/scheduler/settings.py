@@ -43,8 +43,12 @@ class SchedulerSettings(ServiceSettings):
     """A layout is in force for so long before another one is; an executor's first change need not wait."""
     layout_limit_s: float = Field(default=300.0, gt=0)
     """A change of layouts that has not come to its end by then is taken back."""
+    fold_s: float = Field(default=60.0, ge=0)
+    """What a model that was removed has used is told apart for so long; from then on it is its tenant's alone."""
     route_changes: int = Field(default=1024, ge=1)
     """Changes of routes that are kept for watchers that come back; one that is further behind takes a new snapshot."""
+    route_changes_bytes: int = Field(default=4 << 20, ge=0)
+    """About how much memory these may take; the latest is kept whatever it takes."""
 
     def policy(self) -> Policy:
         """The part of the settings that decides."""
@@ -57,4 +61,5 @@ class SchedulerSettings(ServiceSettings):
             layout_steady_s=self.layout_steady_s,
             layout_dwell_s=self.layout_dwell_s,
             layout_limit_s=self.layout_limit_s,
+            fold_s=self.fold_s,
         )

@@ -24,11 +24,12 @@ def test_a_caller_who_waits_for_each_answer_never_waits_for_others() -> None:
 
 def test_a_stream_with_little_to_do_has_no_pause() -> None:
     assert after(Pace(), apart_ms=50, calls=1, in_hand=20) == 0.0
+    assert after(Pace(), apart_ms=2.5, calls=1, in_hand=20) == 0.0
 
 
 def test_a_busy_stream_waits_for_about_as_many_calls_as_are_to_share_a_message() -> None:
     assert 0.0003 < after(Pace(gather=4), apart_ms=0.1, calls=1, in_hand=20) <= 0.0005
-    assert after(Pace(gather=4), apart_ms=1.0, calls=1, in_hand=20) == 0.002
+    assert after(Pace(gather=4, most_s=0.002), apart_ms=1.0, calls=1, in_hand=20) == 0.002
 
 
 def test_the_pause_ends_when_the_rush_does() -> None:

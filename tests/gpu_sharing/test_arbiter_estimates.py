@@ -71,9 +71,17 @@ def test_a_request_in_a_full_batch_takes_its_part_of_it() -> None:
     estimates = Estimates()
     estimates.record(1, "", 100)
     estimates.record(8, "", 160)
-    assert estimates.packed(1, "", 8) == 20
-    assert estimates.packed(1, "", 0) == 100
-    assert estimates.packed(2, "new", 8) is None
+    assert estimates.weigh(1, "", 8) == (100, 100, 20)
+    assert estimates.weigh(1, "", 0) == (100, 100, 100)
+    assert estimates.weigh(2, "new", 8) is None
+
+
+def test_what_a_request_weighs_follows_what_has_run() -> None:
+    estimates = Estimates()
+    estimates.record(1, "", 100)
+    assert estimates.weigh(1, "", 1) == (100, 100, 100)
+    estimates.record(1, "", 300)
+    assert estimates.weigh(1, "", 1) == (300, 200, 200)
 
 
 def test_the_longest_slice_comes_from_the_profile_until_runs_are_seen() -> None:

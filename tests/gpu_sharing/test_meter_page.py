@@ -154,3 +154,46 @@ async def test_what_a_worker_used_is_known_to_the_slice_when_it_is_killed_in_the
     assert killed - 350 * MS <= reading.running.alive <= killed
     await client.stop(0.0)
     os.close(fd)
+
+
+def test_a_record_that_is_given_away_begins_at_nothing_and_belongs_to_nobody_in_between():
+    fd = create_memory(PAGE_BYTES, "meter")
+    for stores in range(60):
+        os.pwrite(fd, bytes(PAGE_BYTES), 0)
+        meter = Meter(Dying(fd, stores))  # type: ignore[arg-type]
+        try:
+            meter.begin(1, 1000, 3)
+            meter.end(40)
+            meter.free(1)
+            meter.begin(2, 2000, 1)
+            meter.end(7)
+        except CutShort:
+            pass
+        for used in read(fd).used:
+            assert (used.replica, used.device_ns) in {(1, 0), (1, 40), (2, 0), (2, 7)}
+    assert [(used.replica, used.device_ns, used.requests, used.batches) for used in read(fd).used] == [(2, 7, 1, 1)]
+    os.close(fd)
+
+
+def test_a_page_never_runs_out_of_records_while_those_of_the_gone_are_freed():
+    fd = create_memory(PAGE_BYTES, "meter")
+    meter = Meter.of(fd)
+    for replica in range(1, 3 * RECORDS):
+        meter.begin(replica, replica, 1)
+        meter.end(5)
+        assert [used.replica for used in read(fd).used] == [replica]
+        meter.free(replica)
+    assert len(meter._records) == 1
+    os.close(fd)
+
+
+def test_a_replica_that_found_no_record_is_forgotten_once_it_is_gone():
+    meter = Meter()
+    for replica in range(1, RECORDS + 3):
+        meter.begin(replica, replica, 1)
+        meter.end(5)
+    meter.free(RECORDS + 1)
+    meter.free(1)
+    meter.begin(RECORDS + 9, 1, 1)
+    assert RECORDS + 1 not in meter._records
+    assert meter._records[RECORDS + 9] == 0

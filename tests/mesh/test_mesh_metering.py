@@ -145,3 +145,33 @@ def test_an_executor_that_is_told_to_stop_takes_nothing_with_it(busy: RunningMes
             what="what it used",
         )
         assert counted(busy)[tenant] <= seconds + requests * AROUND_A_SLICE_S
+
+
+def test_models_that_are_removed_leave_their_time_to_their_tenant_and_their_names_to_nobody(tmp_path: Path) -> None:
+    path = slow(tmp_path / "slow.onnx")
+    with running(tmp_path / "data", environment={"APPORTION_SCHEDULER_FOLD_S": "0.5"}) as mesh:
+        mesh.create_tenant("acme", reserve=0.2)
+        for number in range(4):
+            mesh.push(f"slow-{number}", path, tenant="acme")
+            asked = request(f"slow-{number}", {"turns": np.array([TURNS], np.int64)})
+            with Caller(mesh, "acme") as caller:
+                for _ in range(3):
+                    caller.send(asked, timeout_s=30)
+            mesh.command("model", "remove", f"slow-{number}", "--tenant", "acme")
+
+        def device_s() -> dict[str, float]:
+            told = mesh.metrics(mesh.addresses["executor_metrics"])
+            name = "apportion_executor_device_seconds_total"
+            return {
+                found["model"]: value for what, found, value in told if (what, found.get("tenant")) == (name, "acme")
+            }
+
+        wait_until(lambda: list(device_s()) == [""], what="no model's name in the executor's counts")
+        seconds, requests = answered(mesh, "acme")
+        used_s = device_s()[""]
+        assert requests == 12
+        assert abs(used_s - seconds) <= requests * AROUND_A_SLICE_S
+        for victim in ("scheduler", "executor"):
+            kill(mesh, victim)
+            wait_until(lambda: counted(mesh).get("acme", 0.0) > 0, what="the tenant's use")
+            assert counted(mesh)["acme"] == pytest.approx(used_s, abs=1e-6)

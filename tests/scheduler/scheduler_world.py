@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from services.common.objectives import Point
@@ -14,13 +15,24 @@ from services.scheduler.core.events import (
     ExecutorDetached,
     ExecutorReported,
     RecordInspection,
+    SendFold,
     SendLayout,
     SendLoad,
     SendUnload,
     SendUpdate,
     Tick,
 )
-from services.scheduler.core.reports import Device, Hello, Lane, Layout, ReplicaReport, Report, Seen, UsageReport
+from services.scheduler.core.reports import (
+    Device,
+    Hello,
+    Lane,
+    Layout,
+    ReplicaReport,
+    Report,
+    Seen,
+    TenantUsage,
+    UsageReport,
+)
 from services.scheduler.core.routes import Route, RoutesChanged, VersionRoute, VersionState
 from services.scheduler.core.scheduler import Scheduler
 from services.scheduler.core.state import Policy
@@ -102,17 +114,31 @@ class SimExecutor:
     attached: bool = False
     draining: bool = False
     replicas: dict[int, SimReplica] = field(default_factory=dict)
-    inbox: list[SendLoad | SendUnload | SendUpdate | SendLayout] = field(default_factory=list)
+    inbox: list[SendLoad | SendUnload | SendUpdate | SendLayout | SendFold] = field(default_factory=list)
     used_ns: dict[Key, int] = field(default_factory=dict)
     layout: int = 0
     pinned: bool = False
     measured: dict[Ref, dict[int, int]] = field(default_factory=dict)
     stubborn: bool = False
+    folds: bool = False
+    folded_ns: dict[str, int] = field(default_factory=dict)
+    lives: dict[Key, int] = field(default_factory=dict)
+    last_life: int = 0
+
+    def use(self, key: Key, used_ns: int) -> None:
+        """A model uses that much more."""
+        if key not in self.lives:
+            self.last_life += 1
+            self.lives[key] = self.last_life
+        self.used_ns[key] = self.used_ns.get(key, 0) + used_ns
 
     def obey(self, most: int | None = None) -> None:
         """Takes in commands, in order."""
         taken, self.inbox = self.inbox[:most], self.inbox[len(self.inbox[:most]) :]
         for command in taken:
+            if isinstance(command, SendFold):
+                self._fold(command)
+                continue
             if isinstance(command, SendLayout):
                 self.layout, self.pinned = command.layout, command.pinned
                 continue
@@ -141,8 +167,29 @@ class SimExecutor:
     def report(self) -> Report:
         """Everything it holds."""
         replicas = tuple(self._reported(number, each) for number, each in sorted(self.replicas.items()))
-        usage = tuple(UsageReport(key, str(self.incarnation), used, 0, 1) for key, used in self.used_ns.items())
-        return Report(replicas, usage=usage, draining=self.draining, layout=self.layout, layout_pinned=self.pinned)
+        name, lives = str(self.incarnation), self.lives
+        usage = tuple(UsageReport(key, name, used, 0, 1, 0, lives.get(key, 0)) for key, used in self.used_ns.items())
+        return Report(
+            replicas,
+            usage=usage,
+            draining=self.draining,
+            layout=self.layout,
+            layout_pinned=self.pinned,
+            tenants=tuple(self._tenants()) if self.folds else (),
+        )
+
+    def _tenants(self) -> Iterator[TenantUsage]:
+        used = dict(self.folded_ns)
+        for key, used_ns in self.used_ns.items():
+            used[key.tenant] = used.get(key.tenant, 0) + used_ns
+        return (TenantUsage(name, str(self.incarnation), ns, lives=self.last_life) for name, ns in used.items())
+
+    def _fold(self, command: SendFold) -> None:
+        held = any(each.ref.key == command.key for each in self.replicas.values())
+        if self.lives.get(command.key) == command.life and command.incarnation == str(self.incarnation) and not held:
+            del self.lives[command.key]
+            tenant, used_ns = command.key.tenant, self.used_ns.pop(command.key)
+            self.folded_ns[tenant] = self.folded_ns.get(tenant, 0) + used_ns
 
     def hello(self) -> Hello:
         """Its first words."""
@@ -153,6 +200,7 @@ class SimExecutor:
         self.attached, self.incarnation = False, self.incarnation + 1
         self.replicas, self.inbox, self.used_ns, self.draining = {}, [], {}, False
         self.layout, self.pinned = 0, False
+        self.folded_ns, self.lives, self.last_life = {}, {}, 0
 
     def _reported(self, number: int, each: SimReplica) -> ReplicaReport:
         ready = each.state is Seen.READY
@@ -190,7 +238,7 @@ class World:
         actions = self.scheduler.handle(event, self.now)
         self.story += actions
         for action in actions:
-            if isinstance(action, SendLoad | SendUnload | SendUpdate | SendLayout):
+            if isinstance(action, SendLoad | SendUnload | SendUpdate | SendLayout | SendFold):
                 executor = self.executors[action.executor_id]
                 assert executor.attached, f"{action} to an executor without a stream"
                 executor.inbox.append(action)

@@ -11,7 +11,7 @@ from gpu_sharing.units import Nanoseconds
 MOST_SIZES = 256
 """Sizes of batches that are told apart, a version; further ones are counted in the totals alone."""
 
-MOST_VERSIONS = 4096
+MOST_VERSIONS = 512
 """Versions whose counts are kept, beyond those that are loaded."""
 
 

@@ -146,6 +146,17 @@ class SendLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class SendFold:
+    """A model is gone: an executor need not tell any more what a life of it used under a name."""
+
+    executor_id: str
+    incarnation: str
+    key: Key
+    life: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Passed:
     """An artefact was loaded and ran."""
 
@@ -176,5 +187,5 @@ class Noted:
     why: str
 
 
-Command: TypeAlias = SendLoad | SendUnload | SendUpdate | SendLayout
+Command: TypeAlias = SendLoad | SendUnload | SendUpdate | SendLayout | SendFold
 Action: TypeAlias = Command | RoutesChanged | RecordInspection | Noted

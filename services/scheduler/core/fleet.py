@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gpu_sharing.partitioning.patience import Patience
-from services.scheduler.core.catalogue import Ref
+from services.scheduler.core.catalogue import Key, Ref
 from services.scheduler.core.rates import Rates
 from services.scheduler.core.replicas import Phase, Replica
 from services.scheduler.core.reports import Hello, Lane, Report
@@ -21,6 +21,14 @@ class LaneId(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.executor_id} lane {self.lane}"
+
+
+class Counted(NamedTuple):
+    """A life of a model's counts, under one of its executor's names."""
+
+    incarnation: str
+    key: Key
+    life: int
 
 
 @dataclass(slots=True)
@@ -48,6 +56,7 @@ class Executor:
     grants: millidevices by lane and tenant. A tenant is granted once per lane, however many of its models live there.
     detached_at: the moment its stream ended; None while it is attached.
     lost: its stream has been gone for longer than the grace.
+    gone: counts that it tells of models that are not in the catalogue, and since when; or when it was told to fold them.
     """
 
     hello: Hello
@@ -57,6 +66,7 @@ class Executor:
     replicas: dict[int, Replica] = field(default_factory=dict)
     grants: dict[int, dict[str, int]] = field(default_factory=dict)
     division: Division = field(default_factory=Division)
+    gone: dict[Counted, float] = field(default_factory=dict)
 
     @property
     def lanes(self) -> tuple[Lane, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from services.scheduler.core import layouts
 from services.scheduler.core.catalogue import Ref
 from services.scheduler.core.events import Noted
-from services.scheduler.core.fleet import Executor
+from services.scheduler.core.fleet import Counted, Executor
 from services.scheduler.core.placement import memory_estimate
 from services.scheduler.core.replicas import Effect, Phase, Replica
 from services.scheduler.core.reports import Hello, ReplicaReport, Report, Seen
@@ -19,7 +19,7 @@ def attach(state: State, hello: Hello, now: float) -> Iterator[Noted]:
     known = state.fleet.executors.get(hello.executor_id)
     executor = Executor(hello, hello.report)
     if known is not None:
-        executor.replicas, executor.grants = known.replicas, known.grants
+        executor.replicas, executor.grants, executor.gone = known.replicas, known.grants, known.gone
     layouts.attach(executor, known)
     state.fleet.executors[hello.executor_id] = executor
     held = {each.replica_id for each in hello.report.replicas}
@@ -46,7 +46,8 @@ def take_report(state: State, executor: Executor, report: Report, now: float) ->
         yield Noted(f"executor {executor.executor_id} drains", "it is about to stop: what it holds is placed elsewhere")
     executor.report = report
     executor.division.rates.take(report.usage, now)
-    state.usage.report(executor.executor_id, report.usage)
+    state.usage.report(executor.executor_id, report.usage, report.tenants)
+    _take_counts_of_the_gone(state, executor, now)
     state.rates.report(executor.executor_id, executor.hello.incarnation, report.measured_us, report.usage, now)
     told = {each.replica_id: each for each in report.replicas}
     for replica in list(executor.replicas.values()):
@@ -55,6 +56,18 @@ def take_report(state: State, executor: Executor, report: Report, now: float) ->
         if each.replica_id not in executor.replicas:
             yield from _adopt(state, executor, each, now)
     state.fleet.forget_gone()
+
+
+def _take_counts_of_the_gone(state: State, executor: Executor, now: float) -> None:
+    """Which counts of models that are no more the executor still tells; one that tells no tenants' cannot fold any."""
+    if not state.catalogue_known:
+        return
+    folds = {each.incarnation for each in executor.report.tenants}
+    told = (Counted(each.incarnation, each.key, each.life) for each in executor.report.usage)
+    gone = [each for each in told if each.incarnation in folds and each.key not in state.models]
+    before, executor.gone = executor.gone, {each: executor.gone.get(each, now) for each in gone}
+    if before.keys() - executor.gone.keys():
+        state.usage.keep(state.models, state.fleet.executors)
 
 
 def expire(state: State, now: float) -> Iterator[Noted]:
@@ -74,6 +87,8 @@ def expire(state: State, now: float) -> Iterator[Noted]:
         if gone_s >= state.policy.forget_s:
             del state.fleet.executors[executor_id]
             state.rates.forget(executor_id)
+            if state.catalogue_known:
+                state.usage.keep(state.models, state.fleet.executors)
 
 
 def _adopt(state: State, executor: Executor, told: ReplicaReport, now: float) -> Iterator[Noted]:

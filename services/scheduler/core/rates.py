@@ -11,6 +11,8 @@ from services.scheduler.core.reports import UsageReport
 
 MEMORY_S = 20.0
 """What was so long ago counts for a third of what is now."""
+NOTHING = 1e-6
+"""A model that kept its lane busy for no more than that is as good as one that is not there."""
 
 
 @dataclass(slots=True)
@@ -37,6 +39,8 @@ class Rates:
             then = before.get(key, 0)
             used = counted.get(key, 0) - then if counted.get(key, 0) >= then else counted.get(key, 0)
             self._busy[key] = old * self._busy.get(key, 0.0) + (1 - old) * used / 1e9 / passed_s
+        for key in [key for key, busy in self._busy.items() if busy < NOTHING]:
+            del self._busy[key]
 
     def busy(self, key: Key) -> float:
         """Device time a second, in seconds."""

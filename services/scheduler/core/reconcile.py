@@ -16,6 +16,7 @@ from services.scheduler.core.events import (
     Passed,
     RecordInspection,
     Refused,
+    SendFold,
     SendLayout,
     SendLoad,
     SendUnload,
@@ -110,6 +111,7 @@ def commands(state: State, now: float) -> Iterator[Command]:
     for executor in state.fleet.executors.values():
         if executor.attached:
             yield from _layout(state, executor, now)
+            yield from _folds(state, executor, now)
             for replica in executor.replicas.values():
                 yield from _command(state, executor, replica, now)
 
@@ -238,6 +240,13 @@ def _layout(state: State, executor: Executor, now: float) -> Iterator[Command]:
     if executor.hello.device.layouts and not told and due:
         division.sent_at = now
         yield SendLayout(executor.executor_id, division.layout, division.pinned, division.why)
+
+
+def _folds(state: State, executor: Executor, now: float) -> Iterator[SendFold]:
+    for counted in state.foldable(executor, now):
+        executor.gone[counted] = now
+        if counted.key not in state.models:
+            yield SendFold(executor.executor_id, *counted, f"the model has been gone for {state.policy.fold_s:g} s")
 
 
 def _load(state: State, executor: Executor, replica: Replica) -> SendLoad:

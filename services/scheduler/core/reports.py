@@ -107,7 +107,8 @@ class LaneReport:
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Device time of one model, counted since `incarnation` began: what it counts is told whole, every time."""
+    """Device time of one model, counted since `incarnation` began: what it counts is told whole, every time. life: of the
+    model's counts; a later one begins at nothing."""
 
     key: Key
     incarnation: str
@@ -115,13 +116,28 @@ class UsageReport:
     compute_unit_ns: int = 0
     requests: int = 0
     batches: int = 0
+    life: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantUsage:
+    """The same of all models that a tenant ever had. lives: the latest that began under this name."""
+
+    tenant: str
+    incarnation: str
+    device_ns: int = 0
+    compute_unit_ns: int = 0
+    requests: int = 0
+    batches: int = 0
+    lives: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """Everything an executor holds, whole: what it does not list, it does not have. measured_us: when, by its own clock.
 
-    layout: the one in force. layout_pinned: an operator wants it so.
+    layout: the one in force. layout_pinned: an operator wants it so. usage: by model, as far as they are told apart; tenants: all
+    that was used; none: of an executor that tells every model that there ever was.
     """
 
     replicas: tuple[ReplicaReport, ...] = ()
@@ -132,6 +148,7 @@ class Report:
     layout: int = 0
     layout_pinned: bool = False
     measured_us: int = 0
+    tenants: tuple[TenantUsage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

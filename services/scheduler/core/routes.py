@@ -62,12 +62,14 @@ class RoutesChanged:
 
 
 class RouteLog:
-    """The routes as they are, and the last `length` changes that led here. Revisions count up from 1."""
+    """The routes as they are, and the last changes that led here: at most `length`, and, but for the very last, no more than
+    take about `most_bytes`. Revisions count up from 1."""
 
-    def __init__(self, length: int = 1024) -> None:
+    def __init__(self, length: int = 1024, most_bytes: int = 4 << 20) -> None:
         self.revision = 1
+        self._most, self._most_bytes, self._bytes = length, most_bytes, 0
         self._routes: dict[Key, Route] = {}
-        self._changes: deque[RoutesChanged] = deque(maxlen=length)
+        self._changes: deque[RoutesChanged] = deque()
 
     def publish(self, routes: Mapping[Key, Route]) -> RoutesChanged | None:
         """Takes the routes in place of those before; the difference as one change, None where there is none."""
@@ -79,6 +81,9 @@ class RouteLog:
         self._routes = dict(routes)
         change = RoutesChanged(self.revision, upserts, removals)
         self._changes.append(change)
+        self._bytes += size_bytes(change)
+        while len(self._changes) > 1 and (len(self._changes) > self._most or self._bytes > self._most_bytes):
+            self._bytes -= size_bytes(self._changes.popleft())
         return change
 
     def snapshot(self) -> tuple[int, tuple[Route, ...]]:
@@ -91,6 +96,19 @@ class RouteLog:
         if missing < 0 or missing > len(self._changes):
             return None
         return tuple(self._changes)[len(self._changes) - missing :] if missing else ()
+
+
+_OBJECT_BYTES = 160
+"""About what one of the small objects takes that routes are made of, with what refers to it."""
+
+
+def size_bytes(change: RoutesChanged) -> int:
+    """About what a change takes in memory; what it shares with another counts for both."""
+    versions = [version for route in change.upserts for version in route.versions]
+    objects = 1 + len(change.removals) + sum(2 + len(route.splits) for route in change.upserts)
+    objects += sum(1 + len(version.replicas) for version in versions)
+    texts = sum(len(version.message) + len(version.signature or b"") for version in versions)
+    return _OBJECT_BYTES * objects + texts
 
 
 def shares(wanted: Sequence[Split], ready: Sequence[int], known: Sequence[int]) -> tuple[Split, ...]:

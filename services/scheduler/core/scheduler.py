@@ -88,9 +88,17 @@ class Scheduler:
     now: moments in seconds of a clock that never goes back; every call's is at least the one before.
     """
 
-    def __init__(self, *, epoch: int, now: float, policy: Policy | None = None, route_changes: int = 1024) -> None:
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        now: float,
+        policy: Policy | None = None,
+        route_changes: int = 1024,
+        route_changes_bytes: int = 4 << 20,
+    ) -> None:
         self.epoch = epoch
-        self.routes = RouteLog(route_changes)
+        self.routes = RouteLog(route_changes, route_changes_bytes)
         self._state = State(policy or Policy(), started_at=now)
         self._ids = self._replica_ids()
         self._last_id = epoch << 32
@@ -155,9 +163,8 @@ class Scheduler:
         return views
 
     def _tenant_view(self, tenant: Tenant, models: list[ModelView]) -> TenantView:
-        used, recent = Used(), Recent()
+        used, recent = self._state.usage.of(tenant.name), Recent()
         for each in models:
-            used = used.plus(each.used)
             recent.add(each.recent)
         ppm = sum(each.used_ppm for each in models)
         return TenantView(tenant.name, tenant.reservation, tenant.weight, used, ppm, recent, tuple(models))
@@ -192,7 +199,9 @@ class Scheduler:
             self._take_catalogue(event)
             return True, []
         if isinstance(event, FrontendReported):
-            state.requests.report(event.frontend_id, event.counts, now, whole=event.whole)
+            # Frontends keep counts of models that are gone for a while.
+            known = (each for each in event.counts if each[0] in state.models or not state.catalogue_known)
+            state.requests.report(event.frontend_id, known, now, whole=event.whole)
             return False, []
         if isinstance(event, ExecutorAttached):
             notes = list(observing.attach(state, event.hello, now))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from services.scheduler.core.catalogue import MILLION, Inspection, Key, Model, Profile, Ref, Split, Tenant, Version
 from services.scheduler.core.events import Terms
-from services.scheduler.core.fleet import Fleet, LaneId
+from services.scheduler.core.fleet import Counted, Executor, Fleet, LaneId
 from services.scheduler.core.placement import NoPlace, allows, demand
 from services.scheduler.core.replicas import Phase, Replica
 from services.scheduler.core.requests import RequestHistory
@@ -33,6 +33,7 @@ class Policy:
     layout_steady_s: a layout must have been the better one for so long before it is brought into force.
     layout_dwell_s: a layout is in force for so long before another is; the first change need not wait.
     layout_limit_s: a change that has not come to its end by then is taken back.
+    fold_s: what a model that was removed used is told apart for so long, and from then on is its tenant's alone.
     """
 
     grace_s: float = 10.0
@@ -47,6 +48,7 @@ class Policy:
     layout_steady_s: float = 5.0
     layout_dwell_s: float = 60.0
     layout_limit_s: float = 300.0
+    fold_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +203,14 @@ class State:
             return True
         if any(since < failures.retry_at <= now for failures in self.failures.values()):
             return True
+        if any(self.foldable(executor, now) for executor in self.fleet.executors.values() if executor.attached):
+            return True
         waiting = (each for each in self.fleet.replicas() if each.phase in (Phase.ORDERED, Phase.LEAVING))
         return any(each.overdue(now, self.policy.resend_s) for each in waiting)
+
+    def foldable(self, executor: Executor, now: float) -> list[Counted]:
+        """Counts of models that have been gone for so long that their executor need not tell them any more."""
+        return [counted for counted, since in executor.gone.items() if now >= since + self.policy.fold_s]
 
     def forget_removed(self) -> None:
         """Drops what was remembered of versions that the catalogue no longer has, and failures of what is unloaded."""
@@ -215,4 +223,5 @@ class State:
         for ref in [ref for ref in self.failures if self.models[ref.key].unloaded]:
             del self.failures[ref]
         self.requests.keep(self.models)
+        self.usage.keep(self.models, self.fleet.executors)
         self.recorded = {entry for entry in self.recorded if entry[0] in known}

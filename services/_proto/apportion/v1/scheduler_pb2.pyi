@@ -171,20 +171,40 @@ class ReplicaReport(_message.Message):
     def __init__(self, replica_id: _Optional[int] = ..., key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., lane: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., message: _Optional[str] = ..., signature: _Optional[_Union[_common_pb2.Signature, _Mapping]] = ..., profile: _Optional[_Union[_common_pb2.Profile, _Mapping]] = ..., memory_bytes: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., bandwidth: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., stage: _Optional[str] = ..., crashes: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("key", "device_ns", "compute_unit_ns", "requests", "batches", "incarnation")
+    __slots__ = ("key", "device_ns", "compute_unit_ns", "requests", "batches", "incarnation", "life")
     KEY_FIELD_NUMBER: _ClassVar[int]
     DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_UNIT_NS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    LIFE_FIELD_NUMBER: _ClassVar[int]
     key: _common_pb2.ModelKey
     device_ns: int
     compute_unit_ns: int
     requests: int
     batches: int
     incarnation: str
-    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., device_ns: _Optional[int] = ..., compute_unit_ns: _Optional[int] = ..., requests: _Optional[int] = ..., batches: _Optional[int] = ..., incarnation: _Optional[str] = ...) -> None: ...
+    life: int
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., device_ns: _Optional[int] = ..., compute_unit_ns: _Optional[int] = ..., requests: _Optional[int] = ..., batches: _Optional[int] = ..., incarnation: _Optional[str] = ..., life: _Optional[int] = ...) -> None: ...
+
+class TenantUsage(_message.Message):
+    __slots__ = ("tenant", "device_ns", "compute_unit_ns", "requests", "batches", "incarnation", "lives")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_UNIT_NS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    LIVES_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    device_ns: int
+    compute_unit_ns: int
+    requests: int
+    batches: int
+    incarnation: str
+    lives: int
+    def __init__(self, tenant: _Optional[str] = ..., device_ns: _Optional[int] = ..., compute_unit_ns: _Optional[int] = ..., requests: _Optional[int] = ..., batches: _Optional[int] = ..., incarnation: _Optional[str] = ..., lives: _Optional[int] = ...) -> None: ...
 
 class LaneReport(_message.Message):
     __slots__ = ("lane", "busy_ppm", "waiting_requests")
@@ -197,7 +217,7 @@ class LaneReport(_message.Message):
     def __init__(self, lane: _Optional[int] = ..., busy_ppm: _Optional[int] = ..., waiting_requests: _Optional[int] = ...) -> None: ...
 
 class ExecutorReport(_message.Message):
-    __slots__ = ("replicas", "lanes", "usage", "memory_used_bytes", "draining", "layout", "layout_pinned", "measured_us")
+    __slots__ = ("replicas", "lanes", "usage", "memory_used_bytes", "draining", "layout", "layout_pinned", "measured_us", "tenants")
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     LANES_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
@@ -206,6 +226,7 @@ class ExecutorReport(_message.Message):
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_PINNED_FIELD_NUMBER: _ClassVar[int]
     MEASURED_US_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaReport]
     lanes: _containers.RepeatedCompositeFieldContainer[LaneReport]
     usage: _containers.RepeatedCompositeFieldContainer[Usage]
@@ -214,21 +235,24 @@ class ExecutorReport(_message.Message):
     layout: int
     layout_pinned: bool
     measured_us: int
-    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[LaneReport, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., draining: bool = ..., layout: _Optional[int] = ..., layout_pinned: bool = ..., measured_us: _Optional[int] = ...) -> None: ...
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantUsage]
+    def __init__(self, replicas: _Optional[_Iterable[_Union[ReplicaReport, _Mapping]]] = ..., lanes: _Optional[_Iterable[_Union[LaneReport, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ..., memory_used_bytes: _Optional[int] = ..., draining: bool = ..., layout: _Optional[int] = ..., layout_pinned: bool = ..., measured_us: _Optional[int] = ..., tenants: _Optional[_Iterable[_Union[TenantUsage, _Mapping]]] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
-    __slots__ = ("welcome", "load", "unload", "update", "layout")
+    __slots__ = ("welcome", "load", "unload", "update", "layout", "fold")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     UNLOAD_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    FOLD_FIELD_NUMBER: _ClassVar[int]
     welcome: AttachWelcome
     load: LoadReplica
     unload: UnloadReplica
     update: UpdateReplica
     layout: SetLayout
-    def __init__(self, welcome: _Optional[_Union[AttachWelcome, _Mapping]] = ..., load: _Optional[_Union[LoadReplica, _Mapping]] = ..., unload: _Optional[_Union[UnloadReplica, _Mapping]] = ..., update: _Optional[_Union[UpdateReplica, _Mapping]] = ..., layout: _Optional[_Union[SetLayout, _Mapping]] = ...) -> None: ...
+    fold: FoldUsage
+    def __init__(self, welcome: _Optional[_Union[AttachWelcome, _Mapping]] = ..., load: _Optional[_Union[LoadReplica, _Mapping]] = ..., unload: _Optional[_Union[UnloadReplica, _Mapping]] = ..., update: _Optional[_Union[UpdateReplica, _Mapping]] = ..., layout: _Optional[_Union[SetLayout, _Mapping]] = ..., fold: _Optional[_Union[FoldUsage, _Mapping]] = ...) -> None: ...
 
 class AttachWelcome(_message.Message):
     __slots__ = ("epoch", "report_interval_ms")
@@ -283,6 +307,16 @@ class SetLayout(_message.Message):
     layout: int
     pinned: bool
     def __init__(self, layout: _Optional[int] = ..., pinned: bool = ...) -> None: ...
+
+class FoldUsage(_message.Message):
+    __slots__ = ("incarnation", "key", "life")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    LIFE_FIELD_NUMBER: _ClassVar[int]
+    incarnation: str
+    key: _common_pb2.ModelKey
+    life: int
+    def __init__(self, incarnation: _Optional[str] = ..., key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., life: _Optional[int] = ...) -> None: ...
 
 class UpdateReplica(_message.Message):
     __slots__ = ("replica_id", "bandwidth", "weight", "objective_us", "traffic_class")

@@ -1,0 +1,47 @@
+"""A registry keeps nothing in memory of models that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tracemalloc
+from pathlib import Path
+
+from registry_world import served
+
+from services._proto.apportion.v1 import common_pb2, registry_pb2
+from services.registry.settings import RegistrySettings
+
+NAMES = 100
+BYTES_A_NAME = 400
+"""Less than any record of a model takes."""
+
+
+async def test_the_registry_keeps_nothing_of_models_that_are_gone(tmp_path: Path) -> None:
+    async with served(RegistrySettings(data=tmp_path / "data")) as world:
+        await world.tenant()
+        await world.upload(b"weights")
+
+        async def lives(name: str) -> None:
+            await world.version(name, b"weights")
+            key = common_pb2.ModelKey(tenant="acme", name=name)
+            await world.call.DeleteModel(registry_pb2.DeleteModelRequest(key=key))
+
+        async def held() -> int:
+            await asyncio.sleep(0.05)
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+
+        for number in range(20):
+            await lives(f"early-{number:05}")
+        tracemalloc.start()
+        try:
+            for number in range(20):
+                await lives(f"warm-{number:05}")
+            before = await held()
+            for number in range(NAMES):
+                await lives(f"model-{number:05}")
+            grown = await held() - before
+        finally:
+            tracemalloc.stop()
+        assert grown < NAMES * BYTES_A_NAME, f"{grown / NAMES:.0f} bytes a name"
