@@ -286,10 +286,12 @@ class Arbiter:
     # Batches.
 
     def _slice_ended(self, number: int, took: Nanoseconds, now: Nanoseconds) -> BatchInFlight:
-        out = next((each for each in self._out if each.batch.number == number), None)
-        if out is None:
+        at = 0
+        while at < len(self._out) and self._out[at].batch.number != number:
+            at += 1
+        if at == len(self._out):
             raise ValueError(f"batch {number} does not run; {[each.batch.number for each in self._out]} do")
-        self._out.remove(out)
+        out = self._out.pop(at)
         # The device came to it when what was handed out before had ended.
         started = max(out.handed, self._ended)
         self._ended = started + took

@@ -26,6 +26,7 @@ Touched = Callable[[Server, Nanoseconds], None]
 class LaneState:
     """Of one lane. Policies read it; the arbiter alone changes it, and tells `touched` whose situation has changed.
 
+    ahead: slices that may be out at once.
     expected: device time that all calls and batches still need on average, by tier.
     busy_bandwidth: of servers with guaranteed work. busy_weight: of servers with surplus work.
     unguaranteed: batches in flight that no reservation pays for.
@@ -40,7 +41,7 @@ class LaneState:
     def __init__(self, lane: int, capacity: Millidevices, touched: Touched, ahead: int = 1) -> None:
         """ahead: slices that may be out at once. Raises ValueError for a capacity below 1 millidevice."""
         self.lane = lane
-        self._ahead = ahead
+        self.ahead = ahead
         self.tenancy = Tenancy(capacity)
         self.calls: dict[int, Call] = {}
         self.batches: dict[int, BatchInFlight] = {}
@@ -249,7 +250,7 @@ class LaneState:
         """Replicas have come or gone, or a long slice has been seen, or may have been forgotten."""
         replicas = self.tenancy.replicas.values()
         self.longest_slice = max((each.longest_slice.at(now) for each in replicas), default=0)
-        self.slice_bound = self._ahead * max((each.slice_bound(now) for each in replicas), default=0)
+        self.slice_bound = self.ahead * max((each.slice_bound(now) for each in replicas), default=0)
         self._remeasure_at = now + _REMEASURE_EVERY
 
     # Everybody.

@@ -39,8 +39,15 @@ class LaneHost:
     ready: what the running process said of its layouts; None while none runs.
     """
 
-    def __init__(self, config: HostConfig, *, command: Command = host_command) -> None:
-        self._config, self._command = config, command
+    def __init__(
+        self,
+        config: HostConfig,
+        *,
+        command: Command = host_command,
+        on_ready: Callable[[HostReady], None] = lambda _ready: None,
+    ) -> None:
+        """on_ready: told of each life of the process, once it has divided the device."""
+        self._config, self._command, self._on_ready = config, command, on_ready
         self._process: _Process | None = None
         self._starting = asyncio.Lock()
 
@@ -71,6 +78,7 @@ class LaneHost:
                     await self._process.end(after_s=0.0)
                 self._process = _Process(self._config, self._command)
                 await self._process.started(timeout_s)
+                self._on_ready(self._process.ready.result())
             return self._process
 
 

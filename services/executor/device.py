@@ -13,9 +13,9 @@ from gpu_sharing.devices.base import Device
 from gpu_sharing.devices.mps import Daemon, Findings, MpsFailed, binary, compare, environment
 from gpu_sharing.devices.probe import probe
 from gpu_sharing.partitioning.partitions import Partitions
-from gpu_sharing.units import Bytes
+from gpu_sharing.units import MS, Bytes
 from gpu_sharing.worker.client import WorkerClient
-from gpu_sharing.worker.hosting import HostConfig
+from gpu_sharing.worker.hosting import HostConfig, HostReady
 from gpu_sharing.worker.lane_host import LaneHost
 from gpu_sharing.worker.process import cuda_environment
 from services.common.server import StartupError
@@ -56,7 +56,8 @@ class Serving:
         """How a lane's worker is started."""
         if self.device.backend in _SHARES_ONE_PROCESS:
             self._host = LaneHost(
-                HostConfig(self.device.backend, "|".join(partitions.names), graph_bytes=self._settings.graph_bytes)
+                HostConfig(self.device.backend, "|".join(partitions.names), graph_bytes=self._settings.graph_bytes),
+                on_ready=_told_of_layouts,
             )
             return self._host.start_worker
         return WorkerClient.start
@@ -113,3 +114,10 @@ class Serving:
     def _stop_daemon(self) -> None:
         if self._daemon is not None:
             self._daemon.stop()
+
+
+def _told_of_layouts(ready: HostReady) -> None:
+    for each in ready.layouts:
+        log.info("layout prepared", layout=each.name, ms=round(each.took_ns / MS, 2), memory_bytes=each.memory_bytes)
+    for note in ready.notes:
+        log.warning("layout not as asked for", note=note)
