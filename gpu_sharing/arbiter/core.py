@@ -73,8 +73,8 @@ class Arbiter:
     ) -> None:
         """capacity: the lane's; bandwidths are parts of it. None: the policy of reservations.
 
-        ahead: slices that may be handed out before the first of them has ended. They run in that order; what is promised holds
-        with as many longest slices more. ValueError for a capacity or a bound below 1.
+        ahead: slices that may be handed out before the first of them has ended. They run in that order. What is promised holds
+        for 1; with more, some are late by a few slices (docs/gpu.md). ValueError for a capacity or a bound below 1.
         """
         if ahead < 1:
             raise ValueError(f"ahead: must be at least 1, is {ahead}")

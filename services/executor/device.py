@@ -56,7 +56,12 @@ class Serving:
         """How a lane's worker is started."""
         if self.device.backend in _SHARES_ONE_PROCESS:
             self._host = LaneHost(
-                HostConfig(self.device.backend, "|".join(partitions.names), graph_bytes=self._settings.graph_bytes),
+                HostConfig(
+                    self.device.backend,
+                    "|".join(partitions.names),
+                    graph_bytes=self._settings.graph_bytes,
+                    ahead=self._settings.launch_ahead,
+                ),
                 on_ready=_told_of_layouts,
             )
             return self._host.start_worker
