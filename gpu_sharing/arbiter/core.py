@@ -74,7 +74,7 @@ class Arbiter:
         """capacity: the lane's; bandwidths are parts of it. None: the policy of reservations.
 
         ahead: slices that may be handed out before the first of them has ended. They run in that order. What is promised holds
-        for 1; with more, some are late by a few slices (docs/gpu.md). ValueError for a capacity or a bound below 1.
+        with one longest slice more for each beyond the first. ValueError for a capacity or a bound below 1.
         """
         if ahead < 1:
             raise ValueError(f"ahead: must be at least 1, is {ahead}")
@@ -302,8 +302,7 @@ class Arbiter:
         batch = self._lane.batches.get(number)
         if batch is None or not batch.out:
             raise ValueError(f"batch {number} has no slice out")
-        batch.sealed = True
-        self._lane.touch(self._lane.server_of(batch), now)
+        self._lane.seal(batch, now)
 
     def _end_slice(self, event: SliceDone, now: Nanoseconds) -> None:
         batch = self._slice_ended(event.batch, event.took, now)
@@ -339,8 +338,7 @@ class Arbiter:
         if not batch.is_abandoned:
             return
         if batch.out:
-            batch.sealed = True
-            self._lane.touch(self._lane.server_of(batch), now)
+            self._lane.seal(batch, now)
         else:
             self._actions.append(Abandon(batch.number))
             self._dismiss(batch, now)

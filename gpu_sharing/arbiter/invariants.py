@@ -47,7 +47,10 @@ def _check_replicas(lane: LaneState, waiting: list[Call]) -> None:
         if counts != (replica.waiting, replica.guaranteed, replica.unguaranteed):
             counted = (replica.waiting, replica.guaranteed, replica.unguaranteed)
             raise AssertionError(f"replica {replica.replica}: {counted} counted, {counts} there")
-        if replica.in_flight > IN_FLIGHT_PER_REPLICA:
+        sealed = [batch for batch in mine if batch.sealed]
+        if sum(replica.sealed) != len(sealed):
+            raise AssertionError(f"replica {replica.replica}: {replica.sealed} sealed counted, {len(sealed)} are")
+        if replica.in_flight - len(sealed) > IN_FLIGHT_PER_REPLICA:
             raise AssertionError(f"replica {replica.replica}: {replica.in_flight} batches in flight")
 
 

@@ -233,6 +233,15 @@ class LaneState:
         else:
             batch.home.unguaranteed += change
             self.unguaranteed += change
+        if batch.sealed:
+            batch.home.sealed[batch.tier is not Tier.GUARANTEED] += change
+
+    def seal(self, batch: BatchInFlight, now: Nanoseconds) -> None:
+        """The batch takes no more slices: it keeps no other one of its replica from starting. Twice is once."""
+        if not batch.sealed:
+            batch.sealed = True
+            batch.home.sealed[batch.tier is not Tier.GUARANTEED] += 1
+            self.touch(self.server_of(batch), now)
 
     def _see_slice(self, replica: Replica, took: Nanoseconds, now: Nanoseconds) -> None:
         replica.longest_slice.add(took, now)

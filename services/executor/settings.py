@@ -46,7 +46,7 @@ class ExecutorSettings(ServiceSettings):
     executor's own, with stronger walls around memory and a weaker promise about time."""
     launch_ahead: int = Field(default=2, ge=1, le=4)
     """On a GPU: segments that a lane launches before the first of them has ended. 1 leaves the device waiting for the host between
-    segments, and keeps the promise of reservations as it is proved; 2 keeps the device busy."""
+    segments; each more adds a longest slice to what an urgent request may have to wait."""
     graph_bytes: int = Field(default=_GIB, ge=0)
     """On a GPU: what the CUDA graphs of one lane may hold; those that go unused for longest give way."""
     cache: Path = Path("~/.cache/apportion/artefacts")
