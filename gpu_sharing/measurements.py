@@ -57,12 +57,24 @@ def _place(point: ProfilePoint) -> tuple[ComputeUnits, str, int]:
     return point.compute_units, point.shape_bucket, point.rows
 
 
+class Turn(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A stretch of a lane's time that one replica had, its slices one after the other, by moments of the monotonic clock."""
+
+    replica: int
+    began: Nanoseconds
+    ended: Nanoseconds
+
+
 class Batch(msgspec.Struct, array_like=True, frozen=True):
     """The batch a call rode in, by moments of the monotonic clock.
 
-    joined_from: when the batch could have started, had it not waited for others (0 where it did not wait).
+    waited_for_others: time that it could have started by, had it not waited for more requests.
     preempted: time in between given to other batches.
-    segments: end of each of its slices.
+    segment_ends: of each of its slices.
+    expected: what batches like it take on this lane as a rule (the median); 0: nothing was known.
+    predicted: the estimate that it was formed by, which is seldom exceeded; 0: nothing was known.
+    tier: on what terms it ran: "guaranteed", "surplus" or "gap".
+    others: who had the lane while its requests waited and between its slices, the latest last; what lies far back is not told.
     """
 
     number: int
@@ -75,3 +87,7 @@ class Batch(msgspec.Struct, array_like=True, frozen=True):
     preempted: Nanoseconds
     preemptions: int
     segment_ends: tuple[Nanoseconds, ...] = ()
+    expected: Nanoseconds = 0
+    predicted: Nanoseconds = 0
+    tier: str = ""
+    others: tuple[Turn, ...] = ()

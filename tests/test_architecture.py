@@ -33,6 +33,8 @@ PURE_ROOMS = sorted(
         "services/*/core/**/*.py",
         "services/cli/up/core.py",
         "services/common/objectives.py",
+        "services/common/exponential.py",
+        "services/common/blame.py",
     )
     for path in ROOT.glob(pattern)
 )
@@ -44,7 +46,7 @@ ALLOWED = {
 }  # fmt: skip
 # Our own modules that a pure room may use: other pure rooms, errors that know no transport, names in traces.
 ALLOWED_OURS = re.compile(
-    r"gpu_sharing\.(arbiter|partitioning|simulation|units|tensors|measurements|worker\.(messages|boundary)|memory\.(ledger|extents|owners))\b|services\.\w+\.core\b|services\.simulator\b|services\.common\.(errors|attributes|objectives)\b"
+    r"gpu_sharing\.(arbiter|partitioning|simulation|units|tensors|measurements|worker\.(messages|boundary)|memory\.(ledger|extents|owners))\b|services\.\w+\.core\b|services\.simulator\b|services\.common\.(errors|attributes|objectives|blame|exponential)\b"
 )
 
 

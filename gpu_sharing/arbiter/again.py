@@ -40,13 +40,12 @@ def terms(call: Call, admission: Admission, lane: LaneState, now: Nanoseconds) -
 
 
 def left_out(message: str, batch: BatchInFlight) -> str:
-    """What the callers are told that were not run again."""
+    """What the callers are told that were not run again. The model's own words may be about another one's tensors: only whoever
+    was alone in the batch gets to read them."""
     requests = len(batch.calls)
-    return (
-        message
-        if requests == 1
-        else f"{message} (in a batch of {requests} requests; there was no time to run it alone)"
-    )
+    if requests == 1:
+        return message
+    return f"the model raised an error in a batch of {requests} requests, and there was no time to run this one alone"
 
 
 def _has_time(call: Call, now: Nanoseconds) -> bool:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 from gpu_sharing.arbiter.calls import Call, Tier
 from gpu_sharing.arbiter.order import Urgency
 from gpu_sharing.arbiter.replicas import Replica
+from gpu_sharing.arbiter.turns import Turns
 from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Nanoseconds
 
+_TIERS = ("guaranteed", "surplus", "gap")
 _CANCELLED = ("CANCELLED", "cancelled while it ran; its result was discarded")
 
 
@@ -34,6 +36,7 @@ class BatchInFlight:
     out: its slices that have been handed out and have not ended. sealed: it takes no more.
     discarded_because: reason and message for those of its calls that are doomed.
     numbers: of its calls, in the order of their rows.
+    usual: what batches like it take as a rule; 0: nothing is known.
     """
 
     number: int
@@ -59,6 +62,7 @@ class BatchInFlight:
     sealed: bool = False
     discarded_because: tuple[str, str] = _CANCELLED
     numbers: tuple[int, ...] = ()
+    usual: Nanoseconds = 0
 
     def __post_init__(self) -> None:
         self.numbers = tuple([call.number for call in self.calls])
@@ -100,8 +104,8 @@ class BatchInFlight:
         """Nobody waits for any of its calls."""
         return all(call.is_doomed for call in self.calls)
 
-    def record(self, lane: int) -> Batch:
-        """What callers and traces are told of it."""
+    def record(self, lane: int, turns: Turns) -> Batch:
+        """What callers and traces are told of it. turns: of its lane."""
         started = self.started or 0
         return Batch(
             number=self.number,
@@ -115,4 +119,8 @@ class BatchInFlight:
             preempted=self.preempted,
             preemptions=self.preemptions,
             segment_ends=tuple(self.segment_ends),
+            expected=self.usual,
+            predicted=self.predicted or 0,
+            tier=_TIERS[self.tier],
+            others=turns.others(self.number, min([call.request.arrived for call in self.calls])),
         )

@@ -258,7 +258,9 @@ class Arbiter:
     def _drop(self, call: Call, step: Step, reason: str, message: str, facts: dict[str, str] | None = None) -> None:
         call.take(step)
         self._lane.calls.pop(call.request.call, None)
-        batch = self._lane.batches[call.batch].record(self._lane.lane) if call.batch is not None else None
+        batch = (
+            self._lane.batches[call.batch].record(self._lane.lane, self._lane.turns) if call.batch is not None else None
+        )
         self._actions.append(Drop(call.request.call, reason, message, facts or {}, batch))
 
     def _waits(self, number: int) -> bool:
@@ -319,7 +321,8 @@ class Arbiter:
                     self._lane.see_end(call, now, now)
                 call.take(Step.ANSWER)
                 del self._lane.calls[call.number]
-            self._actions.append(Complete(batch.record(self._lane.lane), tuple([call.number for call in wanted])))
+            record = batch.record(self._lane.lane, self._lane.turns)
+            self._actions.append(Complete(record, tuple([call.number for call in wanted])))
         self._dismiss(batch, now)
 
     def _fail(self, event: BatchFailed, now: Nanoseconds) -> None:
@@ -330,7 +333,8 @@ class Arbiter:
         spared = {call.number for call in again}
         for call in batch.calls:
             if not call.is_doomed and call.number not in spared:
-                self._drop(call, Step.ANSWER, "MODEL_FAILED", left_out(event.message, batch))
+                message = event.message if event.final else left_out(event.message, batch)
+                self._drop(call, Step.ANSWER, "MODEL_FAILED", message)
         self._dismiss(batch, now, again)
 
     def _abandon_if_unwanted(self, batch: BatchInFlight, now: Nanoseconds) -> None:

@@ -31,7 +31,7 @@ _Value = TypeVar("_Value")
 
 
 class Window:
-    """The last values of something: their p99, by nearest rank, and their mean."""
+    """The last values of something: their p99, by nearest rank, their median and their mean."""
 
     __slots__ = ("_last", "_ordered", "_sum")
 
@@ -57,6 +57,11 @@ class Window:
     def p99(self) -> float:
         """IndexError where there is none."""
         return self._ordered[math.ceil(0.99 * len(self._ordered)) - 1]
+
+    @property
+    def median(self) -> float:
+        """IndexError where there is none."""
+        return self._ordered[len(self._ordered) // 2]
 
     @property
     def mean(self) -> float:
@@ -186,6 +191,10 @@ class _Shape:
                 most = seen if most is None else min(most, seen)
         self._lessons, self._beyond = lessons, _Lesson(None, least, None, below)
 
+    def usual(self, rows: int) -> Nanoseconds | None:
+        runs = self.runs.get(_bucket(rows))
+        return self.p99(rows) if runs is None else int(runs.median * self.base(rows))
+
     def mean(self, rows: int) -> Nanoseconds | None:
         found = self.average.get(rows)
         if found is None:
@@ -228,6 +237,11 @@ class Estimates:
         """The estimate; None where nothing like it has run or been profiled."""
         shape = self._shapes.get(shape_bucket)
         return None if shape is None else shape.p99(rows)
+
+    def usual(self, rows: int, shape_bucket: str) -> Nanoseconds | None:
+        """What it takes as a rule, whatever a few runs took; None where nothing like it has run or been profiled."""
+        shape = self._shapes.get(shape_bucket)
+        return None if shape is None else shape.usual(rows)
 
     def mean(self, rows: int, shape_bucket: str) -> Nanoseconds | None:
         """What it takes on average; None where nothing like it has run or been profiled."""

@@ -11,6 +11,7 @@ from gpu_sharing.arbiter.foresight import Foresight
 from gpu_sharing.arbiter.replicas import Replica
 from gpu_sharing.arbiter.servers import AHEAD, Server
 from gpu_sharing.arbiter.tenancy import Tenancy
+from gpu_sharing.arbiter.turns import Turns
 from gpu_sharing.units import MS, SECOND, Millidevices, Nanoseconds
 
 DEFAULT_ESTIMATE: Nanoseconds = 1 * MS
@@ -33,7 +34,7 @@ class LaneState:
     virtual: the virtual time of what runs from surplus, which is where a server starts that had nothing to do.
     guaranteed_share: of the lane's time lately, what went to guaranteed work.
     foresight: how far from the truth expected waits of surplus have been lately.
-    last: the number of the batch whose slice was handed out last.
+    last: the number of the batch whose slice was handed out last. turns: who had the lane lately.
     longest_slice: of anyone, as far as known; 0: nothing is. slice_bound: what is out before one that is handed out now is
     not likely to take longer: as many slices as may be out.
     """
@@ -55,6 +56,7 @@ class LaneState:
         self.foresight = Foresight()
         self._share_at: Nanoseconds | None = None
         self.last: int | None = None
+        self.turns = Turns()
         self.longest_slice: Nanoseconds = 0
         self.slice_bound: Nanoseconds = 0
         self._remeasure_at: Nanoseconds = 0
@@ -157,6 +159,7 @@ class LaneState:
             plan.predicted,
         )  # fmt: skip
         batch.expected = replica.estimates.mean(plan.rows, head.shape_bucket) or 0
+        batch.usual = replica.estimates.usual(plan.rows, head.shape_bucket) or 0
         self._join(batch, server)
         self._count(batch, server, 1)
         replica.waiting -= len(plan.calls)
@@ -203,6 +206,7 @@ class LaneState:
         """A slice of the batch has run on these terms. To be followed by `touch` or `dismiss`."""
         server = self.server_of(batch)
         batch.end_slice(took, started)
+        self.turns.note(batch.home.replica, batch.number, started, started + took)
         self.busy_ns += took
         batch.home.device_ns += took
         server.spend(batch, took, tier)

@@ -32,6 +32,10 @@ class Partitions:
         """A lane's part of what the layouts divide: the same in each, and no more than 1000 over the lanes of any one."""
         return 1000 * len(self.lanes[lane]) // self.compute_units
 
+    def units(self, lane: int) -> str:
+        """A lane's units as they would be written: "0-2,5"."""
+        return _ranges(self.lanes[lane])
+
     def memory_bytes(self, lane: int, whole_bytes: Bytes) -> Bytes:
         """A lane's part of the memory: an even one of the layout that divides it least."""
         return max(whole_bytes // len(layout) for layout in self.layouts if lane in layout)

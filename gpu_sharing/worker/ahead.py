@@ -23,12 +23,13 @@ from gpu_sharing.worker.watch import TIMES_THE_ESTIMATE, Watch, Watched
 
 @dataclass(slots=True)
 class _Flight:
-    """A batch that has started. outputs: once its last segment has been launched; they are there when it has ended."""
+    """A batch that has started. gathered: when its inputs had been put together. outputs: once its last segment has been launched; they are there when it has ended."""
 
     hosted: Hosted
     requests: tuple[Submit, ...]
     rows: int
     run: Run
+    gathered: Nanoseconds
     outputs: Any = None
 
 
@@ -141,7 +142,7 @@ class AheadLane:
             except BaseException as error:
                 self._fail(first.work, took, error)
                 return
-            finished = Finished(flight.hosted, flight.requests, outputs)
+            finished = Finished(flight.hosted, flight.requests, outputs, flight.gathered)
         self._requests.end_slice(batch, took, finished)
         if first.last:
             # Its outputs have been copied by now: what they lay in may be used again.
@@ -205,8 +206,9 @@ class AheadLane:
     def _start(self, work: Work) -> _Flight:
         model = work.hosted.model
         inputs = join(model.signature, work.requests, self._inputs)
+        gathered = self._clock()
         rows = sum(request.rows for request in work.requests)
-        flight = _Flight(work.hosted, work.requests, rows, model.run(inputs))
+        flight = _Flight(work.hosted, work.requests, rows, model.run(inputs), gathered)
         self._flights[work.slice.batch] = flight
         return flight
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from gpu_sharing.runtimes.base import Interrupted, Run
-from gpu_sharing.units import Nanoseconds
+from gpu_sharing.units import SECOND, Nanoseconds
 from gpu_sharing.worker.faults import describe, reason_of
 from gpu_sharing.worker.gather import join
 from gpu_sharing.worker.hosted import Hosted
-from gpu_sharing.worker.messages import Submit
+from gpu_sharing.worker.messages import Load, Submit
 from gpu_sharing.worker.meter import Meter
 from gpu_sharing.worker.requests import Finished, Requests, Work
 from gpu_sharing.worker.scatter import BatchOutputs
@@ -18,12 +19,13 @@ from gpu_sharing.worker.watch import TIMES_THE_ESTIMATE, Watch, Watched
 
 
 class _Flight(NamedTuple):
-    """A batch that has started."""
+    """A batch that has started. gathered: when its inputs had been put together."""
 
     hosted: Hosted
     requests: tuple[Submit, ...]
     rows: int
     run: Run
+    gathered: Nanoseconds
 
 
 class Lane:
@@ -38,10 +40,11 @@ class Lane:
         watch: Watch,
         hang_after_ns: Nanoseconds,
         meter: Meter | None = None,
+        copies: Mapping[tuple[str, str], Nanoseconds] | None = None,
     ) -> None:
         """inputs: the executor's arena. watch: notices slices that have not returned after hang_after_ns, at the least.
 
-        meter: told of every slice, at both its ends.
+        meter: told of every slice, at both its ends. copies: see WorkerConfig.slow_copies, by tenant and model.
         """
         self._requests = requests
         self._inputs = inputs
@@ -49,6 +52,7 @@ class Lane:
         self._watch = watch
         self._hang_after_ns = hang_after_ns
         self._meter = Meter() if meter is None else meter
+        self._copies = dict(copies or {})
         self._flights: dict[int, _Flight] = {}
 
     def run(self) -> None:
@@ -94,16 +98,25 @@ class Lane:
             next(flight.run)
         except StopIteration as end:
             outputs = BatchOutputs(flight.hosted.model.signature, end.value, flight.rows)
-            return Finished(flight.hosted, flight.requests, outputs)
+            return Finished(flight.hosted, flight.requests, outputs, flight.gathered)
         return None
 
     def _start(self, work: Work) -> _Flight:
         model = work.hosted.model
         inputs = join(model.signature, work.requests, self._inputs)
+        if self._copies:
+            self._delay(work.hosted.load)
+        gathered = self._clock()
         rows = sum(request.rows for request in work.requests)
-        flight = _Flight(work.hosted, work.requests, rows, model.run(inputs))
+        flight = _Flight(work.hosted, work.requests, rows, model.run(inputs), gathered)
         self._flights[work.slice.batch] = flight
         return flight
+
+    def _delay(self, load: Load) -> None:
+        """Makes a copy take longer, where a test has asked for that."""
+        delay = self._copies.get((load.tenant, load.model))
+        if delay is not None:
+            time.sleep(delay / SECOND)
 
     def _let_go(self, batch: int) -> None:
         flight = self._flights.pop(batch, None)

@@ -114,7 +114,13 @@ class WorkerLoop:
         hang_after_ns = self._config.hang_after_ns
         if seat is None:
             return Lane(
-                self._requests, inputs, clock=clock, watch=self._watch, hang_after_ns=hang_after_ns, meter=meter
+                self._requests,
+                inputs,
+                clock=clock,
+                watch=self._watch,
+                hang_after_ns=hang_after_ns,
+                meter=meter,
+                copies={(tenant, model): delay for tenant, model, delay in self._config.slow_copies},
             )
         return AheadLane(
             self._requests,

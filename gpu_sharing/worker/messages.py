@@ -164,12 +164,18 @@ class Unloaded(msgspec.Struct, tag=True, array_like=True, frozen=True):
 
 
 class Done(msgspec.Struct, tag=True, array_like=True, frozen=True):
-    """The call's outputs, in the order wanted. Its input memory may be used again; its output memory is held until Release."""
+    """The call's outputs, in the order wanted. Its input memory may be used again; its output memory is held until Release.
+
+    gathered: when the batch's inputs had been put together, within its first slice. copied: when the outputs lay in the arena.
+    0: not told.
+    """
 
     call: int
     outputs: tuple[TensorRef, ...]
     received: Nanoseconds
     batch: Batch
+    gathered: Nanoseconds = 0
+    copied: Nanoseconds = 0
 
 
 class Failed(msgspec.Struct, tag=True, array_like=True, frozen=True):

@@ -29,11 +29,12 @@ class Work(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A batch that has run."""
+    """A batch that has run. gathered: when its inputs had been put together."""
 
     hosted: Hosted
     requests: tuple[Submit, ...]
     outputs: BatchOutputs
+    gathered: Nanoseconds = 0
 
 
 class _Effects(NamedTuple):
@@ -210,7 +211,7 @@ class Requests:
         except OutputInvalid as broken:
             message = f"{hosted.label}: {broken}"
             return Failed(request.call, "MODEL_FAILED", message, {}, received, batch)
-        return Done(request.call, refs, received, batch)
+        return Done(request.call, refs, received, batch, finished.gathered, self._clock())
 
     def _emit(self, effects: _Effects) -> None:
         self._outbox.send(effects.events)

@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "status": "Who runs where, and at what share.",
     "layout": "How each device is divided, and which of its layouts is in force.",
     "top": "Watch tenants, lanes, queues and objectives, live.",
+    "slo": "Set and export objectives, and report whether they were kept.",
     "trace": "Show one request's waterfall, or find traces.",
     **SERVICES,
 }

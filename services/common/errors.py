@@ -17,6 +17,7 @@ class Reason(StrEnum):
     ARTEFACT_NOT_FOUND = "ARTEFACT_NOT_FOUND"
     TRACE_NOT_FOUND = "TRACE_NOT_FOUND"
     REGION_NOT_FOUND = "REGION_NOT_FOUND"
+    SLO_NOT_FOUND = "SLO_NOT_FOUND"
     TENANT_EXISTS = "TENANT_EXISTS"
     VERSION_EXISTS = "VERSION_EXISTS"
     REGION_EXISTS = "REGION_EXISTS"
@@ -73,6 +74,14 @@ class Refusal(Exception):
         self.field = field
         self.facts = {name: str(value) for name, value in (facts or {}).items()}
         self.retry_after_s = retry_after_s
+
+    @property
+    def in_traces(self) -> str:
+        """The message as others than the caller may read it: without a model's own words, which may quote its tensors."""
+        return _MODELS_WORDS if self.reason is Reason.MODEL_FAILED else self.message
+
+
+_MODELS_WORDS = "the model raised an error; its caller has been told which"
 
 
 def invalid(field: str, problem: str, **facts: object) -> Refusal:

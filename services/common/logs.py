@@ -27,7 +27,9 @@ def configure(service: str, *, form: str = "auto", level: str = "info") -> None:
     if level not in LEVELS:
         raise ValueError(f"log_level: {level!r} is none of {', '.join(LEVELS)}")
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
-    renderer = structlog.dev.ConsoleRenderer() if text else structlog.processors.JSONRenderer()
+    # Never with the values of local variables, as rich would have it: requests and keys are among them.
+    in_colour = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer = in_colour if text else structlog.processors.JSONRenderer()
     exceptions = [] if text else [structlog.processors.format_exc_info]
     structlog.configure(
         processors=[
@@ -50,6 +52,26 @@ def about(*, trace_id: bytes | None = None, tenant: str | None = None) -> Abstra
     """Every line logged within names the trace and the tenant: `with about(trace_id=…, tenant=…):`."""
     facts = {"trace_id": trace_id.hex() if trace_id else None, "tenant": tenant}
     return structlog.contextvars.bound_contextvars(**{name: fact for name, fact in facts.items() if fact is not None})
+
+
+class Sparse:
+    """Lets so many lines of one kind pass in a second; says of how many it let none pass since the last."""
+
+    def __init__(self, per_second: int = 10) -> None:
+        self._per_second = per_second
+        self._second = self._passed = self._held_back = 0
+
+    def passes(self, now_ns: int) -> int | None:
+        """None: not this line. Else how many lines there would have been since the last one that passed."""
+        second = now_ns // 1_000_000_000
+        if second != self._second:
+            self._second, self._passed = second, 0
+        if self._passed >= self._per_second:
+            self._held_back += 1
+            return None
+        self._passed += 1
+        held_back, self._held_back = self._held_back, 0
+        return held_back
 
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -20,6 +21,8 @@ log = structlog.get_logger()
 
 _SCOPE = InstrumentationScope(name="apportion")
 _INT64_MOST = (1 << 63) - 1
+KEPT_CHARS = 128
+"""Longer texts are not kept for the next span: errors, which differ."""
 
 
 def value_of(value: Value) -> AnyValue:
@@ -39,7 +42,18 @@ def value_of(value: Value) -> AnyValue:
 
 def pairs(attributes: Mapping[str, Value]) -> list[KeyValue]:
     """Attributes as OTLP has them."""
-    return [KeyValue(key=key, value=value_of(value)) for key, value in attributes.items()]
+    return [
+        _text(key, value)
+        if type(value) is str and len(value) <= KEPT_CHARS
+        else KeyValue(key=key, value=value_of(value))
+        for key, value in attributes.items()
+    ]
+
+
+@lru_cache(4096)
+def _text(key: str, value: str) -> KeyValue:
+    """One message for each text that is told again and again, like the names of tenants and models: never changed, only copied."""
+    return KeyValue(key=key, value=AnyValue(string_value=value))
 
 
 def encoded(record: SpanRecord, offset_ns: int) -> Span:
@@ -49,6 +63,7 @@ def encoded(record: SpanRecord, offset_ns: int) -> Span:
         trace_id=record.trace_id,
         span_id=record.span_id,
         parent_span_id=record.parent_span_id or b"",
+        trace_state=record.trace_state,
         name=record.name,
         kind=record.kind,  # type: ignore[arg-type]
         start_time_unix_nano=record.start_ns + offset_ns,

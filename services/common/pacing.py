@@ -41,7 +41,8 @@ class Pace:
 
 class Pause:
     """A pause between two messages, which ends early where the other side has nothing left to do: as Nagle's algorithm sends
-    what has gathered once nothing is unanswered (RFC 896), a busy peer gets few large messages and an idle one never waits."""
+    what has gathered once nothing is unanswered (RFC 896), a busy peer gets few large messages and an idle one never waits.
+    One task waits at a time."""
 
     __slots__ = ("_over",)
 
@@ -49,12 +50,13 @@ class Pause:
         self._over: asyncio.Future[None] | None = None
 
     async def wait(self, at_most_s: float) -> None:
-        """Until `end`, or until the time has passed."""
+        """Until `end`, or until the time has passed. AssertionError where somebody waits already."""
+        assert self._over is None, "two wait on one pause"
         loop = asyncio.get_running_loop()
-        over = self._over = loop.create_future()
+        self._over = loop.create_future()
         timer = loop.call_later(at_most_s, self.end)
         try:
-            await over
+            await self._over
         finally:
             timer.cancel()
             self._over = None

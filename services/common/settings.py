@@ -53,7 +53,7 @@ class ServiceSettings(BaseSettings):
     mesh_token: str | None = None
     """Shared secret of the services; needed wherever one listens beyond loopback."""
     otlp_endpoint: str | None = None
-    """HOST:PORT of an OTLP/gRPC collector for traces; none: spans are not exported."""
+    """HOST:PORT of an OTLP/gRPC collector for traces; none, or empty: spans are not exported."""
     metrics_listen: str | None = None
     """HOST:PORT for Prometheus metrics over HTTP; none: not exposed."""
     reuse_port: Literal["off", "on"] = "off"

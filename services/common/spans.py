@@ -43,6 +43,8 @@ class SpanRecord:
     """(trace id, span id, attributes)"""
     error: str | None = None
     """What went wrong, for people; None: nothing did."""
+    trace_state: str = ""
+    """The W3C `tracestate` that came with the parent."""
 
 
 def new_trace_id() -> bytes:
@@ -77,6 +79,15 @@ def parse_traceparent(text: str) -> tuple[bytes, bytes, int] | None:
     if not any(trace_id) or not any(parent_span_id):
         return None
     return trace_id, parent_span_id, int(flags, 16)
+
+
+_LONGEST_TRACESTATE = 512
+_TRACESTATE = re.compile(r"[\x20-\x7e\t]*")
+
+
+def parse_tracestate(text: str) -> str:
+    """A W3C `tracestate` as it is passed on; "" for one that is too long or holds what no header may."""
+    return text if len(text) <= _LONGEST_TRACESTATE and _TRACESTATE.fullmatch(text) else ""
 
 
 def format_traceparent(trace_id: bytes, span_id: bytes, *, sampled: bool = True) -> str:

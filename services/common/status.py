@@ -22,6 +22,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.ARTEFACT_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.TRACE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.REGION_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.SLO_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Reason.TENANT_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
     Reason.VERSION_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
     Reason.REGION_EXISTS: grpc.StatusCode.ALREADY_EXISTS,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -30,7 +30,6 @@ from services.common.spans import (
 
 __all__ = [
     "Kind",
-    "Sampler",
     "SpanRecord",
     "Tracer",
     "Value",
@@ -55,7 +54,7 @@ EXPORT_EVERY_S = 0.2
 class Tracer:
     """Sends spans to an OTLP/gRPC collector; without an `endpoint` it does nothing at all.
 
-    endpoint: HOST:PORT, or https://HOST:PORT for TLS.
+    endpoint: HOST:PORT, or https://HOST:PORT for TLS; empty: none.
     resource: attributes of everything this process sends, beside service.name.
     queue_spans: spans that may wait; further ones are dropped and counted.
     mesh_token: sent as a bearer token where the collector is our trace store beyond loopback.
@@ -71,6 +70,7 @@ class Tracer:
         mesh_token: str | None = None,
         timeout_s: float = 5.0,
     ) -> None:
+        endpoint = endpoint or None
         self.service, self.enabled = service, endpoint is not None
         # The SDK's resource also has what OTEL_RESOURCE_ATTRIBUTES says of where this runs.
         described = Resource.create({attributes.SERVICE_NAME: service, **(resource or {})})
@@ -108,6 +108,22 @@ class Tracer:
         self._queue.append(record)
         if waiting == EXPORT_SPANS:
             self._wake.set()
+
+    def emit_all(self, records: Sequence[SpanRecord], *, spare: bool = False) -> bool:
+        """Takes the spans that one process has of a trace: all of them or, where there is no room, none. Says which.
+
+        spare: of a trace that is kept by chance alone: half of the room is not for these, so that violators have it.
+        """
+        if not self.enabled:
+            return False
+        waiting = len(self._queue)
+        if waiting + len(records) > (self._capacity // 2 if spare else self._capacity):
+            self._refused += len(records)
+            return False
+        self._queue.extend(records)
+        if waiting + len(records) >= EXPORT_SPANS:
+            self._wake.set()
+        return True
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Waits, at most `timeout` seconds, until what was emitted has been sent or lost. Blocks: not for an event loop."""
@@ -164,17 +180,3 @@ class Tracer:
             self._exported += len(spans)
         else:
             self._lost += len(spans)
-
-
-class Sampler:
-    """Says, for each trace id alike in every process, whether it belongs to the sampled share. ratio: 0 to 1."""
-
-    def __init__(self, ratio: float) -> None:
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"sample ratio: {ratio} is not between 0 and 1")
-        self.ratio = ratio
-        self._bound = round(ratio * (1 << 64))
-
-    def keeps(self, trace_id: bytes) -> bool:
-        """Whether this trace is sampled. It reads the low 8 bytes, as OpenTelemetry's TraceIdRatioBased does."""
-        return int.from_bytes(trace_id[8:16], "big") < self._bound

@@ -37,6 +37,7 @@ from services.executor.spans import Spans
 log = structlog.get_logger()
 
 _US = 1_000
+LEFT = Refusal(Reason.CANCELLED, "its frontend waits for it no more")
 
 
 class Calls:
@@ -78,6 +79,7 @@ class Calls:
     def complete(self, call: Call) -> None:
         """The last chunk of a call has been written to its block."""
         memory = call.serving.client.inputs.view[call.base : call.base + call.bulk_bytes]
+        call.complete = time.monotonic_ns()
         try:
             self._start(call, memory)
         except Refusal as refusal:
@@ -87,7 +89,9 @@ class Calls:
         """Nobody waits for it any more: no result, and its memory as soon as the worker lets go of it."""
         call.wanted = False
         if call.phase is Phase.RECEIVING:
+            call.handed = time.monotonic_ns()
             self._over(call)
+            self._left(call, call.handed)
         elif call.phase is Phase.RUNNING:
             call.serving.client.send(Cancel(call.number))
 
@@ -109,7 +113,9 @@ class Calls:
         if not call.wanted:
             self.sent(call)
             self._count(call, Reason.CANCELLED)
-            serving.counts.refused(batch, call.arrived, call.handed, time.monotonic_ns())
+            now = time.monotonic_ns()
+            serving.counts.refused(batch, call.arrived, call.handed, now)
+            self._spans.finished(call, batch, now, LEFT, done.gathered, done.copied)
             return
         try:
             self._answer(call, done)
@@ -145,12 +151,14 @@ class Calls:
         serving = call.serving
         decoded = call.decoded = serving.decoder.decode(payload)
         arena = serving.client.inputs
+        began = time.monotonic_ns()
         if isinstance(payload, bytes):
             placed = place(arena, decoded, payload, serving.owner)
         elif decoded.plan.raw:
             placed = in_place(decoded, payload, call.base)
         else:
             placed = place_typed(arena, decoded.plan, serving.owner)
+        call.copy_ns = time.monotonic_ns() - began
         if placed.block is not None:
             call.blocks = (*call.blocks, placed.block)
         if check_elements(decoded.plan, placed.contents):
@@ -180,7 +188,9 @@ class Calls:
     def _submit(self, call: Call, decoded: Decoded, placed: Placed) -> None:
         """Hands a checked call to the worker. Raises Refusal where its deadline has passed."""
         if not call.wanted:
+            call.handed = time.monotonic_ns()
             self._over(call)
+            self._left(call, call.handed)
             return
         call.handed = now = time.monotonic_ns()
         queueing = call.serving.queueing
@@ -234,7 +244,11 @@ class Calls:
         self._count(call, refusal.reason)
         now = time.monotonic_ns()
         call.serving.counts.refused(batch, call.arrived, call.handed, now)
+        if call.handed == call.arrived:
+            # It never left for the worker: all its time here went before that.
+            call.handed = now
         if not call.wanted:
+            self._left(call, now, batch)
             return
         status = to_status(refusal).SerializeToString()
         call.caller.answer(Result(call=call.call, status=status, stages=stages(call, batch, now)))
@@ -256,17 +270,22 @@ class Calls:
         self._count(call, "OK")
         serving.rows += decoded.plan.rows
         serving.batched_requests += done.batch.requests
+        now = time.monotonic_ns()
         if length > self._inline_bytes:
             call.caller.transfer(call, parts, done.batch)
         else:
+            content = b"".join(parts)
             now = time.monotonic_ns()
-            result = Result(call=call.call, payload=b"".join(parts), stages=stages(call, done.batch, now))
+            result = Result(call=call.call, payload=content, stages=stages(call, done.batch, now))
             call.caller.answer(result)
             self.sent(call)
         call.decoded = None
-        now = time.monotonic_ns()
         serving.counts.succeeded(done.batch, plan.rows, call.arrived, call.handed, now)
-        self._spans.finished(call, done.batch, now, None)
+        self._spans.finished(call, done.batch, now, None, done.gathered, done.copied)
+
+    def _left(self, call: Call, now: Nanoseconds, batch: Batch | None = None) -> None:
+        """The call is over and nobody waits for it; its frontend may still want to know where its time went."""
+        self._spans.finished(call, batch, now, LEFT)
 
     def _count(self, call: Call, outcome: str) -> None:
         outcomes = call.serving.outcomes

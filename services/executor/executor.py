@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import grpc
@@ -60,6 +61,8 @@ LEAVE_POLL_S, LEAVE_LOOKS, LEAVE_GRACE_S = 0.05, 600, 1.0
 """A worker that is needed no more goes once nobody reads its memory: looked at this often, at most so many times; then it has so long."""
 TEXT_FORMATS = frozenset({"onnx"})
 """Formats whose runtime takes elements of BYTES as text."""
+MOST_NAMED = 8
+"""Traces that the log names where a worker took requests with it."""
 MOST_GONE = 256
 """Replicas that are gone and whose tenant is remembered: what was asked of them may still be on its way."""
 
@@ -239,7 +242,14 @@ class Executor:
             left.cancel()
         if client.lost.done():
             log.error(
-                "worker lost", lane=lane.number, pid=client.pid, reason=client.lost.result(), calls=len(lane.calls)
+                "worker lost",
+                lane=lane.number,
+                pid=client.pid,
+                reason=client.lost.result(),
+                calls=len(lane.calls),
+                traces=[
+                    call.span[0].hex() for call in islice(lane.calls.values(), MOST_NAMED) if call.span is not None
+                ],
             )
             return client.lost.result()
         log.info("worker leaves", lane=lane.number, pid=client.pid, reason="its lane is in no layout in force")

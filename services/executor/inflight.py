@@ -91,15 +91,20 @@ class Call:
 
     number: the executor's own; call: the frontend's. deadline: dropped past it. objective: None: class `batch`.
     blocks: what it holds of the input arena; base: where chunks are written to.
+    complete: when the last of its payload had come. copy_ns: what copying that into shared memory took, chunks apart.
+    announced: when a large answer's length was told, its tenant's credit having allowed it; 0: it was not.
     """
 
     __slots__ = (
+        "announced",
         "arrived",
         "base",
         "blocks",
         "bulk_bytes",
         "call",
         "caller",
+        "complete",
+        "copy_ns",
         "deadline",
         "decoded",
         "handed",
@@ -116,7 +121,8 @@ class Call:
 
     def __init__(self, number: int, caller: Caller, infer: Infer, serving: Serving, arrived: Nanoseconds) -> None:
         self.number, self.caller, self.call, self.serving = number, caller, infer.call, serving
-        self.arrived = self.handed = arrived
+        self.arrived = self.complete = self.handed = arrived
+        self.copy_ns = self.announced = 0
         self.deadline = arrived + infer.deadline_us * _US if infer.HasField("deadline_us") else None
         self.objective = arrived + infer.objective_us * _US if infer.HasField("objective_us") else None
         self.priority, self.bulk_bytes = infer.priority, infer.bulk_bytes

@@ -31,9 +31,16 @@ class ExecutorCollector(Collector):
         for phase, number in self._executor.phases.items():
             replicas.add_metric((phase,), number)
         yield replicas
-        dropped = CounterMetricFamily("apportion_executor_traces_dropped", "Requests whose verdict came too late.")
-        dropped.add_metric((), self._spans.dropped)
+        dropped = CounterMetricFamily(
+            "apportion_executor_traces_dropped",
+            "Requests whose part of a trace was let go of: no verdict came in time, too many waited for theirs, or it came for a "
+            "request that was never over here.",
+        )
+        dropped.add_metric((), self._spans.dropped + self._spans.unheard)
         yield dropped
+        held = GaugeMetricFamily("apportion_executor_traces_held", "Finished requests that wait for their verdict.")
+        held.add_metric((), self._spans.held)
+        yield held
 
     def _usage(self) -> Iterator[Metric]:
         device = CounterMetricFamily(

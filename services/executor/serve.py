@@ -17,11 +17,12 @@ from gpu_sharing.worker.config import WorkerConfig
 from services._proto.apportion.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
 from services._proto.apportion.v1.registry_pb2 import DownloadArtefactRequest
 from services._proto.apportion.v1.registry_pb2_grpc import RegistryServiceStub
+from services.common import attributes as names
 from services.common import metrics
 from services.common.channel import connect
 from services.common.heap import keep_large_blocks
 from services.common.server import Server, StartupError, write_ready
-from services.common.telemetry import Tracer
+from services.common.telemetry import Tracer, Value
 from services.executor.attach import Attachment
 from services.executor.books import Books
 from services.executor.cache import ArtefactCache
@@ -57,7 +58,12 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         device = serving.device
         partitions = choose_partitions(settings, device)
         incarnation = secrets.token_hex(8)
-        tracer = Tracer("apportion-executor", settings.otlp_endpoint, mesh_token=settings.mesh_token)
+        tracer = Tracer(
+            "apportion-executor",
+            settings.otlp_endpoint,
+            resource={names.SERVICE_INSTANCE_ID: f"{settings.executor_id}/{incarnation}"},
+            mesh_token=settings.mesh_token,
+        )
         stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
         executor, spans = _build(settings, serving, partitions, incarnation, tracer, stack)
         servicer = ExecuteService(settings, incarnation, executor.calls, spans, executor.tenants)
@@ -158,11 +164,28 @@ def _build(
         incarnation,
         hold_ns=int(settings.trace_hold_s * 1e9),
         capacity=settings.trace_hold_requests,
+        lanes={number: lane_facts(device, partitions, number) for number in range(len(partitions.lanes))},
+        owners=lambda replica: executor.usage.models.get(replica),
     )
     executor.calls = Calls(
         settings.inline_bytes, spans, executor.load_changed, most=WORKERS_SHARE * settings.queue_limit
     )
     return executor, spans
+
+
+def slow_copies(settings: ExecutorSettings) -> tuple[tuple[str, str, int], ...]:
+    """The delays that tests have asked for: tenant, model, nanoseconds."""
+    split = ((name.partition("/"), delay_ms) for name, delay_ms in settings.slow_copies_ms.items())
+    return tuple((tenant, model, int(delay_ms * 1e6)) for (tenant, _, model), delay_ms in split)
+
+
+def lane_facts(device: Device, partitions: Partitions, lane: int) -> dict[str, Value]:
+    """What traces say of a lane."""
+    return {
+        names.EXECUTOR_BACKEND: device.backend,
+        names.LANE_COMPUTE_UNITS: len(partitions.lanes[lane]),
+        names.LANE_PARTITION: f"units {partitions.units(lane)}",
+    }
 
 
 def _memory(settings: ExecutorSettings, device: Device, partitions: Partitions) -> dict[int, Bytes]:
@@ -193,6 +216,7 @@ def _workers(settings: ExecutorSettings, serving: Serving, partitions: Partition
             quantum_ns=int(settings.quantum_ms * 1e6) if settings.quantum_ms is not None else None,
             hang_after_ns=int(settings.hang_after_s * 1e9),
             load_limit_ns=int(settings.load_limit_s * 1e9),
+            slow_copies=slow_copies(settings),
         )
         for number, cores in enumerate(partitions.lanes)
     }

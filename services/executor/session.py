@@ -86,7 +86,7 @@ class Session:
         for cancel in request.cancels:
             self._cancel(cancel.call)
         for verdict in request.verdicts:
-            self._spans.verdict(self.key, verdict.call, verdict.keep, now)
+            self._spans.verdict(self.key, verdict.call, verdict.keep, now, violated=verdict.violated)
         for credit in request.credits:
             self._credit(credit.tenant, credit.bytes)
         self._arrived.set()
@@ -117,6 +117,7 @@ class Session:
     def end(self) -> None:
         """The primary stream is over: every call is cancelled, and all memory is given back as workers let go of it."""
         self.ended = True
+        self._spans.deserted(self.key, time.monotonic_ns())
         for call in list(self._open.values()):
             self._calls.cancel(call)
         for call, _ in self._sending.values():
@@ -235,6 +236,7 @@ class Session:
         now = time.monotonic_ns()
         for transfer in started:
             call, batch = self._sending[transfer.call]
+            call.announced = now
             length = transfer.length
             self._results.append(Result(call=transfer.call, bulk_bytes=length, stages=stages(call, batch, now)))
         if started:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -96,6 +96,12 @@ class ExecutorSettings(ServiceSettings):
     """How long what is known of a request is kept for its trace while no verdict comes."""
     trace_hold_requests: int = Field(default=20_000, ge=1)
     """Requests held so at most; the oldest go first."""
+
+    slow_copies_ms: dict[Annotated[str, Field(pattern="^[^/]+/[^/]+$")], Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict
+    )
+    """For tests of traces alone: how many milliseconds longer the inputs of each batch take to be put together, by TENANT/MODEL, as
+    a JSON object. No tenant can set it."""
 
     @property
     def books_folder(self) -> Path:

@@ -6,14 +6,23 @@ import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from services.common.errors import Reason
+from services.common.logs import Sparse, about
 from services.common.telemetry import Tracer
+from services.frontend.core.measured import Measured
 from services.frontend.core.verdict import OK, Judgement
 from services.frontend.request import Request
 from services.frontend.spans import spans_of
 from services.frontend.triton_metrics import TritonMetrics
 
+log = structlog.get_logger()
+BROKEN = frozenset(
+    (Reason.MODEL_FAILED, Reason.WORKER_LOST, Reason.EXECUTOR_LOST, Reason.OUT_OF_MEMORY, Reason.INTERNAL)
+)
+"""Ends of requests that somebody will want to look into: each is a line in the log, as far as there are not too many."""
 BOUNDS_S = (
     0.001,
     0.002,
@@ -51,6 +60,7 @@ class Counts:
         "buckets",
         "in_flight",
         "latencies",
+        "measured",
         "missed",
         "outcomes",
         "sum_ns",
@@ -62,6 +72,7 @@ class Counts:
         self.outcomes: dict[str, int] = {}
         self.buckets = [0] * (len(BOUNDS_S) + 1)
         self.latencies: dict[int, int] = {}
+        self.measured = Measured()
         self.answer_bytes = self.sum_ns = self.in_flight = self.within = self.missed = self.violated = 0
 
 
@@ -72,12 +83,15 @@ class Accounts:
     where the model exists, so that callers cannot make up labels.
     """
 
-    def __init__(self, tracer: Tracer, trace_sample: float) -> None:
-        self._tracer, self._sample = tracer, trace_sample
+    def __init__(self, tracer: Tracer, trace_sample: float, samples: Mapping[str, float] | None = None) -> None:
+        """trace_sample: the part of requests whose trace is kept though they broke no promise. samples: of these tenants'."""
+        self._lines = Sparse()
+        self._tracer, self._sample, self._samples = tracer, trace_sample, dict(samples or {})
         self._counts: dict[tuple[str, str], Counts] = {}
         self.triton = TritonMetrics()
         self.held: Callable[[], Mapping[str, Iterable[tuple[str, int]]]] = dict
         """Bytes that are held for each tenant, by what they are."""
+        self._objectives_us: dict[tuple[str, str], tuple[int, ...]] = {}
         self._looked_at = FEW
         self.triton.pending = lambda: ((*key, counts.in_flight) for key, counts in list(self._counts.items()) if key[1])
 
@@ -86,7 +100,15 @@ class Accounts:
         counts = self._counts.get((tenant, model))
         if counts is None:
             counts = self._counts[tenant, model] = Counts()
+            counts.measured.judge_by(self._objectives_us.get((tenant, model), ()))
         return counts
+
+    def judge_by(self, objectives_us: Mapping[tuple[str, str], tuple[int, ...]]) -> None:
+        """Takes the objectives of all models' SLOs, beside what each request is promised."""
+        before, self._objectives_us = self._objectives_us, dict(objectives_us)
+        for key in before.keys() | objectives_us.keys():
+            if key in self._counts:
+                self._counts[key].measured.judge_by(self._objectives_us.get(key, ()))
 
     def keep(self, exists: Callable[..., bool]) -> None:
         """Lets go of the counts of models, and of versions, that are gone, each time there are twice as many as before.
@@ -114,6 +136,8 @@ class Accounts:
         counts.sum_ns += elapsed_ns
         bucket = bucket_of(elapsed_ns)
         counts.latencies[bucket] = counts.latencies.get(bucket, 0) + 1
+        reason = request.refusal.reason if request.refusal is not None else None
+        counts.measured.add(elapsed_ns, reason, request.deadline_ns)
         if request.objective_ns is not None:
             if outcome == OK:
                 counts.within += 1
@@ -123,15 +147,24 @@ class Accounts:
             counts.violated += 1
         stages = request.attempts[-1].stages if request.attempts else None
         self.triton.close((request.tenant, request.model, request.version), outcome, elapsed_ns, stages)
-        keep = judgement.violated or random.random() < self._sample
+        keep = judgement.violated or random.random() < self._samples.get(request.tenant, self._sample)
         if request.attempts:
             for call in request.attempts:
                 if call.carrier is not None:
                     call.carrier.verdict(call, judgement.violated, keep)
+        if outcome in BROKEN:
+            self._tell(request, outcome, ended_ns)
         if keep and self._tracer.enabled:
-            for span in spans_of(request, judgement, ended_ns):
-                self._tracer.emit(span)
+            counts.measured.exemplars.append((elapsed_ns, request.trace_id, request.span_id))
+            self._tracer.emit_all(spans_of(request, judgement, ended_ns), spare=not judgement.violated)
         return keep
+
+    def _tell(self, request: Request, outcome: str, now_ns: int) -> None:
+        """A line for people, of a request that the service broke."""
+        held_back = self._lines.passes(now_ns)
+        if held_back is not None:
+            with about(trace_id=request.trace_id, tenant=request.tenant):
+                log.warning("request failed", model=request.model, reason=outcome, held_back=held_back)
 
     def collect(self) -> Iterator[Metric]:
         """The counts as metrics. Called by the metrics thread."""
@@ -144,6 +177,11 @@ class Accounts:
             "apportion_frontend_objective_requests",
             "Requests with an objective, by whether it was met; those that the caller broke off or got wrong are in neither.",
             labels=["tenant", "model", "met"],
+        )
+        judged = CounterMetricFamily(
+            "apportion_frontend_slo_requests",
+            "Requests judged by the objectives of the model's SLOs, whatever each was promised.",
+            labels=["tenant", "model", "objective_us", "met"],
         )
         violations = CounterMetricFamily(
             "apportion_frontend_violations",
@@ -167,9 +205,12 @@ class Accounts:
             latency.add_metric([tenant, model], _cumulative(counts.buckets), counts.sum_ns / 1e9)
             objective.add_metric([tenant, model, "true"], counts.within)
             objective.add_metric([tenant, model, "false"], counts.missed)
+            for objective_us, each in counts.measured.within.items():
+                judged.add_metric([tenant, model, str(objective_us), "true"], each.met)
+                judged.add_metric([tenant, model, str(objective_us), "false"], each.missed)
             violations.add_metric([tenant, model], counts.violated)
             in_flight.add_metric([tenant, model], counts.in_flight)
-        yield from (requests, latency, objective, violations, in_flight, held)
+        yield from (requests, latency, objective, judged, violations, in_flight, held)
         yield from self.triton.collect()
 
 

@@ -45,7 +45,9 @@ class Call:
         "payload",
         "priority",
         "received_bytes",
+        "received_ns",
         "replica_id",
+        "sent_ns",
         "span_id",
         "stage",
         "stages",
@@ -74,6 +76,8 @@ class Call:
         self.stage = CONNECT
         self.submitted_ns = 0
         """When it was handed on."""
+        self.sent_ns = self.received_ns = 0
+        """When it was written to the stream, and when the last of its answer was read from there; 0: it was not."""
         self.stages: Stages | None = None
         """What its executor says of the time since then."""
         self.answer: io.BytesIO | None = None

@@ -27,6 +27,8 @@ MOST_BACKLOG = 4096
 RETIRE_S = 60.0
 """How long a link that no route mentions any more may finish what it has."""
 RETIRE_POLL_S = 0.5
+LAST_WORD_S, LAST_WORD_LOOKS = 0.01, 20
+"""How often, and how many times, it is looked whether verdicts have been told before the connections are closed."""
 
 
 class ExecutorLink:
@@ -62,6 +64,11 @@ class ExecutorLink:
     def idle(self) -> bool:
         """Whether nothing waits for this executor."""
         return not self._backlog and (self._session is None or self._session.outstanding == 0)
+
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether the executor is still to be told how calls ended."""
+        return self._session is not None and self._session.has_verdicts
 
     async def close(self) -> None:
         """Lets go of the executor; calls that are still with it fail."""
@@ -147,7 +154,11 @@ class Links:
             self._retiring[address] = asyncio.ensure_future(self._retire(address))
 
     async def close(self) -> None:
-        """Lets go of every executor."""
+        """Lets go of every executor, once each has been told how its calls ended: it holds their spans until then."""
+        for _ in range(LAST_WORD_LOOKS):
+            if not any(link.has_verdicts for link in self._links.values()):
+                break
+            await asyncio.sleep(LAST_WORD_S)
         for task in self._retiring.values():
             task.cancel()
         await asyncio.gather(*(link.close() for link in self._links.values()))

@@ -7,7 +7,11 @@ from collections.abc import Awaitable
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
+import structlog
+
 from services.common.errors import Reason, Refusal
+from services.common.logs import about
+from services.common.spans import format_traceparent
 from services.common.status import CODES, DETAILS_KEY, to_status
 from services.frontend.accounting import Accounts
 from services.frontend.calls import Call, expired
@@ -17,14 +21,22 @@ from services.frontend.core.keys import Keys
 from services.frontend.core.retries import Retries
 from services.frontend.core.routes import Replica, Route, Version
 from services.frontend.core.routing import RoutingTable
-from services.frontend.core.verdict import RETRYABLE, judge
+from services.frontend.core.verdict import RETRYABLE, Judgement, judge
 from services.frontend.core.wire import Limits, scan
 from services.frontend.forward import Links
 from services.frontend.request import Request
 from services.frontend.shared import SharedMemory
 
+log = structlog.get_logger()
+
 TRACE_KEY = "apportion-trace-id"
+RESPONSE_KEY = "traceresponse"
+"""As W3C's Trace Context, level 2, has it: the server span, and whether its trace is kept."""
+TIMING_KEY = "apportion-timing"
+"""A caller who sends this is told what its request took here, and the verdict: TOOK_KEY, OUTCOME_KEY, VIOLATED_KEY."""
+TOOK_KEY, OUTCOME_KEY, VIOLATED_KEY = "apportion-took-us", "apportion-outcome", "apportion-violated"
 ADMIT = "admit"
+UNEXPECTED = Refusal(Reason.INTERNAL, "an unexpected error; the service's log has it")
 SECOND_NS = 1_000_000_000
 MOST_HELD_BYTES = 1 << 30
 WAITING = ("of requests that wait for their answer", "APPORTION_FRONTEND_TENANT_REQUEST_BYTES")
@@ -40,6 +52,23 @@ class Answered(NamedTuple):
     content: bytes
     request: Request
     traced: bool
+    judgement: Judgement
+    took_ns: int
+
+    def trailing(self) -> tuple[tuple[str, str], ...]:
+        """What the caller is told beside the answer."""
+        request, judgement = self.request, self.judgement
+        told: tuple[tuple[str, str], ...] = ()
+        if self.traced or request.refusal is not None:
+            context = format_traceparent(request.trace_id, request.span_id, sampled=self.traced)
+            told = ((TRACE_KEY, request.trace_id.hex()), (RESPONSE_KEY, context))
+        if request.timed:
+            told += (
+                (TOOK_KEY, str(self.took_ns // 1000)),
+                (OUTCOME_KEY, judgement.outcome),
+                (VIOLATED_KEY, "true" if judgement.violated else "false"),
+            )
+        return told
 
 
 class Inference:
@@ -80,8 +109,8 @@ class Inference:
         answered = await self.answer(payload, context)
         refusal = answered.request.refusal
         if refusal is None:
-            if answered.traced:
-                context.set_trailing_metadata(((TRACE_KEY, answered.request.trace_id.hex()),))
+            if answered.traced or answered.request.timed:
+                context.set_trailing_metadata(answered.trailing())
             # gRPC's task for the call ends once it has sent the answer, or cannot: until then the answer is held. Its own
             # callbacks would leave a circle behind each call, with the answer in it.
             task = asyncio.current_task()
@@ -89,16 +118,16 @@ class Inference:
             task.add_done_callback(lambda _: self.gone(answered))
             return answered.content
         details = to_status(refusal).SerializeToString()
-        trailing = ((DETAILS_KEY, details), (TRACE_KEY, answered.request.trace_id.hex()))
+        trailing = ((DETAILS_KEY, details), *answered.trailing())
         await context.abort(CODES[refusal.reason], refusal.message, trailing)
         raise AssertionError("abort returned")
 
-    async def answer(self, payload: bytes, context: Any) -> Answered:
-        """Serves a request to its end, and accounts for it. context: of the call that it came with.
+    async def answer(self, payload: bytes, context: Any, method: str = "ModelInfer") -> Answered:
+        """Serves a request to its end, and accounts for it. context, method: of the call that it came with.
 
         A refusal is in the request. Whoever gets an answer calls `gone` once it has left this process.
         """
-        request = Request(monotonic_ns())
+        request = Request(monotonic_ns(), method)
         content, reason = b"", None
         try:
             content = await self._answer(request, payload, context)
@@ -108,9 +137,14 @@ class Inference:
         except asyncio.CancelledError:
             self._broken_off(request)
             raise
+        except Exception as error:
+            with about(trace_id=request.trace_id, tenant=request.tenant):
+                log.error("unexpected error", method=method, model=request.model, exc_info=error)
+            request.refusal, reason = UNEXPECTED, UNEXPECTED.reason
         ended_ns = monotonic_ns()
-        judgement = judge(reason, ended_ns - request.arrived_ns, request.objective_ns, request.deadline_ns)
-        return Answered(content, request, self._accounts.close(request, judgement, ended_ns))
+        took_ns = ended_ns - request.arrived_ns
+        judgement = judge(reason, took_ns, request.objective_ns, request.deadline_ns)
+        return Answered(content, request, self._accounts.close(request, judgement, ended_ns), judgement, took_ns)
 
     def gone(self, answered: Answered) -> None:
         """An answer has left this process, or never will: nothing is held for it any more."""
@@ -175,7 +209,7 @@ class Inference:
 
     def _admit(self, request: Request, payload: bytes, context: Any) -> tuple[Route, Version, bool]:
         """Who asks for what, by when, and whether shared memory is named; raises Refusal where it cannot be served."""
-        authorization = key = traceparent = None
+        authorization = key = traceparent = tracestate = None
         for name, value in context.invocation_metadata():
             if name == "authorization":
                 authorization = value
@@ -183,7 +217,11 @@ class Inference:
                 key = value
             elif name == "traceparent":
                 traceparent = value
-        request.join_trace(traceparent)
+            elif name == "tracestate":
+                tracestate = value
+            elif name == TIMING_KEY:
+                request.timed = True
+        request.join_trace(traceparent, tracestate)
         request.tenant = self._keys.tenant(authorization, key)
         if len(payload) > self._most_bytes:
             raise too_large("request", len(payload), self._most_bytes)

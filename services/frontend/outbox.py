@@ -62,6 +62,11 @@ class Outbox:
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(IDLE_FLUSH_S, self._flush_now)
 
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether any verdict waits to be told."""
+        return bool(self._verdicts)
+
     def give_back(self, tenant: str, size_bytes: int) -> None:
         """Grants the executor what a large answer drew, now that its memory is free."""
         self._returned[tenant] = self._returned.get(tenant, 0) + size_bytes
@@ -165,6 +170,7 @@ class Outbox:
 
 def put_infer(request: pb.ExecuteRequest, call: Call, now: int, inline: bool) -> None:
     """Adds a call to a message, its budgets being what is left at `now`."""
+    call.sent_ns = now
     infer = request.infers.add(
         call=call.number,
         replica_id=call.replica_id,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 
 from grpc_reflection.v1alpha import reflection
 
+from services.common import attributes as names
 from services.common import metrics
 from services.common.channel import connect
 from services.common.heap import keep_large_blocks
+from services.common.otlp_metrics import MetricsExporter
 from services.common.server import Server, write_ready
-from services.common.telemetry import Tracer
+from services.common.telemetry import PAUSE_S, Tracer
 from services.frontend.accounting import Accounts
 from services.frontend.core.held import Held
 from services.frontend.core.keys import Keys
@@ -21,6 +24,7 @@ from services.frontend.core.wire import Limits
 from services.frontend.forward import Links
 from services.frontend.health import ModelHealth
 from services.frontend.inference import Inference
+from services.frontend.measures import Measures
 from services.frontend.memory import MemoryService
 from services.frontend.regions import Regions
 from services.frontend.reporting import RequestReports
@@ -43,9 +47,14 @@ class Frontend:
     def __init__(self, settings: FrontendSettings) -> None:
         self.settings = settings
         self.keys = Keys(anonymous=settings.lets_in_anonymous)
-        self.tracer = Tracer("apportion-frontend", settings.otlp_endpoint, mesh_token=settings.mesh_token)
-        self.accounts = Accounts(self.tracer, settings.trace_sample)
         frontend_id = f"frontend-{os.urandom(4).hex()}"
+        self.tracer = Tracer(
+            "apportion-frontend",
+            settings.otlp_endpoint,
+            resource={names.SERVICE_INSTANCE_ID: frontend_id},
+            mesh_token=settings.mesh_token,
+        )
+        self.accounts = Accounts(self.tracer, settings.trace_sample, settings.trace_samples)
         self.links = Links(frontend_id, settings.tenant_credit_bytes, settings.mesh_token)
         self.table = RoutingTable(self.links.state)
         self.links.reports = self.table.report
@@ -54,6 +63,13 @@ class Frontend:
         ]
         self._catalogue = CatalogueWatch(self.keys, self._channels[0], self._changed)
         self._routes = RoutesWatch(self.table, self._channels[1], self._changed)
+        self._catalogue.judged = self.accounts.judge_by
+        self._metrics = MetricsExporter(
+            settings.otlp_endpoint,
+            Measures(frontend_id, self.accounts, pause=lambda: time.sleep(PAUSE_S)).build,
+            every_s=settings.metrics_export_s,
+            mesh_token=settings.mesh_token,
+        )
         self._reports = RequestReports(frontend_id, self.accounts, self._channels[1])
         self._tasks: list[asyncio.Task[None]] = []
         self._announced = False
@@ -74,6 +90,7 @@ class Frontend:
         self._tasks = [asyncio.ensure_future(follower.run()) for follower in followers]
         self._tasks.append(asyncio.ensure_future(self.memory.watch()))
         self._tasks.append(asyncio.ensure_future(self._reports.run()))
+        self._metrics.start()
         return address
 
     async def stop(self) -> None:
@@ -88,6 +105,7 @@ class Frontend:
         for channel in self._channels:
             await channel.close(None)
         await asyncio.to_thread(self.tracer.shutdown, 2.0)
+        await asyncio.to_thread(self._metrics.stop)
 
     def _build(self) -> None:
         settings = self.settings

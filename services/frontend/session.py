@@ -64,8 +64,8 @@ class Session:
         """
         self._reports = reports
         bodies: list[Coroutine[Any, Any, None]] = [
-            self._write(self._primary, self._outbox.message),
-            self._write(self._bulk, self._outbox.chunk),
+            self._write_primary(),
+            self._write_bulk(),
             self._read(self._primary),
             self._read(self._bulk),
         ]
@@ -103,6 +103,11 @@ class Session:
         """Calls that wait for their answer."""
         return len(self._sent)
 
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether the executor is still to be told how calls ended."""
+        return self._outbox.has_verdicts
+
     def submit(self, call: Call) -> None:
         """Sends a call as soon as may be."""
         call.carrier = self
@@ -135,19 +140,24 @@ class Session:
         await stream.write(pb.ExecuteRequest(hello=self._hello))
         return stream
 
-    async def _write(self, stream: Any, next_message: Callable[[], Coroutine[Any, Any, pb.ExecuteRequest]]) -> None:
+    async def _write_primary(self) -> None:
         while True:
-            message = await next_message()
-            await stream.write(message)
+            message = await self._outbox.message()
+            await self._primary.write(message)
             pause_s = self._pace.pause_s(len(message.infers), len(self._sent), monotonic_ns())
             if pause_s:
                 await self._pause.wait(pause_s)
 
+    async def _write_bulk(self) -> None:
+        while True:
+            await self._bulk.write(await self._outbox.chunk())
+
     async def _read(self, stream: Any) -> None:
         read = stream.read
         while (message := await read()) is not grpc.aio.EOF:
+            now = monotonic_ns()
             for result in message.results:
-                self._take_result(result)
+                self._take_result(result, now)
             if not self._sent:
                 self._pause.end()
             for chunk in message.chunks:
@@ -158,7 +168,7 @@ class Session:
                 self._outbox.granted(credit.tenant, credit.bytes)
         raise ProtocolError("it ended the stream")
 
-    def _take_result(self, result: pb.Result) -> None:
+    def _take_result(self, result: pb.Result, now: int) -> None:
         number = result.call
         outcome = result.WhichOneof("outcome")
         if outcome == "bulk_bytes":
@@ -168,8 +178,8 @@ class Session:
         if call is None:
             self._abandoned.pop(number, None)
             return
+        call.stages, call.received_ns = result.stages, now
         if outcome == "payload":
-            call.stages = result.stages
             call.finish(result.payload)
         else:
             call.finish(from_status(status_pb2.Status.FromString(result.status)))
@@ -203,5 +213,6 @@ class Session:
         if call.bulk_bytes is None or call.received_bytes < call.bulk_bytes:
             return
         del self._sent[call.number]
+        call.received_ns = monotonic_ns()
         answer, call.answer = call.answer, None
         call.finish(answer.getvalue() if answer else b"")

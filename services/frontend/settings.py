@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -71,6 +71,10 @@ class FrontendSettings(ServiceSettings):
     """How many of them a tenant may have at once: as many requests as may be with an executor when it dies."""
     trace_sample: float = Field(default=0.05, ge=0, le=1)
     """Share of requests whose trace is kept though they broke no promise; violators are always kept."""
+    metrics_export_s: float = Field(default=10.0, gt=0)
+    """How often counts and histograms go to `otlp_endpoint`, in seconds; the trace store answers for SLOs from them."""
+    trace_samples: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    """The same for single tenants, as a JSON object: {"acme": 1.0}. No caller can have a trace kept or not."""
     tenant_credit_bytes: int = Field(default=64 << 20, ge=1 << 20)
     """Bytes of large results that each tenant may have on their way from one executor."""
 

@@ -23,6 +23,7 @@ from services.frontend.inference import Answered, Inference
 
 log = structlog.get_logger()
 
+METHOD = "ModelStreamInfer"
 GRPC_ERROR_KEY = "triton_grpc_error"
 FIRST_REQUESTS = 8
 """What a stream may have in hand before its caller has read anything: whoever never does costs that much, and no more."""
@@ -164,10 +165,10 @@ class _Conversation:
     async def _serve(self, payload: bytes, ticket: Ticket[_Told]) -> None:
         answered = None
         try:
-            answered = await self._inference.answer(payload, self._context)
+            answered = await self._inference.answer(payload, self._context, METHOD)
             refusal, model = answered.request.refusal, answered.request.model
         except Exception as error:
-            log.error("unexpected error", method="ModelStreamInfer", exc_info=error)
+            log.error("unexpected error", method=METHOD, exc_info=error)
             refusal, model = UNEXPECTED, ""
         if answered is not None and refusal is None:
             message = framed(answered.content, FINAL)

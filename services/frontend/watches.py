@@ -28,6 +28,7 @@ class CatalogueWatch:
     """Keeps `keys` as the registry has them.
 
     platforms: the artefact's format by (tenant, model, version), as ModelMetadata names it.
+    objectives_us: of the SLOs that have one of their own, by (tenant, model).
     """
 
     def __init__(self, keys: Keys, channel: grpc.aio.Channel, changed: Callable[[], None]) -> None:
@@ -37,6 +38,9 @@ class CatalogueWatch:
         self._models: list[registry_pb2.Model] = []
         self._position: CataloguePosition = 0
         self.platforms: dict[tuple[str, str, int], str] = {}
+        self.objectives_us: dict[tuple[str, str], tuple[int, ...]] = {}
+        self.judged: Callable[[dict[tuple[str, str], tuple[int, ...]]], None] = lambda _: None
+        """Told of `objectives_us` after every change of models."""
         self.follower = Follower("catalogue", 0, self._opens, self.apply)
 
     def apply(self, message: registry_pb2.WatchCatalogueResponse) -> CataloguePosition:
@@ -52,6 +56,8 @@ class CatalogueWatch:
             for key in [*changes.removed_models, *(model.key for model in changes.models)]:
                 self._forget(key)
             self._platforms(changes.models)
+            if changes.models or changes.removed_models:
+                self.judged(self.objectives_us)
         self._position = message.revision
         return self._position
 
@@ -62,8 +68,9 @@ class CatalogueWatch:
         self._models.extend(part.models)
         if part.last_part:
             self._keys.replace(_hashes(self._tenants))
-            self.platforms = {}
+            self.platforms, self.objectives_us = {}, {}
             self._platforms(self._models)
+            self.judged(self.objectives_us)
             self._tenants, self._models, self._position = [], [], revision
             self._changed()
         return self._position
@@ -73,8 +80,12 @@ class CatalogueWatch:
             for version in model.versions:
                 platform = PLATFORMS.get(version.config.format, "")
                 self.platforms[model.key.tenant, model.key.name, version.version] = platform
+            own = {each.slo.objective_us for each in model.slos if each.slo.HasField("objective_us")}
+            if own:
+                self.objectives_us[model.key.tenant, model.key.name] = tuple(sorted(own))
 
     def _forget(self, key: common_pb2.ModelKey) -> None:
+        self.objectives_us.pop((key.tenant, key.name), None)
         for held in [held for held in self.platforms if held[:2] == (key.tenant, key.name)]:
             del self.platforms[held]
 

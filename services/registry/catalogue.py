@@ -9,8 +9,8 @@ from dataclasses import replace
 from services._proto.apportion.v1 import common_pb2
 from services.common.errors import Reason, Refusal
 from services.registry import rows
-from services.registry.core import keys, rules, versions
-from services.registry.core.records import Key, Model, Tenant
+from services.registry.core import keys, rules, slos, versions
+from services.registry.core.records import Key, Model, NamedSlo, Tenant
 from services.registry.core.versions import Outcome, Push, Wish
 from services.registry.store import Store, Writing, found
 from services.registry.uploads import Uploads, missing, owned_size
@@ -137,6 +137,24 @@ class Models:
         async def operation(writing: Writing) -> Model:
             before = await _model(writing, tenant, name)
             return await writing.save_model(before, versions.updated(before, wish, splits, expected_revision))
+
+        return await self._store.write(operation)
+
+    async def set_slo(self, tenant: str, name: str, slo: NamedSlo) -> Model:
+        """The model with an objective to be judged by."""
+
+        async def operation(writing: Writing) -> Model:
+            before = await _model(writing, tenant, name)
+            return await writing.save_model(before, slos.with_slo(before, slo))
+
+        return await self._store.write(operation)
+
+    async def remove_slo(self, tenant: str, name: str, slo: str) -> Model:
+        """The model without it; SLO_NOT_FOUND."""
+
+        async def operation(writing: Writing) -> Model:
+            before = await _model(writing, tenant, name)
+            return await writing.save_model(before, slos.without_slo(before, slo))
 
         return await self._store.write(operation)
 

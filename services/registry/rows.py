@@ -9,8 +9,27 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Table, and_, delete, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.core.records import Inspection, Isolation, Key, Model, Slo, Tenant, TrafficClass, Version
-from services.registry.tables import api_keys, artefacts, models, profiles, tenants, traffic_splits, versions
+from services.registry.core.records import (
+    Inspection,
+    Isolation,
+    Key,
+    Model,
+    NamedSlo,
+    Slo,
+    Tenant,
+    TrafficClass,
+    Version,
+)
+from services.registry.tables import (
+    api_keys,
+    artefacts,
+    model_slos,
+    models,
+    profiles,
+    tenants,
+    traffic_splits,
+    versions,
+)
 
 # Objects read at once: bounds the memory of a listing.
 STRIDE = 100
@@ -88,7 +107,18 @@ async def _models(connection: AsyncConnection, where: ColumnElement[bool], limit
     splits: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for row in await connection.execute(_between(traffic_splits, first, last)):
         splits[row.tenant, row.name].append((row.version, row.ppm))
-    return [_model(row, held[row.tenant, row.name], splits[row.tenant, row.name]) for row in rows]
+    slos = await _slos(connection, first, last)
+    return [_model(row, held[key], splits[key], slos[key]) for row in rows for key in ((row.tenant, row.name),)]
+
+
+async def _slos(
+    connection: AsyncConnection, first: tuple[str, str], last: tuple[str, str]
+) -> dict[tuple[str, str], list[NamedSlo]]:
+    held: dict[tuple[str, str], list[NamedSlo]] = defaultdict(list)
+    for row in await connection.execute(_between(model_slos, first, last).order_by(model_slos.c.slo)):
+        slo = Slo(row.objective_us, row.ratio_ppm, row.window_s)
+        held[row.tenant, row.name].append(NamedSlo(row.slo, slo))
+    return held
 
 
 async def _versions(
@@ -109,12 +139,15 @@ def _key(table: Table) -> Any:
 
 
 def _between(table: Table, first: tuple[str, str], last: tuple[str, str]) -> Any:
-    """Rows of the models from `first` to `last`, by version."""
+    """Rows of the models from `first` to `last`, by version where they have one."""
     within = and_(_key(table) >= tuple_(*first), _key(table) <= tuple_(*last))
-    return select(table).where(within).order_by(table.c.tenant, table.c.name, table.c.version)
+    version = [table.c.version] if "version" in table.c else []
+    return select(table).where(within).order_by(table.c.tenant, table.c.name, *version)
 
 
-def _model(row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, int]]) -> Model:
+def _model(
+    row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, int]], slos: Sequence[NamedSlo]
+) -> Model:
     return Model(
         row.tenant,
         row.name,
@@ -127,6 +160,7 @@ def _model(row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, i
         tuple(splits),
         row.revision,
         row.unloaded,
+        tuple(slos),
     )
 
 
@@ -195,6 +229,22 @@ async def save_model(connection: AsyncConnection, before: Model | None, after: M
         await connection.execute(delete(traffic_splits).where(_key(traffic_splits) == tuple_(after.tenant, after.name)))
         for number, ppm in after.traffic:
             await connection.execute(insert(traffic_splits).values(**_number(after, number), ppm=ppm))
+    if (before.slos if before else ()) != after.slos:
+        await _save_slos(connection, after)
+
+
+async def _save_slos(connection: AsyncConnection, after: Model) -> None:
+    await connection.execute(delete(model_slos).where(_key(model_slos) == tuple_(after.tenant, after.name)))
+    for each in after.slos:
+        row = {
+            "tenant": after.tenant,
+            "name": after.name,
+            "slo": each.name,
+            "objective_us": each.slo.objective_us,
+            "ratio_ppm": each.slo.ratio_ppm,
+            "window_s": each.slo.window_s,
+        }
+        await connection.execute(insert(model_slos).values(row))
 
 
 async def remove_model(connection: AsyncConnection, tenant_name: str, name: str) -> None:

@@ -22,6 +22,7 @@ from services.registry.wire import (
     key_message,
     key_of,
     model_message,
+    named_slo_of,
     outcome_of,
     push_of,
     splits_of,
@@ -123,6 +124,16 @@ class ModelMethods:
         splits = splits_of(request.traffic)
         model = await self.models.update(tenant, name, wish_of(request), splits, request.expected_revision)
         return pb.UpdateModelResponse(model=model_message(model))
+
+    async def SetModelSlo(self, request: pb.SetModelSloRequest, context: Any) -> pb.SetModelSloResponse:  # noqa: ARG002
+        """See registry.proto."""
+        model = await self.models.set_slo(*key_of(request.key), named_slo_of(request.slo))
+        return pb.SetModelSloResponse(model=model_message(model))
+
+    async def RemoveModelSlo(self, request: pb.RemoveModelSloRequest, context: Any) -> pb.RemoveModelSloResponse:  # noqa: ARG002
+        """See registry.proto."""
+        model = await self.models.remove_slo(*key_of(request.key), names.name("name", request.name))
+        return pb.RemoveModelSloResponse(model=model_message(model))
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:  # noqa: ARG002
         """See registry.proto."""

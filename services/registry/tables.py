@@ -153,3 +153,16 @@ traffic_splits = Table(
         ondelete="CASCADE",
     ),
 )
+
+# What a model is judged by.
+model_slos = Table(
+    "model_slos",
+    metadata,
+    Column("tenant", Name, primary_key=True),
+    Column("name", Name, primary_key=True),
+    Column("slo", Name, primary_key=True),
+    Column("objective_us", BigInteger),
+    Column("ratio_ppm", Integer, nullable=False),
+    Column("window_s", BigInteger, nullable=False),
+    ForeignKeyConstraint(["tenant", "name"], ["models.tenant", "models.name"], ondelete="CASCADE"),
+)

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services._proto.apportion.v1 import common_pb2, registry_pb2
 from services.common.errors import Reason, Refusal, invalid
 from services.registry.core import names, rules
-from services.registry.core.records import Isolation, Key, Model, Slo, Tenant, TrafficClass, Version
+from services.registry.core.records import Isolation, Key, Model, NamedSlo, Slo, Tenant, TrafficClass, Version
 from services.registry.core.versions import Outcome, Push, Wish
 
 MOST_MESSAGE_CHARACTERS = 4096
@@ -48,6 +48,7 @@ def model_message(record: Model) -> registry_pb2.Model:
         traffic=[registry_pb2.TrafficSplit(version=number, ppm=ppm) for number, ppm in record.traffic],
         revision=record.revision,
         unloaded=record.unloaded,
+        slos=[registry_pb2.ModelSlo(name=each.name, slo=slo_message(each.slo)) for each in record.slos],
     )
 
 
@@ -122,6 +123,13 @@ def wish_of(request: registry_pb2.CreateVersionRequest | registry_pb2.UpdateMode
         if isinstance(request, registry_pb2.UpdateModelRequest) and request.HasField("unloaded")
         else None,
     )
+
+
+def named_slo_of(told: registry_pb2.ModelSlo) -> NamedSlo:
+    """An objective to judge by, checked."""
+    slo = told.slo
+    objective_us = slo.objective_us if slo.HasField("objective_us") else None
+    return NamedSlo(names.name("slo.name", told.name), rules.slo(objective_us, slo.ratio_ppm, slo.window_s))
 
 
 def splits_of(splits: Sequence[registry_pb2.TrafficSplit]) -> list[tuple[int, int]]:

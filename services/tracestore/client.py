@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status, TracesData
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
+from services._proto.apportion.v1.rollups_pb2 import ReadRollupsRequest
+from services._proto.apportion.v1.rollups_pb2_grpc import RollupServiceStub
 from services._proto.jaeger.api_v3 import query_service_pb2 as pb
 from services._proto.jaeger.api_v3.query_service_pb2_grpc import QueryServiceStub
-from services.common import attributes
 from services.common.channel import connect
 from services.common.errors import invalid
-from services.tracestore.core.spans import Event, Link, Scalar, SpanView
+from services.tracestore.core.rollups import Slot
+from services.tracestore.core.spans import SpanView
+from services.tracestore.messages import slot_of
+from services.tracestore.views import views
 
 TIMEOUT_S = 30.0
 MOST_LINKED_TRACES = 16
+LEAST_SEARCH_NS = 1_000_000
+"""A search is not divided any further."""
 
 
 async def fetch_trace(query_address: str, trace_id: str, *, mesh_token: str | None = None) -> list[SpanView]:
@@ -82,14 +87,50 @@ async def find_traces(
     return sorted(ordered, key=lambda trace: trace[0].start_ns, reverse=True)
 
 
-def views(data: TracesData) -> Iterator[SpanView]:
-    """The spans of an answer as plain data."""
-    for group in data.resource_spans:
-        resource = _plain(group.resource.attributes)
-        service = str(resource.get(attributes.SERVICE_NAME, ""))
-        for scope in group.scope_spans:
-            for span in scope.spans:
-                yield _view(span, service)
+async def find_every(
+    query_address: str,
+    *,
+    start_ns: int,
+    end_ns: int,
+    service: str | None = None,
+    wanted: Mapping[str, str] | None = None,
+    depth: int = 1000,
+    mesh_token: str | None = None,
+) -> list[SpanView]:
+    """The spans of all traces that `find_traces` would find, however many: where as many as `depth` match, each half of the time
+    is asked for by itself."""
+    found: dict[tuple[str, str], SpanView] = {}
+    waiting = [(start_ns, end_ns)]
+    while waiting:
+        first_ns, last_ns = waiting.pop()
+        traces = await find_traces(
+            query_address,
+            start_ns=first_ns,
+            end_ns=last_ns,
+            service=service,
+            wanted=wanted,
+            limit=depth,
+            mesh_token=mesh_token,
+        )
+        found |= {(span.trace_id, span.span_id): span for trace in traces for span in trace}
+        if len(traces) >= depth and last_ns - first_ns > LEAST_SEARCH_NS:
+            middle_ns = (first_ns + last_ns) // 2
+            waiting += [(first_ns, middle_ns), (middle_ns, last_ns)]
+    return list(found.values())
+
+
+async def read_rollups(
+    query_address: str, *, start_ns: int, end_ns: int, tenant: str = "", model: str = "", mesh_token: str | None = None
+) -> list[Slot]:
+    """What the embedded store counted within [start_ns, end_ns), by model and time.
+
+    Raises grpc.aio.AioRpcError where the backend cannot answer: UNIMPLEMENTED where it is another one.
+    """
+    request = ReadRollupsRequest(start=_timestamp(start_ns), end=_timestamp(end_ns), tenant=tenant, model=model)
+    async with connect(query_address, mesh_token=mesh_token) as channel:
+        stub = RollupServiceStub(channel)  # type: ignore[no-untyped-call]
+        parts = stub.ReadRollups(request, timeout=TIMEOUT_S)
+        return [slot_of(rollup) async for part in parts for rollup in part.rollups]
 
 
 async def _trace(stub: QueryServiceStub, trace_id: str) -> list[SpanView]:
@@ -114,35 +155,3 @@ def _timestamp(nanoseconds: int) -> Timestamp:
     timestamp = Timestamp()
     timestamp.FromNanoseconds(nanoseconds)
     return timestamp
-
-
-def _view(span: Span, service: str) -> SpanView:
-    failed = span.status.code == Status.STATUS_CODE_ERROR
-    kinds = Span.SpanKind.DESCRIPTOR.values_by_number
-    return SpanView(
-        trace_id=span.trace_id.hex(),
-        span_id=span.span_id.hex(),
-        parent_span_id=span.parent_span_id.hex() or None,
-        name=span.name,
-        service=service,
-        start_ns=span.start_time_unix_nano,
-        end_ns=span.end_time_unix_nano,
-        kind=kinds[span.kind].name.removeprefix("SPAN_KIND_").lower() if span.kind in kinds else "unspecified",
-        attributes=_plain(span.attributes),
-        events=tuple(Event(event.name, event.time_unix_nano, _plain(event.attributes)) for event in span.events),
-        links=tuple(Link(link.trace_id.hex(), link.span_id.hex(), _plain(link.attributes)) for link in span.links),
-        error=(span.status.message or "failed") if failed else None,
-    )
-
-
-def _plain(pairs: Sequence[KeyValue]) -> dict[str, Scalar]:
-    return {pair.key: _scalar(pair.value) for pair in pairs}
-
-
-def _scalar(value: AnyValue) -> Scalar:
-    kind = value.WhichOneof("value")
-    if kind in ("string_value", "bool_value", "int_value", "double_value"):
-        return getattr(value, kind)
-    if kind == "array_value":
-        return ", ".join(str(_scalar(item)) for item in value.array_value.values)
-    return value.bytes_value.hex() if kind == "bytes_value" else ""

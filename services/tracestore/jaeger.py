@@ -67,6 +67,8 @@ def _trace_id(text: str) -> bytes:
 
 
 def _search(query: pb.TraceQueryParameters) -> Search:
+    if query.filter:
+        raise Refusal(Reason.UNSUPPORTED, "query.filter: is not understood here", field="query.filter")
     start_min_ns, start_max_ns = (_nanoseconds(query, name) for name in ("start_time_min", "start_time_max"))
     if start_min_ns is None or start_max_ns is None:
         raise invalid("query.start_time_min, query.start_time_max", "are required")

@@ -45,7 +45,7 @@ CREATE INDEX spans_violated ON spans (start_ns) WHERE violated;
 """
 
 
-def open_writer(path: Path) -> sqlite3.Connection:
+def open_writer(path: Path, schema: str = SCHEMA, schema_version: int = VERSION) -> sqlite3.Connection:
     """The one connection that writes; makes the file where there is none.
 
     A file that is damaged or of another version is put aside, since traces are worth less than a store that runs.
@@ -54,7 +54,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return _open(path)
+            return _open(path, schema, schema_version)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) or not path.exists():
                 raise
@@ -63,12 +63,12 @@ def open_writer(path: Path) -> sqlite3.Connection:
             for suffix in ("-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             path.replace(aside)
-            return _open(path)
+            return _open(path, schema, schema_version)
     except (OSError, sqlite3.Error) as error:
         raise StartupError(f"tracestore: cannot write {path}: {error}; choose another folder with --data") from None
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, schema: str, schema_version: int) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -76,10 +76,10 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {8 << 20}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, VERSION):
-            raise sqlite3.DatabaseError(f"it has version {version}, not {VERSION}")
+        if version not in (0, schema_version):
+            raise sqlite3.DatabaseError(f"it has version {version}, not {schema_version}")
         if version == 0:
-            connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            connection.executescript(f"BEGIN; {schema} PRAGMA user_version = {schema_version}; COMMIT;")
     except BaseException:
         connection.close()
         raise

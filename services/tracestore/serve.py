@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import add_MetricsServiceServicer_to_server
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import add_TraceServiceServicer_to_server
 
+from services._proto.apportion.v1.rollups_pb2_grpc import add_RollupServiceServicer_to_server
 from services._proto.jaeger.api_v3.query_service_pb2_grpc import add_QueryServiceServicer_to_server
 from services.common import metrics
 from services.common.server import Server, write_ready
 from services.tracestore.jaeger import Query
 from services.tracestore.queries import Queries
-from services.tracestore.servicer import Collector
+from services.tracestore.reading import Reader
+from services.tracestore.rollups import Rollups
+from services.tracestore.servicer import Collector, Meter
 from services.tracestore.settings import TraceStoreSettings
 from services.tracestore.store import Store
 
@@ -22,11 +26,16 @@ MOST_EXPORT_BYTES = 16 << 20
 async def serve(settings: TraceStoreSettings, stop: asyncio.Event) -> None:
     """Takes and answers until `stop`. Raises StartupError where a port or the folder cannot be had."""
     async with AsyncExitStack() as stack:
+        rollups = Rollups(
+            settings.rollups, retention_s=settings.rollup_retention_s, retention_bytes=settings.rollup_bytes
+        )
+        stack.push_async_callback(asyncio.to_thread, rollups.close)
         store = Store(
             settings.database,
             retention_s=settings.retention_s,
             retention_bytes=settings.retention_bytes,
             queue_spans=settings.queue_spans,
+            rollups=rollups,
         )
         stack.push_async_callback(asyncio.to_thread, store.close)
         queries = Queries(settings.database, timeout_s=settings.query_timeout_s)
@@ -34,8 +43,10 @@ async def serve(settings: TraceStoreSettings, stop: asyncio.Event) -> None:
         limit = [("grpc.max_receive_message_length", MOST_EXPORT_BYTES)]
         collector = Server(settings, settings.listen, name="tracestore", options=limit)
         add_TraceServiceServicer_to_server(Collector(store), collector.grpc)
+        add_MetricsServiceServicer_to_server(Meter(rollups), collector.grpc)
         query = Server(settings, settings.query_listen, name="tracestore", flag="--query-listen")
         add_QueryServiceServicer_to_server(Query(queries), query.grpc)  # type: ignore[no-untyped-call]
+        add_RollupServiceServicer_to_server(Reader(rollups), query.grpc)  # type: ignore[no-untyped-call]
         addresses = {}
         for name, server in (("listen", collector), ("query_listen", query)):
             addresses[name] = await server.start()

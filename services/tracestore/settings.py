@@ -27,6 +27,10 @@ class TraceStoreSettings(ServiceSettings):
     """Age, counted from arrival, past which spans are deleted."""
     retention_bytes: int = Field(default=1 << 30, ge=1 << 20)
     """Size past which the oldest spans are deleted; at least 1 MiB."""
+    rollup_retention_s: int = Field(default=400 * 24 * 3600, ge=3600)
+    """Age past which counts, by minute and hour, are deleted; they outlive the spans."""
+    rollup_bytes: int = Field(default=256 << 20, ge=1 << 20)
+    """Size past which the oldest counts are deleted; at least 1 MiB."""
     queue_spans: int = Field(default=32_768, ge=1)
     """Spans that may wait to be written; further ones are refused."""
     query_timeout_s: float = Field(default=10.0, gt=0)
@@ -36,3 +40,8 @@ class TraceStoreSettings(ServiceSettings):
     def database(self) -> Path:
         """The file that holds the spans."""
         return self.data.expanduser() / "traces.db"
+
+    @property
+    def rollups(self) -> Path:
+        """The file that holds what is known of requests when their spans are gone."""
+        return self.data.expanduser() / "rollups.db"

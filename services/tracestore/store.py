@@ -16,8 +16,10 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from services.common.errors import Reason, Refusal
+from services.tracestore.rollups import Rollups
 from services.tracestore.rows import Row
 from services.tracestore.schema import open_writer
+from services.tracestore.settling import Settling
 
 log = structlog.get_logger()
 
@@ -28,6 +30,7 @@ TRIM_ROWS = 1000
 """Rows deleted at once: small, so that writes never wait long behind retention."""
 TRIM_PAGES = 2000
 TRIM_EVERY_S = 1.0
+ROLL_EVERY_S = 10.0
 INSERT = """
 INSERT INTO spans (received_s, trace_id, span_id, resource, operation, kind, start_ns, end_ns, tenant, model, violated,
                    error, body)
@@ -47,16 +50,21 @@ class Store:
     """Takes rows from an event loop and writes them in a thread of its own.
 
     retention_s, retention_bytes: what is older or too much is deleted, the oldest arrivals first, a slice at a time.
-    Raises StartupError where `path` cannot be written.
+    rollups: gets what requests' spans say, before they are deleted; None: nobody does. Raises StartupError where `path` cannot be written.
     """
 
-    def __init__(self, path: Path, *, retention_s: int, retention_bytes: int, queue_spans: int) -> None:
+    def __init__(
+        self, path: Path, *, retention_s: int, retention_bytes: int, queue_spans: int, rollups: Rollups | None = None
+    ) -> None:
         self.path = path
         self._retention_s, self._retention_bytes, self._queue_spans = retention_s, retention_bytes, queue_spans
         self._connection = open_writer(path)
         self._page_bytes = self._pragma("page_size")
         # Retention keeps the file near its size; beyond this, SQLite itself says that it is full.
         self._connection.execute(f"PRAGMA max_page_count = {(retention_bytes * 5 // 4) // self._page_bytes + 256}")
+        self._rollups = rollups
+        self._settling = Settling(rollups, self._connection) if rollups is not None else None
+        self._rolled_at = 0.0
         self._resources: dict[bytes, int] = {}
         self._queue: deque[_Batch] = deque()
         self._waiting = 0
@@ -191,15 +199,31 @@ class Store:
             if deleted:
                 self._connection.execute(f"PRAGMA incremental_vacuum({TRIM_PAGES})").fetchall()
             USED.set(self.used_bytes)
-        except sqlite3.Error as error:
+            more = self._roll_up()
+        except (sqlite3.Error, Refusal) as error:
             self._rollback()
             log.error("old traces could not be deleted", error=str(error))
             return False
-        return deleted == TRIM_ROWS
+        return more or deleted == TRIM_ROWS
+
+    def _roll_up(self) -> bool:
+        """Settles some requests; from time to time makes room among the rollups. Says whether there is more."""
+        if self._settling is None or self._rollups is None:
+            return False
+        now = time.monotonic()
+        if now - self._rolled_at >= ROLL_EVERY_S:
+            self._rolled_at = now
+            self._rollups.trim(int(time.time()))
+        return self._settling.ripe(self._connection, int(time.time()))
 
     def _delete(self, before_s: int | None) -> int:
         """Deletes the oldest arrivals: those before a time, or a slice of any age. Returns how many."""
         oldest = f"SELECT id FROM ({OLDEST})" + ("" if before_s is None else f" WHERE received_s < {before_s}")
+        last = self._connection.execute(f"SELECT max(id) FROM ({oldest})").fetchone()[0]
+        if last is None:
+            return 0
+        if self._settling is not None:
+            self._settling.before(self._connection, last)
         self._connection.execute("BEGIN IMMEDIATE")
         deleted = self._connection.execute(f"DELETE FROM spans WHERE id IN ({oldest})").rowcount
         if deleted:

@@ -70,3 +70,28 @@ def test_an_error_is_printed_with_its_traceback(lines: Any) -> None:
 def test_an_unknown_form_or_level_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="none of"):
         logs.configure("room", **wrong)
+
+
+def test_an_error_on_a_terminal_shows_no_values_of_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    logs.configure("room", form="text")
+    try:
+        tensor = b"s3cret-tensor"
+        try:
+            raise ValueError(f"{len(tensor)} bytes")
+        except ValueError as error:
+            structlog.get_logger().error("unexpected error", exc_info=error)
+        assert "ValueError: 13 bytes" in stream.getvalue()
+        assert "s3cret-tensor" not in stream.getvalue().replace('b"s3cret-tensor"', "")
+        assert "locals" not in stream.getvalue()
+    finally:
+        structlog.reset_defaults()
+        structlog.contextvars.clear_contextvars()
+
+
+def test_only_so_many_lines_of_a_kind_pass_in_a_second_and_the_next_says_how_many_did_not() -> None:
+    sparse, second = logs.Sparse(2), 1_000_000_000
+    assert [sparse.passes(5 * second + each) for each in range(5)] == [0, 0, None, None, None]
+    assert sparse.passes(6 * second) == 3
+    assert sparse.passes(6 * second) == 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.pacing import Pace
+from services.common.pacing import Pace, Pause
 
 MS = 1_000_000
 
@@ -54,3 +58,39 @@ def test_no_pause_is_ever_longer_than_the_longest(steps: list[tuple[int, int, in
     for calls, in_hand, passed in steps:
         now += passed
         assert 0 <= pace.pause_s(calls, in_hand, now) <= 0.002
+
+
+async def test_a_pause_ends_when_its_time_is_over() -> None:
+    began = time.monotonic()
+    await Pause().wait(0.02)
+    assert time.monotonic() - began >= 0.015
+
+
+async def test_a_pause_ends_early_when_the_other_side_has_nothing_left_to_do() -> None:
+    pause = Pause()
+    waiting = asyncio.create_task(pause.wait(3600))
+    await asyncio.sleep(0)
+    pause.end()
+    await asyncio.wait_for(waiting, 5)
+    pause.end()
+    await pause.wait(0.001)
+
+
+async def test_a_pause_that_was_cancelled_can_be_used_again() -> None:
+    pause = Pause()
+    waiting = asyncio.create_task(pause.wait(3600))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await pause.wait(0.001)
+
+
+async def test_two_never_wait_on_one_pause() -> None:
+    pause = Pause()
+    waiting = asyncio.create_task(pause.wait(3600))
+    await asyncio.sleep(0)
+    with pytest.raises(AssertionError, match="two wait"):
+        await pause.wait(1)
+    pause.end()
+    await waiting

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import socket
 import threading
 import time
@@ -21,8 +20,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 
 from services.common import telemetry
 from services.common.otlp import encoded
+from services.common.spans import parse_tracestate
 from services.common.telemetry import (
-    Sampler,
     SpanRecord,
     Tracer,
     format_traceparent,
@@ -219,23 +218,6 @@ def test_a_traceparent_survives_the_way_there_and_back(trace_id: bytes, span_id:
     assert parse_traceparent(text) == (trace_id, span_id, int(sampled))
 
 
-def test_a_sampler_keeps_its_share_and_always_the_same_traces() -> None:
-    chance = random.Random(7)
-    ids = [chance.randbytes(16) for _ in range(20_000)]
-    kept = [trace_id for trace_id in ids if Sampler(0.1).keeps(trace_id)]
-    assert 0.08 < len(kept) / len(ids) < 0.12
-    assert kept == [trace_id for trace_id in ids if Sampler(0.1).keeps(trace_id)]
-    assert all(Sampler(0.2).keeps(trace_id) for trace_id in kept)
-    assert all(Sampler(1.0).keeps(trace_id) for trace_id in [*ids, b"\xff" * 16])
-    assert not any(Sampler(0.0).keeps(trace_id) for trace_id in [*ids, b"\0" * 16])
-
-
-@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
-def test_a_ratio_that_is_none_is_refused(ratio: float) -> None:
-    with pytest.raises(ValueError, match="sample ratio"):
-        Sampler(ratio)
-
-
 def test_ids_are_of_the_right_length_and_differ() -> None:
     assert {len(new_trace_id()) for _ in range(100)} == {16}
     assert {len(new_span_id()) for _ in range(100)} == {8}
@@ -245,3 +227,42 @@ def test_ids_are_of_the_right_length_and_differ() -> None:
 def test_encoding_turns_the_monotonic_clock_into_unix_time_by_one_offset() -> None:
     span = encoded(record(start_ns=5, end_ns=9, events=[("e", 7, {})]), 1000)
     assert (span.start_time_unix_nano, span.end_time_unix_nano, span.events[0].time_unix_nano) == (1005, 1009, 1007)
+
+
+def test_the_spans_of_a_trace_are_taken_together_or_not_at_all(collector: Any) -> None:
+    collector.hang.set()
+    tracer = Tracer("x", collector.address, queue_spans=10, timeout_s=30)
+    assert not tracer.emit_all([record() for _ in range(11)])
+    assert tracer.emit_all([record() for _ in range(10)])
+    assert tracer.dropped == 11
+    collector.hang.clear()
+    assert tracer.flush(10)
+    tracer.shutdown()
+    assert (len(collector.spans), tracer.exported) == (10, 10)
+    assert not tracer.emit_all([record()])
+
+
+def test_an_empty_endpoint_is_none() -> None:
+    tracer = Tracer("x", "")
+    assert not tracer.enabled
+    assert not tracer.emit_all([record()])
+
+
+def test_a_tracestate_goes_along_unless_no_header_may_hold_it(collector: Any) -> None:
+    tracer = Tracer("x", collector.address)
+    assert tracer.emit_all([record(trace_state=parse_tracestate("a=1,b=2"))])
+    assert tracer.flush(5)
+    tracer.shutdown()
+    assert collector.spans[0].trace_state == "a=1,b=2"
+    assert parse_tracestate("a=" + "x" * 600) == ""
+    assert parse_tracestate("a=\n") == ""
+
+
+def test_traces_kept_by_chance_leave_half_of_the_room_to_violators(collector: Any) -> None:
+    collector.hang.set()
+    tracer = Tracer("x", collector.address, queue_spans=10, timeout_s=30)
+    assert not tracer.emit_all([record() for _ in range(6)], spare=True)
+    assert tracer.emit_all([record() for _ in range(6)])
+    assert tracer.dropped == 6
+    collector.hang.clear()
+    tracer.shutdown()

@@ -301,8 +301,8 @@ def test_typed_contents_become_the_bytes_of_raw_ones(datatype: str) -> None:
 @pytest.mark.parametrize(
     ("datatype", "kind", "values", "field", "problem"),
     [
-        ("INT8", "int_contents", [1, 128], "int_contents", "128 does not fit INT8"),
-        ("UINT16", "uint_contents", [1, 65536], "uint_contents", "65536 does not fit UINT16"),
+        ("INT8", "int_contents", [1, 128], "int_contents", "element 1 does not fit INT8"),
+        ("UINT16", "uint_contents", [1, 65536], "uint_contents", "element 1 does not fit UINT16"),
         ("FP32", "fp64_contents", [1.0, 2.0], "fp64_contents", "FP32 is sent in contents.fp32_contents"),
         ("FP32", "fp32_contents", [1.0], "fp32_contents", "1 elements given where shape [2] needs 2"),
         ("FP16", "fp32_contents", [1.0, 2.0], "", "FP16 has no typed contents; send raw_input_contents"),

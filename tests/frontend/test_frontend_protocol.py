@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from frontend_fakes import FakeExecutor, infer_request, route, tenant
-from frontend_world import Start, World
+from frontend_world import Start
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services._proto.apportion.v1 import common_pb2, executor_pb2, registry_pb2, scheduler_pb2
@@ -18,7 +18,6 @@ from services._proto.inference import grpc_service_pb2 as oip
 from services._proto.inference import model_config_pb2
 from services.common.errors import Reason, Refusal
 from services.common.server import StartupError
-from services.common.spans import SpanRecord
 from services.common.status import from_rpc_error
 from services.frontend.accounting import Accounts
 from services.frontend.servicer import INSTEAD, SERVICE
@@ -174,65 +173,6 @@ async def test_an_answer_beyond_the_limit_is_refused_and_its_credit_returned(sta
         assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.MESSAGE_TOO_LARGE)
         assert refusal.message.startswith(f"the answer has {2 << 20} bytes")
     await world.until(lambda: executor.credits_returned == 4 << 20)
-
-
-class Kept:
-    """A tracer that keeps what it is given."""
-
-    enabled = True
-
-    def __init__(self) -> None:
-        self.records: list[SpanRecord] = []
-
-    def emit(self, record: SpanRecord) -> None:
-        self.records.append(record)
-
-    def shutdown(self, timeout: float) -> None:
-        return
-
-
-def keep_spans(world: World, sample: float) -> Kept:
-    kept = Kept()
-    accounts = world.frontend.accounts
-    accounts._tracer, accounts._sample = kept, sample  # type: ignore[assignment]
-    return kept
-
-
-async def test_a_violation_is_kept_counted_and_told_to_the_executor_and_the_client(start: Start) -> None:
-    executor = FakeExecutor()
-    world = await start(executor)
-    kept = keep_spans(world, 0.0)
-    parent = f"00-{'a' * 31}1-{'b' * 15}2-01"
-    call = world.stub.ModelInfer(
-        infer_request("m", slo_ms=("string_param", "0.001")), metadata=(("traceparent", parent),)
-    )
-    await call
-    assert dict(await call.trailing_metadata())["apportion-trace-id"] == "a" * 31 + "1"
-    await world.stub.ModelInfer(
-        infer_request("m", slo_ms=("double_param", 60_000)), metadata=(("traceparent", parent),)
-    )
-    await world.until(lambda: len(executor.verdicts) == 2)
-    assert [(v.violated, v.keep) for v in executor.verdicts] == [(True, True), (False, False)]
-    span = kept.records[0]
-    assert [record.name for record in kept.records[1:]] == ["admit", "transport"]
-    assert (span.trace_id.hex(), (span.parent_span_id or b"").hex()) == ("a" * 31 + "1", "b" * 15 + "2")
-    assert span.attributes["slo.objective_us"] == 1
-    assert span.attributes["slo.outcome"] == "late"
-    assert executor.infers[0].span.span_id == span.span_id
-    samples = {
-        (s.name, *s.labels.values()): s.value for metric in world.frontend.accounts.collect() for s in metric.samples
-    }
-    assert samples["apportion_frontend_violations_total", "default", "m"] == 1
-    assert samples["apportion_frontend_objective_requests_total", "default", "m", "true"] == 1
-    assert samples["apportion_frontend_requests_total", "default", "m", "late"] == 1
-    assert samples["apportion_frontend_request_seconds_count", "default", "m"] == 2
-
-
-async def test_a_sampled_request_is_kept_though_it_broke_nothing(start: Start) -> None:
-    world = await start(FakeExecutor())
-    kept = keep_spans(world, 1.0)
-    await world.stub.ModelInfer(infer_request("m"))
-    assert [span.attributes["slo.kept_because"] for span in kept.records[:1]] == ["sampled"]
 
 
 async def test_names_that_callers_make_up_are_no_labels(start: Start) -> None:

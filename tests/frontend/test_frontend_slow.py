@@ -145,7 +145,7 @@ async def test_refused_and_broken_off_requests_leave_nothing_of_their_payload_be
         for _ in range(3):
             with pytest.raises(grpc.aio.AioRpcError):
                 await world.stub.ModelInfer(infer_request("nobody", bytes(50_000)))
-            late = world.stub.ModelInfer(infer_request("m", bytes(50_000)), timeout=0.05)
+            late = world.stub.ModelInfer(infer_request("m", bytes(50_000)), timeout=0.4)
             with pytest.raises(grpc.aio.AioRpcError):
                 await late
         counts = world.frontend.accounts.counts("default", "m")

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import services.common.attributes as names
-from services.tracestore.core.spans import SpanView, tree
+from services.tracestore.core.lane import owner, seen_by
+from services.tracestore.core.spans import Event, Link, SpanView, tree
 from services.tracestore.core.waterfall import BAR_COLUMNS, duration_text, render
 
 MS = 1_000_000
@@ -48,6 +49,7 @@ def test_a_waterfall_is_a_tree_with_bars_durations_and_what_matters() -> None:
         "  queue · executor   |  ━━━━━━━━━━━━              |   4.00 ms  lane=2",
         "  compute · executor |              ━━━━━━━━━━━━━━|   5.00 ms  error: ran late",
         "spent: queue 4.00 ms, unaccounted 6.00 ms",
+        "to blame: unaccounted 6.00 ms, 6.00 ms too much",
         "",
         "linked t2",
         "batch · frontend     |              ━━━━━━━━━━━━━━|   5.00 ms  rows=4",
@@ -109,3 +111,70 @@ def test_every_span_is_placed_once_whatever_the_parents_say(spans: list[tuple[st
 def test_a_chain_of_thousands_is_walked_without_recursion() -> None:
     chain = [view(f"s{n}", n, 9000, f"s{n - 1}" if n else None) for n in range(5000)]
     assert [node.depth for node in tree(chain)] == list(range(5000))
+
+
+def given_away(label: str, at_ms: float, took_ms: float, key: str = names.TENANT_NEIGHBOUR) -> Event:
+    return Event(names.EVENT_OTHERS, int(at_ms * MS), {key: label, names.EVENT_TOOK_US: int(took_ms * 1000)})
+
+
+def batch(trace_id: str, start_ms: float, end_ms: float, tenant: str, model: str = "m") -> SpanView:
+    facts = {names.TENANT_NAME: tenant, names.MODEL_NAME: model, names.BATCH_ROWS: 4, names.BATCH_REQUESTS: 3}
+    links = (Link("t1", "infer", {names.LINK_KIND: names.LINK_MEMBER}),) if tenant == "acme" else ()
+    return view("b", start_ms, end_ms, trace_id=trace_id, name=names.SPAN_BATCH, attributes=facts, links=links)
+
+
+def crowded() -> tuple[list[SpanView], list[SpanView]]:
+    """A request that waited while two others had the lane, and an own model of its tenant's."""
+    events = (
+        given_away("neighbour A", 3, 2),
+        given_away("neighbour B", 4, 1),
+        given_away("neighbour A", 5, 1),
+        given_away("other", 5.5, 0.5, names.MODEL_NAME),
+    )
+    kinds = (("own", names.LINK_BATCH), ("x", names.LINK_NEIGHBOUR), ("y", names.LINK_NEIGHBOUR))
+    links = tuple(Link(trace_id, "b", {names.LINK_KIND: kind}) for trace_id, kind in kinds)
+    queue = view("queue", 1, 6, "infer", attributes={names.SLO_STAGE: "queue"}, events=events, links=links)
+    linked = [batch("own", 6, 10, "acme"), batch("x", 1, 3, "bolt", "flood"), batch("y", 3, 4, "crane")]
+    return [REQUEST[1], queue], linked
+
+
+def test_operators_see_who_shared_the_lane_by_name() -> None:
+    spans, linked = crowded()
+    lines = render(spans, linked, columns=160)
+    assert [line for line in lines if line.startswith("shared")] == [
+        "shared the lane: neighbour A (bolt/flood) 3.00 ms in 2 stretches",
+        "shared the lane: neighbour B (crane/m) 1.00 ms in 1 stretch",
+        "shared the lane: other 500.00 µs in 1 stretch",
+    ]
+    assert "rode in batch own, 3 requests, 4 rows, 1 with a trace" in lines
+    assert [line for line in lines if line.startswith("a neighbour")] == [
+        "a neighbour's batch x",
+        "a neighbour's batch y",
+    ]
+
+
+def test_a_tenant_sees_its_own_names_only() -> None:
+    spans, linked = crowded()
+    lines = render(seen_by("acme", spans), seen_by("acme", linked), columns=160)
+    said = "\n".join(lines)
+    assert "shared the lane: neighbour A 3.00 ms in 2 stretches" in lines
+    assert "acme" in said
+    for name in ("bolt", "flood", "crane"):
+        assert name not in said
+
+
+@given(st.sampled_from(["bolt", "crane", "nobody"]))
+def test_of_anothers_spans_nothing_is_left_but_their_times(tenant: str) -> None:
+    spans, linked = crowded()
+    for before, after in zip([*spans, *linked], seen_by(tenant, [*spans, *linked]), strict=True):
+        assert (before.start_ns, before.end_ns) == (after.start_ns, after.end_ns)
+        whose = before.attributes.get(names.TENANT_NAME)
+        if whose not in (None, tenant):
+            assert not after.links
+            assert whose not in map(str, after.attributes.values())
+            assert before.attributes[names.MODEL_NAME] not in after.attributes.values()
+
+
+def test_a_trace_of_several_tenants_is_nobodys() -> None:
+    spans, linked = crowded()
+    assert (owner(spans), owner([*spans, *linked]), owner([])) == ("acme", None, None)

@@ -17,6 +17,7 @@ from services.cli import remote, show
 from services.cli.errors import CommandError, usage
 from services.cli.options import Data, Json, Mesh, Query, find_mesh
 from services.tracestore import client
+from services.tracestore.core.lane import owner, seen_by
 from services.tracestore.core.waterfall import duration_text, render
 
 app = typer.Typer(no_args_is_help=True)
@@ -33,13 +34,17 @@ def show_trace(
     linked: Annotated[
         bool, typer.Option("--linked/--no-linked", help="Also the batches that the request ran in.")
     ] = True,
+    tenant: Annotated[
+        str | None,
+        typer.Option("--tenant", metavar="T", help="As this tenant may see it: others are neighbours without a name."),
+    ] = None,
     data: Data = None,
     query: Query = None,
 ) -> None:
-    """Show one trace as a waterfall."""
+    """Show one trace as a waterfall, the batch it rode in, and who shared its lane."""
     if not re.fullmatch(r"[0-9a-fA-F]{32}", trace_id):
         raise usage(f"{trace_id!r} is not a trace id of 32 hexadecimal digits")
-    lines = asyncio.run(_waterfall(find_mesh(data, query=query), trace_id.lower(), linked))
+    lines = asyncio.run(_waterfall(find_mesh(data, query=query), trace_id.lower(), linked, tenant))
     if not lines:
         raise CommandError(f"no trace {trace_id} is kept: only violators and a sample of the rest are")
     print("\n".join(lines))
@@ -86,7 +91,7 @@ def seconds(text: str) -> float:
     return float(matched[1]) * UNITS_S[matched[2]]
 
 
-async def _waterfall(mesh: Mesh, trace_id: str, linked: bool) -> list[str]:
+async def _waterfall(mesh: Mesh, trace_id: str, linked: bool, tenant: str | None) -> list[str]:
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else REDIRECTED_COLUMNS
     address = mesh.address("query")
     try:
@@ -94,6 +99,11 @@ async def _waterfall(mesh: Mesh, trace_id: str, linked: bool) -> list[str]:
         more = await client.fetch_linked(address, spans, mesh_token=mesh.token) if linked else []
     except grpc.RpcError as error:
         raise remote.explained(error, "trace store", address) from error
+    if tenant is not None:
+        if owner(spans) != tenant:
+            # What is another's answers as what is not there.
+            return []
+        spans, more = seen_by(tenant, spans), seen_by(tenant, more)
     return render(spans, more, columns=columns)
 
 

@@ -39,7 +39,7 @@ Values: TypeAlias = Sequence[Any] | np.ndarray[Any, Any]
 def to_bytes(values: Values, dtype: np.dtype[Any] | None) -> bytes:
     """Values as a raw content: row-major, little-endian; BYTES (dtype None) each behind its length.
 
-    Raises OverflowError, naming the value, where one does not fit an integer type.
+    Raises OverflowError, naming the element, where one does not fit an integer type: errors tell of places, never of values.
     """
     if dtype is None:
         return b"".join(part for value in values for part in (struct.pack("<I", len(value)), value))
@@ -47,6 +47,7 @@ def to_bytes(values: Values, dtype: np.dtype[Any] | None) -> bytes:
         limits = np.iinfo(dtype)
         wide = np.array(values, dtype=np.uint64 if dtype == np.uint64 else np.int64)
         if wide.min() < limits.min or wide.max() > limits.max:
-            raise OverflowError(next(str(value) for value in values if not limits.min <= value <= limits.max))
+            place = next(at for at, value in enumerate(values) if not limits.min <= value <= limits.max)
+            raise OverflowError(f"element {place}")
         return wide.astype(dtype).tobytes()
     return np.array(values, dtype=dtype).tobytes()

@@ -59,6 +59,14 @@ class Slo:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedSlo:
+    """What a model is judged by; without an objective, by what each request was promised."""
+
+    name: str
+    slo: Slo
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
     """An immutable version, and what inspection found.
 
@@ -78,7 +86,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model; versions by number, traffic as (version, ppm) by number.
+    """A model; versions by number, traffic as (version, ppm) by number, slos by name.
 
     last_version: the highest number ever given, so that a removed version's number is never handed out again.
     unloaded: nobody is to hold it until that is taken back.
@@ -95,6 +103,7 @@ class Model:
     traffic: tuple[tuple[int, int], ...] = ()
     revision: int = 0
     unloaded: bool = False
+    slos: tuple[NamedSlo, ...] = ()
 
     def find(self, number: int) -> Version | None:
         """The version of that number."""

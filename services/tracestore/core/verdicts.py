@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import services.common.attributes as names
+from services.common.blame import Blame, blame
 from services.tracestore.core.spans import SpanView
 
 QUANTILES = (0.5, 0.9, 0.99)
@@ -31,7 +32,7 @@ class Verdicts:
     """Of those: where the recorded verdict says otherwise than the timestamps."""
     quantiles_ns: Mapping[float, int]
     causes: Mapping[str, int] = field(default_factory=dict)
-    """Violations by the stage that took longest; by `error` where the request failed."""
+    """Violations by cause, as services.common.blame tells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Request:
     """What the frontend's verdict said."""
     stages_ns: Mapping[str, int]
     """Time by stage, each without the stages inside it; what no stage explains is "unaccounted"."""
+    why: Blame
+    """Where its time went, and what is to blame for that."""
 
     @property
     def violated(self) -> bool:
@@ -55,10 +58,8 @@ class Request:
 
     @property
     def cause(self) -> str:
-        """The stage that took longest, or what failed before the objective was missed."""
-        if self.failed and not self.over:
-            return f"error {self.span.attributes.get(names.ERROR_TYPE, '')}".strip()
-        return max(sorted(self.stages_ns), key=lambda stage: self.stages_ns[stage])
+        """What is to blame: one of services.common.attributes.CAUSES."""
+        return self.why.cause
 
 
 def verdicts(spans: Iterable[SpanView]) -> list[Verdicts]:
@@ -91,7 +92,20 @@ def _request(span: SpanView, children: Mapping[tuple[str, str], Sequence[SpanVie
     recorded = span.attributes[names.SLO_VIOLATED] is True
     # A caller's own mistake is an error, but no violation: only the verdict knows which it was.
     failed = span.error is not None and recorded
-    return Request(span, over, failed, recorded, _stages(span, children))
+    why = blame(span, _below(span, children))
+    return Request(span, over, failed, recorded, _stages(span, children), why)
+
+
+def _below(top: SpanView, children: Mapping[tuple[str, str], Sequence[SpanView]]) -> list[SpanView]:
+    """The spans of one request below its own; others in the same trace are left out."""
+    found: dict[str, SpanView] = {}
+    waiting = list(children.get((top.trace_id, top.span_id), ()))
+    while waiting:
+        span = waiting.pop()
+        if span.span_id not in found and span.span_id != top.span_id and names.SLO_VIOLATED not in span.attributes:
+            found[span.span_id] = span
+            waiting += children.get((span.trace_id, span.span_id), ())
+    return list(found.values())
 
 
 def _stages(top: SpanView, children: Mapping[tuple[str, str], Sequence[SpanView]]) -> dict[str, int]:

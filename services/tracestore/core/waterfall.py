@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import services.common.attributes as names
+from services.tracestore.core.lane import Neighbour, neighbours
 from services.tracestore.core.spans import Node, Scalar, SpanView, tree
 from services.tracestore.core.verdicts import Request, requests
 
@@ -18,6 +19,7 @@ SHOWN = (
     (names.SLO_ADMISSION, "admitted"),
     (names.EXECUTOR_ID, "executor"),
     (names.LANE_ID, "lane"),
+    (names.LANE_PARTITION, "on"),
     (names.BATCH_ID, "batch"),
     (names.BATCH_ROWS, "rows"),
     (names.ERROR_TYPE, "error"),
@@ -45,7 +47,8 @@ class _Scale:
 
 
 def render(spans: Sequence[SpanView], linked: Sequence[SpanView] = (), *, columns: int = 120) -> list[str]:
-    """The lines of one trace, and beneath it those of the traces in `linked` (its batches), on the same time scale.
+    """The lines of one trace, who shared its lane, and beneath it the traces in `linked` (its batch, those of its neighbours), on the
+    same time scale.
 
     columns: the width of a line at most. No spans, no lines.
     """
@@ -53,13 +56,50 @@ def render(spans: Sequence[SpanView], linked: Sequence[SpanView] = (), *, column
         return []
     scale = _Scale(min(span.start_ns for span in spans), max(span.end_ns for span in spans))
     label_columns = _label_columns([*spans, *linked], columns)
-    lines = [_heading(spans), *_rows(spans, scale, label_columns), *map(_spent, requests(spans))]
+    lines = [_heading(spans), *_rows(spans, scale, label_columns)]
+    for request in requests(spans):
+        lines += [_spent(request), *_blamed(request)]
+    lines += [_shared(each) for each in neighbours(spans, linked)]
+    kinds = {link.trace_id: str(link.attributes.get(names.LINK_KIND, "")) for span in spans for link in span.links}
     traces: dict[str, list[SpanView]] = {}
     for span in linked:
         traces.setdefault(span.trace_id, []).append(span)
     for trace_id, members in sorted(traces.items(), key=lambda item: min(span.start_ns for span in item[1])):
-        lines += ["", f"linked {trace_id}", *_rows(members, scale, label_columns)]
+        lines += ["", _link_heading(trace_id, kinds.get(trace_id, ""), members), *_rows(members, scale, label_columns)]
     return [line[:columns].rstrip() for line in lines]
+
+
+def _blamed(request: Request) -> Iterator[str]:
+    """Why a request that violated did, and what its trace cannot show."""
+    if request.recorded:
+        took = f" {duration_text(request.why.took_ns)}" if request.why.took_ns else ""
+        beyond = f", {duration_text(request.why.excess_ns)} too much" if request.why.excess_ns else ""
+        yield f"to blame: {printable(request.cause)}{took}{beyond}"
+    if request.why.missing:
+        yield f"missing: {printable(request.why.missing)}"
+
+
+def _shared(neighbour: Neighbour) -> str:
+    stretches = "1 stretch" if neighbour.stretches == 1 else f"{neighbour.stretches} stretches"
+    known = f" ({', '.join(map(printable, neighbour.names))})" if neighbour.names else ""
+    return f"shared the lane: {printable(neighbour.label)}{known} {duration_text(neighbour.took_ns)} in {stretches}"
+
+
+def _link_heading(trace_id: str, kind: str, members: Sequence[SpanView]) -> str:
+    if kind == names.LINK_NEIGHBOUR:
+        return f"a neighbour's batch {trace_id}"
+    if kind != names.LINK_BATCH:
+        return f"linked {trace_id}"
+    batch = next((span for span in members if span.name == names.SPAN_BATCH), members[0])
+    kept = sum(link.attributes.get(names.LINK_KIND) == names.LINK_MEMBER for link in batch.links)
+    parts = [f"rode in batch {trace_id}"]
+    for key, word in ((names.BATCH_REQUESTS, "request"), (names.BATCH_ROWS, "row"), (names.BATCH_SLICES, "slice")):
+        if key in batch.attributes:
+            count = _text(batch.attributes[key])
+            parts.append(f"{count} {word}{'' if count == '1' else 's'}")
+    if kept:
+        parts.append(f"{kept} with a trace")
+    return ", ".join(parts)
 
 
 def duration_text(nanoseconds: int) -> str:

@@ -142,7 +142,7 @@ class TrafficSplit(_message.Message):
     def __init__(self, version: _Optional[int] = ..., ppm: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("key", "slo", "traffic_class", "isolation", "replicas", "versions", "traffic", "revision", "unloaded")
+    __slots__ = ("key", "slo", "traffic_class", "isolation", "replicas", "versions", "traffic", "revision", "unloaded", "slos")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SLO_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +152,7 @@ class Model(_message.Message):
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     UNLOADED_FIELD_NUMBER: _ClassVar[int]
+    SLOS_FIELD_NUMBER: _ClassVar[int]
     key: _common_pb2.ModelKey
     slo: _common_pb2.Slo
     traffic_class: _common_pb2.TrafficClass
@@ -161,7 +162,16 @@ class Model(_message.Message):
     traffic: _containers.RepeatedCompositeFieldContainer[TrafficSplit]
     revision: int
     unloaded: bool
-    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., isolation: _Optional[_Union[Isolation, str]] = ..., replicas: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., traffic: _Optional[_Iterable[_Union[TrafficSplit, _Mapping]]] = ..., revision: _Optional[int] = ..., unloaded: bool = ...) -> None: ...
+    slos: _containers.RepeatedCompositeFieldContainer[ModelSlo]
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., isolation: _Optional[_Union[Isolation, str]] = ..., replicas: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., traffic: _Optional[_Iterable[_Union[TrafficSplit, _Mapping]]] = ..., revision: _Optional[int] = ..., unloaded: bool = ..., slos: _Optional[_Iterable[_Union[ModelSlo, _Mapping]]] = ...) -> None: ...
+
+class ModelSlo(_message.Message):
+    __slots__ = ("name", "slo")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SLO_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    slo: _common_pb2.Slo
+    def __init__(self, name: _Optional[str] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ...) -> None: ...
 
 class CreateTenantRequest(_message.Message):
     __slots__ = ("name", "reservation", "weight")
@@ -398,6 +408,34 @@ class DeleteModelRequest(_message.Message):
 class DeleteModelResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class SetModelSloRequest(_message.Message):
+    __slots__ = ("key", "slo")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SLO_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    slo: ModelSlo
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[ModelSlo, _Mapping]] = ...) -> None: ...
+
+class SetModelSloResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class RemoveModelSloRequest(_message.Message):
+    __slots__ = ("key", "name")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    name: str
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., name: _Optional[str] = ...) -> None: ...
+
+class RemoveModelSloResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class RecordInspectionRequest(_message.Message):
     __slots__ = ("key", "version", "passed", "refused")

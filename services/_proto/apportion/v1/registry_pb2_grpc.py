@@ -30,7 +30,7 @@ class RegistryServiceStub(object):
 
     Every failure carries google.rpc.ErrorInfo (domain "apportion", a reason in capitals) and, where a field is wrong,
     google.rpc.BadRequest naming it. Reasons that callers may rely on:
-    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND
+    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, SLO_NOT_FOUND
     ALREADY_EXISTS       TENANT_EXISTS, VERSION_EXISTS (the same version with other content)
     INVALID_ARGUMENT     FIELD_INVALID
     FAILED_PRECONDITION  TENANT_NOT_EMPTY, REVISION_CONFLICT
@@ -115,6 +115,16 @@ class RegistryServiceStub(object):
                 request_serializer=apportion_dot_v1_dot_registry__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_registry__pb2.DeleteModelResponse.FromString,
                 _registered_method=True)
+        self.SetModelSlo = channel.unary_unary(
+                '/apportion.v1.RegistryService/SetModelSlo',
+                request_serializer=apportion_dot_v1_dot_registry__pb2.SetModelSloRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_registry__pb2.SetModelSloResponse.FromString,
+                _registered_method=True)
+        self.RemoveModelSlo = channel.unary_unary(
+                '/apportion.v1.RegistryService/RemoveModelSlo',
+                request_serializer=apportion_dot_v1_dot_registry__pb2.RemoveModelSloRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_registry__pb2.RemoveModelSloResponse.FromString,
+                _registered_method=True)
         self.RecordInspection = channel.unary_unary(
                 '/apportion.v1.RegistryService/RecordInspection',
                 request_serializer=apportion_dot_v1_dot_registry__pb2.RecordInspectionRequest.SerializeToString,
@@ -132,7 +142,7 @@ class RegistryServiceServicer(object):
 
     Every failure carries google.rpc.ErrorInfo (domain "apportion", a reason in capitals) and, where a field is wrong,
     google.rpc.BadRequest naming it. Reasons that callers may rely on:
-    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND
+    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, SLO_NOT_FOUND
     ALREADY_EXISTS       TENANT_EXISTS, VERSION_EXISTS (the same version with other content)
     INVALID_ARGUMENT     FIELD_INVALID
     FAILED_PRECONDITION  TENANT_NOT_EMPTY, REVISION_CONFLICT
@@ -243,6 +253,21 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetModelSlo(self, request, context):
+        """Makes a model's service level objective of this name, or replaces it. What is to be judged, not what is promised to
+        each request: that is Model.slo. INVALID_ARGUMENT where the model would have more than 16.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveModelSlo(self, request, context):
+        """Removes one. NOT_FOUND (SLO_NOT_FOUND) where there is none of this name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RecordInspection(self, request, context):
         """What a worker found when it inspected an artefact: its signature and profile, or why it was refused.
         """
@@ -332,6 +357,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=apportion_dot_v1_dot_registry__pb2.DeleteModelRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_registry__pb2.DeleteModelResponse.SerializeToString,
             ),
+            'SetModelSlo': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetModelSlo,
+                    request_deserializer=apportion_dot_v1_dot_registry__pb2.SetModelSloRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_registry__pb2.SetModelSloResponse.SerializeToString,
+            ),
+            'RemoveModelSlo': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveModelSlo,
+                    request_deserializer=apportion_dot_v1_dot_registry__pb2.RemoveModelSloRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_registry__pb2.RemoveModelSloResponse.SerializeToString,
+            ),
             'RecordInspection': grpc.unary_unary_rpc_method_handler(
                     servicer.RecordInspection,
                     request_deserializer=apportion_dot_v1_dot_registry__pb2.RecordInspectionRequest.FromString,
@@ -355,7 +390,7 @@ class RegistryService(object):
 
     Every failure carries google.rpc.ErrorInfo (domain "apportion", a reason in capitals) and, where a field is wrong,
     google.rpc.BadRequest naming it. Reasons that callers may rely on:
-    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND
+    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, SLO_NOT_FOUND
     ALREADY_EXISTS       TENANT_EXISTS, VERSION_EXISTS (the same version with other content)
     INVALID_ARGUMENT     FIELD_INVALID
     FAILED_PRECONDITION  TENANT_NOT_EMPTY, REVISION_CONFLICT
@@ -732,6 +767,60 @@ class RegistryService(object):
             '/apportion.v1.RegistryService/DeleteModel',
             apportion_dot_v1_dot_registry__pb2.DeleteModelRequest.SerializeToString,
             apportion_dot_v1_dot_registry__pb2.DeleteModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetModelSlo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.RegistryService/SetModelSlo',
+            apportion_dot_v1_dot_registry__pb2.SetModelSloRequest.SerializeToString,
+            apportion_dot_v1_dot_registry__pb2.SetModelSloResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveModelSlo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.RegistryService/RemoveModelSlo',
+            apportion_dot_v1_dot_registry__pb2.RemoveModelSloRequest.SerializeToString,
+            apportion_dot_v1_dot_registry__pb2.RemoveModelSloResponse.FromString,
             options,
             channel_credentials,
             insecure,

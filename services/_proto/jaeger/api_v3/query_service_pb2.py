@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from opentelemetry.proto.trace.v1 import trace_pb2 as opentelemetry_dot_proto_dot_trace_dot_v1_dot_trace__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!jaeger/api_v3/query_service.proto\x12\rjaeger.api_v3\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(opentelemetry/proto/trace/v1/trace.proto\"\x95\x01\n\x0fGetTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nraw_traces\x18\x04 \x01(\x08\"\xb4\x03\n\x14TraceQueryParameters\x12\x14\n\x0cservice_name\x18\x01 \x01(\t\x12\x16\n\x0eoperation_name\x18\x02 \x01(\t\x12G\n\nattributes\x18\x03 \x03(\x0b\x32\x33.jaeger.api_v3.TraceQueryParameters.AttributesEntry\x12\x32\n\x0estart_time_min\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estart_time_max\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0c\x64uration_min\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0c\x64uration_max\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0csearch_depth\x18\x08 \x01(\x05\x12\x12\n\nraw_traces\x18\t \x01(\x08\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x11\x46indTracesRequest\x12\x32\n\x05query\x18\x01 \x01(\x0b\x32#.jaeger.api_v3.TraceQueryParameters\"\x14\n\x12GetServicesRequest\"\'\n\x13GetServicesResponse\x12\x10\n\x08services\x18\x01 \x03(\t\":\n\x14GetOperationsRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x11\n\tspan_kind\x18\x02 \x01(\t\",\n\tOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tspan_kind\x18\x02 \x01(\t\"E\n\x15GetOperationsResponse\x12,\n\noperations\x18\x01 \x03(\x0b\x32\x18.jaeger.api_v3.Operation2\xf4\x02\n\x0cQueryService\x12V\n\x08GetTrace\x12\x1e.jaeger.api_v3.GetTraceRequest\x1a(.opentelemetry.proto.trace.v1.TracesData0\x01\x12Z\n\nFindTraces\x12 .jaeger.api_v3.FindTracesRequest\x1a(.opentelemetry.proto.trace.v1.TracesData0\x01\x12T\n\x0bGetServices\x12!.jaeger.api_v3.GetServicesRequest\x1a\".jaeger.api_v3.GetServicesResponse\x12Z\n\rGetOperations\x12#.jaeger.api_v3.GetOperationsRequest\x1a$.jaeger.api_v3.GetOperationsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!jaeger/api_v3/query_service.proto\x12\rjaeger.api_v3\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(opentelemetry/proto/trace/v1/trace.proto\"\x95\x01\n\x0fGetTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nraw_traces\x18\x04 \x01(\x08\"\xc4\x03\n\x14TraceQueryParameters\x12\x14\n\x0cservice_name\x18\x01 \x01(\t\x12\x16\n\x0eoperation_name\x18\x02 \x01(\t\x12G\n\nattributes\x18\x03 \x03(\x0b\x32\x33.jaeger.api_v3.TraceQueryParameters.AttributesEntry\x12\x32\n\x0estart_time_min\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estart_time_max\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0c\x64uration_min\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0c\x64uration_max\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0csearch_depth\x18\x08 \x01(\x05\x12\x12\n\nraw_traces\x18\t \x01(\x08\x12\x0e\n\x06\x66ilter\x18\n \x01(\x0c\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x11\x46indTracesRequest\x12\x32\n\x05query\x18\x01 \x01(\x0b\x32#.jaeger.api_v3.TraceQueryParameters\"\x14\n\x12GetServicesRequest\"\'\n\x13GetServicesResponse\x12\x10\n\x08services\x18\x01 \x03(\t\":\n\x14GetOperationsRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x11\n\tspan_kind\x18\x02 \x01(\t\",\n\tOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tspan_kind\x18\x02 \x01(\t\"E\n\x15GetOperationsResponse\x12,\n\noperations\x18\x01 \x03(\x0b\x32\x18.jaeger.api_v3.Operation2\xf4\x02\n\x0cQueryService\x12V\n\x08GetTrace\x12\x1e.jaeger.api_v3.GetTraceRequest\x1a(.opentelemetry.proto.trace.v1.TracesData0\x01\x12Z\n\nFindTraces\x12 .jaeger.api_v3.FindTracesRequest\x1a(.opentelemetry.proto.trace.v1.TracesData0\x01\x12T\n\x0bGetServices\x12!.jaeger.api_v3.GetServicesRequest\x1a\".jaeger.api_v3.GetServicesResponse\x12Z\n\rGetOperations\x12#.jaeger.api_v3.GetOperationsRequest\x1a$.jaeger.api_v3.GetOperationsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,21 +39,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTRACEREQUEST']._serialized_start=160
   _globals['_GETTRACEREQUEST']._serialized_end=309
   _globals['_TRACEQUERYPARAMETERS']._serialized_start=312
-  _globals['_TRACEQUERYPARAMETERS']._serialized_end=748
-  _globals['_TRACEQUERYPARAMETERS_ATTRIBUTESENTRY']._serialized_start=699
-  _globals['_TRACEQUERYPARAMETERS_ATTRIBUTESENTRY']._serialized_end=748
-  _globals['_FINDTRACESREQUEST']._serialized_start=750
-  _globals['_FINDTRACESREQUEST']._serialized_end=821
-  _globals['_GETSERVICESREQUEST']._serialized_start=823
-  _globals['_GETSERVICESREQUEST']._serialized_end=843
-  _globals['_GETSERVICESRESPONSE']._serialized_start=845
-  _globals['_GETSERVICESRESPONSE']._serialized_end=884
-  _globals['_GETOPERATIONSREQUEST']._serialized_start=886
-  _globals['_GETOPERATIONSREQUEST']._serialized_end=944
-  _globals['_OPERATION']._serialized_start=946
-  _globals['_OPERATION']._serialized_end=990
-  _globals['_GETOPERATIONSRESPONSE']._serialized_start=992
-  _globals['_GETOPERATIONSRESPONSE']._serialized_end=1061
-  _globals['_QUERYSERVICE']._serialized_start=1064
-  _globals['_QUERYSERVICE']._serialized_end=1436
+  _globals['_TRACEQUERYPARAMETERS']._serialized_end=764
+  _globals['_TRACEQUERYPARAMETERS_ATTRIBUTESENTRY']._serialized_start=715
+  _globals['_TRACEQUERYPARAMETERS_ATTRIBUTESENTRY']._serialized_end=764
+  _globals['_FINDTRACESREQUEST']._serialized_start=766
+  _globals['_FINDTRACESREQUEST']._serialized_end=837
+  _globals['_GETSERVICESREQUEST']._serialized_start=839
+  _globals['_GETSERVICESREQUEST']._serialized_end=859
+  _globals['_GETSERVICESRESPONSE']._serialized_start=861
+  _globals['_GETSERVICESRESPONSE']._serialized_end=900
+  _globals['_GETOPERATIONSREQUEST']._serialized_start=902
+  _globals['_GETOPERATIONSREQUEST']._serialized_end=960
+  _globals['_OPERATION']._serialized_start=962
+  _globals['_OPERATION']._serialized_end=1006
+  _globals['_GETOPERATIONSRESPONSE']._serialized_start=1008
+  _globals['_GETOPERATIONSRESPONSE']._serialized_end=1077
+  _globals['_QUERYSERVICE']._serialized_start=1080
+  _globals['_QUERYSERVICE']._serialized_end=1452
 # @@protoc_insertion_point(module_scope)

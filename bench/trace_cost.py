@@ -1,0 +1,237 @@
+"""What traces cost a request: CPU time with tracing off, as it comes (5 %), and with every trace kept, interleaved in one run.
+
+    python -m bench.trace_cost [--rounds 15] [--seconds 2] [--at-once 16] [--profile FILE] [--json FILE]
+
+Three meshes stand at once, alike but for their tracing, and are loaded one after another in every round, the order turning; a mesh
+that is not asked anything is idle. What counts is processor time of frontend, executor and worker over the requests that were
+answered, which neighbours disturb little; that of the trace store is told apart, since it may stand on another machine. Ratios are
+taken within a round, and their median is what the last line says, with the spread. With --profile, or py-spy on the PATH, a sampling
+profile of frontend and executor with every trace kept: the functions of tracing by their part of the time.
+Ends with a line of JSON, and with status 1 where the default costs more than 8 % over off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+
+from bench.models import elementwise
+from tests.mesh.calling import request
+from tests.mesh.running import RunningMesh, running
+
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+TENANT, MODEL = "cost", "identity"
+MODES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "off": ((), {"APPORTION_OTLP_ENDPOINT": ""}),
+    "default": ((), {}),
+    "all": (("--trace-sample", "1"), {}),
+}
+"""Flags and variables of each mesh."""
+PATH, STORE = ("frontend", "executor", "worker"), "tracestore"
+MOST = 1.08
+WARM_S = 3.0
+CALLERS_A_CHANNEL = 4
+PROFILE_S = 15
+TRACING = ("spans.py", "stages.py", "telemetry.py", "otlp.py", "waits.py")
+"""Files whose code runs for traces alone."""
+SAMPLE_HZ = 250
+
+
+class Mode:
+    """One mesh, and the processor time of its processes."""
+
+    def __init__(self, mesh: RunningMesh) -> None:
+        self.mesh = mesh
+        self.payload: bytes = request(MODEL, {"x": np.ones((1, 16), np.float32)}).SerializeToString()
+        pids = mesh.pids()
+        self._processes = {name: [psutil.Process(pids[name])] for name in ("frontend", "executor", STORE)}
+        self._processes["worker"] = mesh.workers()
+
+    def cpu_s(self) -> dict[str, float]:
+        """So far, by process."""
+        return {name: sum(sum(each.cpu_times()[:2]) for each in members) for name, members in self._processes.items()}
+
+    def turn(self, callers: Connection, at_once: int, seconds: float) -> dict[str, float]:
+        """Loads it; processor microseconds a request by process, and `per_second`."""
+        before = self.cpu_s()
+        callers.send((self.mesh.addresses["frontend"], self.payload, self.mesh.metadata(TENANT), at_once, seconds))
+        answered, took_s = callers.recv()
+        used = {name: (each - before[name]) / answered * 1e6 for name, each in self.cpu_s().items()}
+        return used | {"path": sum(used[name] for name in PATH), "per_second": answered / took_s}
+
+
+def call_as_told(told: Connection) -> None:
+    """A process of its own that calls as it is told to."""
+    while (order := told.recv()) is not None:
+        told.send(asyncio.run(_call(*order)))
+
+
+async def _call(
+    address: str, payload: bytes, metadata: tuple[tuple[str, str], ...], at_once: int, seconds: float
+) -> tuple[int, float]:
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(-(-at_once // CALLERS_A_CHANNEL))]
+    begun, answered = time.perf_counter(), 0
+
+    async def caller(channel: grpc.aio.Channel) -> None:
+        nonlocal answered
+        call = channel.unary_unary(METHOD)
+        while time.perf_counter() < begun + seconds:
+            await call(payload, metadata=metadata, timeout=30)
+            answered += 1
+
+    await asyncio.gather(*(caller(channels[number % len(channels)]) for number in range(at_once)))
+    took_s = time.perf_counter() - begun
+    for channel in channels:
+        await channel.close()
+    return answered, took_s
+
+
+@contextmanager
+def calling() -> Iterator[Connection]:
+    """Callers in a process of their own."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=call_as_told, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        yield ours
+    finally:
+        ours.send(None)
+        process.join(10)
+
+
+def stand(stack: ExitStack, folder: Path, name: str) -> Mode:
+    """One of the meshes."""
+    flags, environment = MODES[name]
+    mesh = stack.enter_context(running(folder / name, *flags, environment=environment))
+    mesh.create_tenant(TENANT)
+    mesh.push(MODEL, elementwise(folder / "identity.onnx", "Identity"), tenant=TENANT)
+    return Mode(mesh)
+
+
+def measured(modes: dict[str, Mode], callers: Connection, rounds: int, seconds: float, at_once: int) -> dict[str, Any]:
+    """Turns by mode, in rounds whose order turns."""
+    for mode in modes.values():
+        mode.turn(callers, at_once, WARM_S)
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in modes}
+    names = list(modes)
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            turns[name].append(modes[name].turn(callers, at_once, seconds))
+    ratios = {
+        name: [turn["path"] / off["path"] for turn, off in zip(turns[name], turns["off"], strict=True)]
+        for name in names
+    }
+    return {
+        "us_a_request": {
+            name: {what: round(statistics.median(turn[what] for turn in each), 1) for what in each[0]}
+            for name, each in turns.items()
+        },
+        "of_off": {
+            name: {
+                "median": round(statistics.median(each), 4),
+                "least": round(min(each), 4),
+                "most": round(max(each), 4),
+            }
+            for name, each in ratios.items()
+        },
+        "rounds": rounds,
+    }
+
+
+def profiled(mode: Mode, callers: Connection, at_once: int, spy: str, folder: Path) -> dict[str, Any]:
+    """A sampling profile of frontend and executor under load: what part of their time is tracing's, and where."""
+    pids = mode.mesh.pids()
+    recorders = {
+        name: subprocess.Popen(
+            [
+                *(spy, "record", "--pid", str(pids[name]), "--duration", str(PROFILE_S), "--rate", str(SAMPLE_HZ)),
+                *("--format", "raw", "--gil", "--output", str(folder / f"{name}.txt")),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for name in ("frontend", "executor")
+    }
+    mode.turn(callers, at_once, PROFILE_S + 2)
+    told = {}
+    for name, recorder in recorders.items():
+        recorder.wait(60)
+        told[name] = tracing_of((folder / f"{name}.txt").read_text())
+    return told
+
+
+def tracing_of(stacks: str) -> dict[str, Any]:
+    """From collapsed stacks ("a (file:1);b (file:2) 17"): the part in tracing's files, and its functions by their part."""
+    whole, within = 0, Counter[str]()
+    for line in stacks.splitlines():
+        frames, _, count = line.rpartition(" ")
+        whole += int(count)
+        ours = [frame for frame in frames.split(";") if any(f"{file}:" in frame for file in TRACING)]
+        if ours:
+            within[ours[-1].partition(" ")[0]] += int(count)
+    parts = {function: round(count / max(1, whole), 4) for function, count in within.most_common(10)}
+    return {"samples": whole, "tracing": round(sum(within.values()) / max(1, whole), 4), "functions": parts}
+
+
+def show(told: dict[str, Any]) -> None:
+    print(f"CPU µs a request, medians of {told['rounds']} rounds")
+    columns = ("path", *PATH, STORE, "per_second")
+    print(f"{'tracing':<9}" + "".join(f"{column:>12}" for column in columns) + f"{'of off':>10}{'least':>8}{'most':>8}")
+    for name, used in told["us_a_request"].items():
+        ratio = told["of_off"][name]
+        print(
+            f"{name:<9}"
+            + "".join(f"{used[column]:>12.1f}" for column in columns)
+            + f"{ratio['median']:>10.3f}{ratio['least']:>8.3f}{ratio['most']:>8.3f}"
+        )
+    for name, profile in told.get("profile_of_all", {}).items():
+        print(f"{name}, every trace kept: {profile['tracing']:.1%} of {profile['samples']} samples in tracing")
+        for function, part in profile["functions"].items():
+            print(f"  {part:6.1%}  {function}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn")
+    parser.add_argument("--at-once", type=int, default=16)
+    parser.add_argument(
+        "--profile", type=Path, default=shutil.which("py-spy"), help="py-spy, where it is not on the PATH"
+    )
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    with ExitStack() as stack:
+        callers = stack.enter_context(calling())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        modes = {name: stand(stack, folder, name) for name in MODES}
+        told = measured(modes, callers, chosen.rounds, chosen.seconds, chosen.at_once)
+        if chosen.profile is not None:
+            told["profile_of_all"] = profiled(modes["all"], callers, chosen.at_once, str(chosen.profile), folder)
+    show(told)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(told, indent=2))
+    print(json.dumps(told))
+    sys.exit(0 if told["of_off"]["default"]["median"] <= MOST else 1)
+
+
+if __name__ == "__main__":
+    main()
