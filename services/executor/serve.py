@@ -164,7 +164,7 @@ def _build(
         incarnation,
         hold_ns=int(settings.trace_hold_s * 1e9),
         capacity=settings.trace_hold_requests,
-        lanes={number: lane_facts(device, partitions, number) for number in range(len(partitions.lanes))},
+        lanes={number: lane_facts(serving.device, partitions, number) for number in range(len(partitions.lanes))},
         owners=lambda replica: executor.usage.models.get(replica),
     )
     executor.calls = Calls(
