@@ -41,7 +41,8 @@ test-slow: $(VENV)/.dev ## the tests that take longer
 
 test-gpu: $(VENV)/.dev ## the tests that need a CUDA device; fails where there is none
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu: there is no CUDA device here")'
-	@$(BIN)/pytest -m gpu
+	@CUDA_DEVICE_MAX_CONNECTIONS=32 $(BIN)/pytest -m gpu --timeout 300
+	@$(BIN)/python -m bench.gpu.on_cuda
 
 lint: $(VENV)/.dev verify-proto ## ruff, mypy --strict, import contracts, contracts of the wire
 	@$(BIN)/ruff check .

@@ -30,6 +30,7 @@ from gpu_sharing.worker.messages import (
     Unloaded,
     Used,
 )
+from gpu_sharing.worker.process import cuda_environment
 
 WIDTH = 256
 _ROW_BYTES = 4 * WIDTH
@@ -102,8 +103,9 @@ class OneWorker:
         mine = os.sched_getaffinity(0)
         is_cpu = device.backend == "cpu"
         config = WorkerConfig(
-            units[-1:] if is_cpu else (), 64 * MiB, 64 * MiB, prewarm=("torch_export",), policy=policy
-        )
+            units[-1:] if is_cpu else (), 64 * MiB, 64 * MiB, prewarm=("torch_export",), policy=policy,
+            environment={} if is_cpu else cuda_environment(device.backend),
+        )  # fmt: skip
         if is_cpu:
             # It may only have cores that its parent has.
             os.sched_setaffinity(0, units)

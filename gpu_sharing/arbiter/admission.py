@@ -80,7 +80,7 @@ class Reservations(BoundedQueue):
             return verdict
         if verdict is Tier.SURPLUS:
             finish = lane.server(call).budget.finish_after(call.cost, now)
-            if finish is not None and finish + lane.longest_slice <= call.due:
+            if finish is not None and finish + lane.ahead * lane.longest_slice <= call.due:
                 return Tier.GUARANTEED
             if now + call.alone > call.due:
                 verdict = Tier.GAP

@@ -33,6 +33,7 @@ class BatchInFlight:
     funded, used: device time that its tenant's reservation has paid for it, and has spent on it.
     expected: of the average duration, what is still to come. longest: of its slices.
     interrupted: another batch has run since its last slice.
+    out: its slices that have been handed out and have not ended. sealed: it takes no more.
     discarded_because: reason and message for those of its calls that are doomed.
     numbers: of its calls, in the order of their rows.
     usual: what batches like it take as a rule; 0: nothing is known.
@@ -52,12 +53,13 @@ class BatchInFlight:
     expected: Nanoseconds = 0
     longest: Nanoseconds = 0
     started: Nanoseconds | None = None
-    slice_started: Nanoseconds = 0
     segment_ends: list[Nanoseconds] = field(default_factory=list)
     device_ns: Nanoseconds = 0
     preempted: Nanoseconds = 0
     preemptions: int = 0
     interrupted: bool = False
+    out: int = 0
+    sealed: bool = False
     discarded_because: tuple[str, str] = _CANCELLED
     numbers: tuple[int, ...] = ()
     usual: Nanoseconds = 0
@@ -69,15 +71,16 @@ class BatchInFlight:
         """Its next segment starts."""
         if self.started is None:
             self.started = now
-        elif self.interrupted:
+        elif self.interrupted and self.segment_ends:
             self.preemptions += 1
-            self.preempted += now - self.segment_ends[-1]
+            self.preempted += max(0, now - self.segment_ends[-1])
         self.interrupted = False
-        self.slice_started = now
+        self.out += 1
 
-    def end_slice(self, took: Nanoseconds) -> None:
-        """Its segment has run for `took`."""
-        self.segment_ends.append(self.slice_started + took)
+    def end_slice(self, took: Nanoseconds, started: Nanoseconds) -> None:
+        """Its earliest segment that was out has run for `took`."""
+        self.out -= 1
+        self.segment_ends.append(started + took)
         self.device_ns += took
         self.longest = max(self.longest, took)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from gpu_sharing.arbiter.admission import Admission, Refused, Reservations, is_late, late
 from gpu_sharing.arbiter.again import earn, left_out, survivors, terms
@@ -23,6 +24,7 @@ from gpu_sharing.arbiter.calls import Call, State, Step, Tier
 from gpu_sharing.arbiter.events import (
     Abandon,
     Action,
+    AllLaunched,
     ArbiterStatistics,
     Arrived,
     BatchFailed,
@@ -48,6 +50,14 @@ _SPARE_DEADLINES = 64
 _UNLOADED = ("MODEL_NOT_READY", "the model was unloaded while the request ran")
 
 
+class _Out(NamedTuple):
+    """A slice that has been handed out. account: on which terms it runs."""
+
+    batch: BatchInFlight
+    account: Tier
+    handed: Nanoseconds
+
+
 class Arbiter:
     """The arbiter of one lane. `now` never goes backwards between calls; it is the clock of arrivals and deadlines."""
 
@@ -59,14 +69,24 @@ class Arbiter:
         switching: Switching | None = None,
         batching: Batching | None = None,
         capacity: Millidevices = WHOLE_DEVICE,
+        ahead: int = 1,
     ) -> None:
-        """capacity: the lane's; bandwidths are parts of it. ValueError for one below 1. None: the policy of reservations."""
+        """capacity: the lane's; bandwidths are parts of it. None: the policy of reservations.
+
+        ahead: slices that may be handed out before the first of them has ended. They run in that order. What is promised holds
+        with one longest slice more for each beyond the first. ValueError for a capacity or a bound below 1.
+        """
+        if ahead < 1:
+            raise ValueError(f"ahead: must be at least 1, is {ahead}")
         self._admission: Admission = admission or Reservations()
         self._switching: Switching = switching or EarliestDeadline()
         self._batching: Batching = batching or LargestInTime()
-        self._lane = LaneState(lane, capacity, lambda server, now: self._switching.touch(server, self._lane, now))
-        self._running: BatchInFlight | None = None
-        self._account = Tier.GAP
+        self._lane = LaneState(
+            lane, capacity, lambda server, now: self._switching.touch(server, self._lane, now), ahead
+        )
+        self._ahead = ahead
+        self._out: list[_Out] = []
+        self._ended: Nanoseconds = 0
         self._deadlines: list[tuple[Nanoseconds, int]] = []
         self._actions: list[Action] = []
 
@@ -81,6 +101,8 @@ class Arbiter:
                 self._arrive(event, now)
             case SliceDone():
                 self._end_slice(event, now)
+            case AllLaunched():
+                self._seal(event.batch, now)
             case BatchFailed():
                 self._fail(event, now)
             case Cancelled():
@@ -101,10 +123,10 @@ class Arbiter:
     def next_slice(self, now: Nanoseconds) -> Slice | None:
         """The slice to run now; None where nothing waits. What is late is never started.
 
-        The Drops this makes are handed out by the next `handle`. AssertionError while a slice is running: one at a time.
+        The Drops this makes are handed out by the next `handle`. AssertionError while as many are out as may be.
         """
-        if self._running is not None:
-            raise AssertionError(f"batch {self._running.number} still runs")
+        if len(self._out) >= self._ahead:
+            raise AssertionError(f"batch {self._out[0].batch.number} still runs")
         self._expire(now)
         chosen = self._switching.choose(self._lane, self._batching, now)
         if chosen is None:
@@ -114,7 +136,11 @@ class Arbiter:
         first = batch.started is None
         batch.interrupted = not first and self._lane.last != batch.number
         batch.begin_slice(now)
-        self._running, self._account = batch, chosen.tier
+        self._lane.last = batch.number
+        self._out.append(_Out(batch, chosen.tier, now))
+        if self._ahead > 1:
+            # Somebody may choose before this one has ended.
+            self._lane.touch(self._lane.server_of(batch), now)
         return Slice(batch.number, batch.home.replica, batch.numbers, first, batch.predicted)
 
     def wake_at(self) -> Nanoseconds | None:
@@ -134,7 +160,7 @@ class Arbiter:
 
     def check_invariants(self) -> None:
         """Raises AssertionError unless every call is in exactly one place and all books add up."""
-        check(self._lane, self._running)
+        check(self._lane, [each.batch for each in self._out])
 
     # Replicas.
 
@@ -262,12 +288,23 @@ class Arbiter:
     # Batches.
 
     def _slice_ended(self, number: int, took: Nanoseconds, now: Nanoseconds) -> BatchInFlight:
-        batch = self._running
-        if batch is None or number != batch.number:
-            raise ValueError(f"batch {number} does not run; {batch and batch.number} does")
-        self._running = None
-        self._lane.spend(batch, took, self._account, now)
-        return batch
+        at = 0
+        while at < len(self._out) and self._out[at].batch.number != number:
+            at += 1
+        if at == len(self._out):
+            raise ValueError(f"batch {number} does not run; {[each.batch.number for each in self._out]} do")
+        out = self._out.pop(at)
+        # The device came to it when what was handed out before had ended.
+        started = max(out.handed, self._ended)
+        self._ended = started + took
+        self._lane.spend(out.batch, took, started, out.account, now)
+        return out.batch
+
+    def _seal(self, number: int, now: Nanoseconds) -> None:
+        batch = self._lane.batches.get(number)
+        if batch is None or not batch.out:
+            raise ValueError(f"batch {number} has no slice out")
+        self._lane.seal(batch, now)
 
     def _end_slice(self, event: SliceDone, now: Nanoseconds) -> None:
         batch = self._slice_ended(event.batch, event.took, now)
@@ -290,6 +327,8 @@ class Arbiter:
 
     def _fail(self, event: BatchFailed, now: Nanoseconds) -> None:
         batch = self._slice_ended(event.batch, event.took, now)
+        self._out = [each for each in self._out if each.batch is not batch]
+        batch.out = 0
         again = [] if event.final else survivors(batch, now)
         spared = {call.number for call in again}
         for call in batch.calls:
@@ -299,8 +338,12 @@ class Arbiter:
         self._dismiss(batch, now, again)
 
     def _abandon_if_unwanted(self, batch: BatchInFlight, now: Nanoseconds) -> None:
-        """Stops a batch that nobody waits for, unless it runs at this moment: then its boundary does."""
-        if batch is not self._running and batch.is_abandoned:
+        """Stops a batch that nobody waits for, unless slices of it are out: then the end of the last of them does."""
+        if not batch.is_abandoned:
+            return
+        if batch.out:
+            self._lane.seal(batch, now)
+        else:
             self._actions.append(Abandon(batch.number))
             self._dismiss(batch, now)
 

@@ -64,15 +64,21 @@ class Cancelled(msgspec.Struct, frozen=True):
 
 
 class SliceDone(msgspec.Struct, frozen=True):
-    """The slice handed out last has run for `took`. finished: it was the batch's last, and the outputs are there."""
+    """The batch's earliest slice that is out has run for `took`. finished: it was its last, and the outputs are there."""
 
     batch: int
     took: Nanoseconds
     finished: bool
 
 
+class AllLaunched(msgspec.Struct, frozen=True):
+    """The slice handed out last is its batch's last one, which is known before it has run: the batch takes no more slices."""
+
+    batch: int
+
+
 class BatchFailed(msgspec.Struct, frozen=True):
-    """The slice handed out last has run for `took` and broke. message: for the callers.
+    """The batch's slices that are out have run for `took` and broke it. message: for the callers.
 
     final: none of its calls is to be tried again, since what broke it cost the lane more than a slice.
     """
@@ -88,7 +94,15 @@ class TimePassed(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    ReplicaAdded | ReplicaUpdated | ReplicaRemoved | Arrived | Cancelled | SliceDone | BatchFailed | TimePassed
+    ReplicaAdded
+    | ReplicaUpdated
+    | ReplicaRemoved
+    | Arrived
+    | Cancelled
+    | SliceDone
+    | AllLaunched
+    | BatchFailed
+    | TimePassed
 )
 
 # Actions.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gpu_sharing.arbiter.batches import BatchInFlight
 from gpu_sharing.arbiter.calls import Call, State, Tier
 from gpu_sharing.arbiter.replicas import IN_FLIGHT_PER_REPLICA, Replica
 from gpu_sharing.arbiter.state import LaneState
 
 
-def check(lane: LaneState, running: BatchInFlight | None) -> None:
-    """Raises AssertionError unless every call is in exactly one place and all books add up. running: has the lane now."""
+def check(lane: LaneState, out: Sequence[BatchInFlight]) -> None:
+    """Raises AssertionError unless every call is in exactly one place and all books add up. out: of each slice that is."""
     places = [call for server in lane.tenancy.servers.values() for waiting in server.waiting for call in waiting]
     if any(call.state is not State.WAITING for call in places):
         raise AssertionError("a call in a queue does not wait")
@@ -18,10 +20,16 @@ def check(lane: LaneState, running: BatchInFlight | None) -> None:
     numbers = [call.request.call for call in places]
     if sorted(numbers) != sorted(lane.calls) or any(lane.calls[call.request.call] is not call for call in places):
         raise AssertionError(f"calls {sorted(lane.calls)} are known, {sorted(numbers)} have a place")
-    if running is not None and lane.batches.get(running.number) is not running:
-        raise AssertionError(f"batch {running.number} runs and is not in flight")
+    for batch in out:
+        if lane.batches.get(batch.number) is not batch:
+            raise AssertionError(f"batch {batch.number} runs and is not in flight")
     for batch in lane.batches.values():
-        _check_batch(batch, is_running=batch is running)
+        slices = sum(each is batch for each in out)
+        if batch.out != slices:
+            raise AssertionError(f"batch {batch.number}: {batch.out} slices out counted, {slices} are")
+        if batch.sealed and not batch.out:
+            raise AssertionError(f"batch {batch.number} takes no more slices, and has none out")
+        _check_batch(batch, is_running=slices > 0)
     lane.tenancy.check_invariants()
     for server in lane.tenancy.servers.values():
         server.check_invariants()
@@ -39,7 +47,10 @@ def _check_replicas(lane: LaneState, waiting: list[Call]) -> None:
         if counts != (replica.waiting, replica.guaranteed, replica.unguaranteed):
             counted = (replica.waiting, replica.guaranteed, replica.unguaranteed)
             raise AssertionError(f"replica {replica.replica}: {counted} counted, {counts} there")
-        if replica.in_flight > IN_FLIGHT_PER_REPLICA:
+        sealed = [batch for batch in mine if batch.sealed]
+        if sum(replica.sealed) != len(sealed):
+            raise AssertionError(f"replica {replica.replica}: {replica.sealed} sealed counted, {len(sealed)} are")
+        if replica.in_flight - len(sealed) > IN_FLIGHT_PER_REPLICA:
             raise AssertionError(f"replica {replica.replica}: {replica.in_flight} batches in flight")
 
 

@@ -23,19 +23,20 @@ def arbiter_of(
     queue_limit: int = DEFAULT_QUEUE_LIMIT,
     capacity: Millidevices = WHOLE_DEVICE,
     quantum_ns: Nanoseconds | None = None,
+    ahead: int = 1,
 ) -> Arbiter:
     """An arbiter with this policy. quantum_ns: batches are kept so small that their longest slice fits it; None: they are not.
 
-    Raises ValueError for a policy that there is not, or a limit below 1.
+    ahead: slices that may be out at once. Raises ValueError for a policy that there is not, or a limit below 1.
     """
     if policy == "reservations":
         return Arbiter(
             lane=lane, capacity=capacity, admission=Reservations(queue_limit), switching=EarliestDeadline(),
-            batching=LargestInTime(quantum_ns),
+            batching=LargestInTime(quantum_ns), ahead=ahead,
         )  # fmt: skip
     if policy == "arrival_order":
         return Arbiter(
             lane=lane, capacity=capacity, admission=BoundedQueue(queue_limit), switching=ArrivalOrder(),
-            batching=Largest(quantum_ns),
+            batching=Largest(quantum_ns), ahead=ahead,
         )  # fmt: skip
     raise ValueError(f"policy: {policy!r} is none of {', '.join(POLICIES)}")

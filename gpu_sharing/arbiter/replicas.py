@@ -77,13 +77,13 @@ class Replica:
     """One replica. tenant: whose it is.
 
     drain_until: set once it leaves; None while it serves. waiting, guaranteed, unguaranteed: calls that wait, batches in
-    flight within the reservation and not. runs_again: how many calls may be run again whose batch broke.
+    flight within the reservation and not; sealed: of both, those that are launched to their ends. runs_again: how many calls may be run again whose batch broke.
     queue_limit: calls that may wait; 0: as many as the lane allows.
     """
 
     __slots__ = (
         "_largest_batch_ns", "bandwidth", "batches", "device_ns", "drain_until", "estimates", "guaranteed", "longest_slice", "max_batch_size", "queue_limit",
-        "replica", "requests", "runs_again", "tenant", "unguaranteed", "waiting", "weight",
+        "replica", "requests", "runs_again", "sealed", "tenant", "unguaranteed", "waiting", "weight",
     )  # fmt: skip
 
     def __init__(self, added: ReplicaAdded) -> None:
@@ -99,6 +99,7 @@ class Replica:
         self.waiting = 0
         self.guaranteed = 0
         self.unguaranteed = 0
+        self.sealed = [0, 0]
         self.device_ns: Nanoseconds = 0
         self.requests = 0
         self.batches = 0
@@ -116,11 +117,12 @@ class Replica:
 
     def may_start(self, *, guaranteed: bool, has_reservation: bool) -> bool:
         """Whether another batch of it may start: where there is a reservation, one place is kept for what it pays for."""
-        if self.in_flight >= IN_FLIGHT_PER_REPLICA:
+        open_guaranteed, open_others = self.guaranteed - self.sealed[0], self.unguaranteed - self.sealed[1]
+        if open_guaranteed + open_others >= IN_FLIGHT_PER_REPLICA:
             return False
         if guaranteed:
-            return self.guaranteed == 0
-        return self.unguaranteed < IN_FLIGHT_PER_REPLICA - has_reservation
+            return open_guaranteed == 0
+        return open_others < IN_FLIGHT_PER_REPLICA - has_reservation
 
     def statistics(self) -> ReplicaStatistics:
         """What it has used."""

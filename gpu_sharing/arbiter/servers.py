@@ -93,6 +93,8 @@ class Server:
         batches: list[BatchInFlight | None] = [None, None, None]
         for batch in self.in_flight:
             best = batches[batch.tier]
+            if batch.sealed:
+                continue
             if best is None or _age(batch) < _age(best):
                 batches[batch.tier] = batch
         waiting = self.waiting
@@ -111,7 +113,9 @@ class Server:
             return batch
         if head.replica.may_start(guaranteed=head.tier is Tier.GUARANTEED, has_reservation=self.granted > 0):
             return head
-        return min((batch for batch in self.in_flight if batch.home is head.replica), key=_age)
+        lent = (each for each in self.in_flight if each.home is head.replica and not each.sealed)
+        # Where all of these have been launched to their ends, what else is in flight goes on.
+        return min(lent, key=_age, default=batch)
 
     def spend(self, batch: BatchInFlight, took: Nanoseconds, tier: Tier) -> None:
         """A slice of the batch has run on these terms."""

@@ -27,19 +27,22 @@ Touched = Callable[[Server, Nanoseconds], None]
 class LaneState:
     """Of one lane. Policies read it; the arbiter alone changes it, and tells `touched` whose situation has changed.
 
+    ahead: slices that may be out at once.
     expected: device time that all calls and batches still need on average, by tier.
     busy_bandwidth: of servers with guaranteed work. busy_weight: of servers with surplus work.
     unguaranteed: batches in flight that no reservation pays for.
     virtual: the virtual time of what runs from surplus, which is where a server starts that had nothing to do.
     guaranteed_share: of the lane's time lately, what went to guaranteed work.
     foresight: how far from the truth expected waits of surplus have been lately.
-    last: the number of the batch that ran last. turns: who had the lane lately.
-    longest_slice: of anyone, as far as known; 0: nothing is. slice_bound: no slice is likely to be longer.
+    last: the number of the batch whose slice was handed out last. turns: who had the lane lately.
+    longest_slice: of anyone, as far as known; 0: nothing is. slice_bound: what is out before one that is handed out now is
+    not likely to take longer: as many slices as may be out.
     """
 
-    def __init__(self, lane: int, capacity: Millidevices, touched: Touched) -> None:
-        """Raises ValueError for a capacity below 1 millidevice."""
+    def __init__(self, lane: int, capacity: Millidevices, touched: Touched, ahead: int = 1) -> None:
+        """ahead: slices that may be out at once. Raises ValueError for a capacity below 1 millidevice."""
         self.lane = lane
+        self.ahead = ahead
         self.tenancy = Tenancy(capacity)
         self.calls: dict[int, Call] = {}
         self.batches: dict[int, BatchInFlight] = {}
@@ -197,12 +200,13 @@ class LaneState:
             server.waiting[Tier.SURPLUS].take(riders)
             self._expect(server, Tier.SURPLUS, -brought)
 
-    def spend(self, batch: BatchInFlight, took: Nanoseconds, tier: Tier, now: Nanoseconds) -> None:
+    def spend(
+        self, batch: BatchInFlight, took: Nanoseconds, started: Nanoseconds, tier: Tier, now: Nanoseconds
+    ) -> None:
         """A slice of the batch has run on these terms. To be followed by `touch` or `dismiss`."""
         server = self.server_of(batch)
-        batch.end_slice(took)
-        self.last = batch.number
-        self.turns.note(batch.home.replica, batch.number, batch.slice_started, batch.slice_started + took)
+        batch.end_slice(took, started)
+        self.turns.note(batch.home.replica, batch.number, started, started + took)
         self.busy_ns += took
         batch.home.device_ns += took
         server.spend(batch, took, tier)
@@ -233,6 +237,15 @@ class LaneState:
         else:
             batch.home.unguaranteed += change
             self.unguaranteed += change
+        if batch.sealed:
+            batch.home.sealed[batch.tier is not Tier.GUARANTEED] += change
+
+    def seal(self, batch: BatchInFlight, now: Nanoseconds) -> None:
+        """The batch takes no more slices: it keeps no other one of its replica from starting. Twice is once."""
+        if not batch.sealed:
+            batch.sealed = True
+            batch.home.sealed[batch.tier is not Tier.GUARANTEED] += 1
+            self.touch(self.server_of(batch), now)
 
     def _see_slice(self, replica: Replica, took: Nanoseconds, now: Nanoseconds) -> None:
         replica.longest_slice.add(took, now)
@@ -250,7 +263,7 @@ class LaneState:
         """Replicas have come or gone, or a long slice has been seen, or may have been forgotten."""
         replicas = self.tenancy.replicas.values()
         self.longest_slice = max((each.longest_slice.at(now) for each in replicas), default=0)
-        self.slice_bound = max((each.slice_bound(now) for each in replicas), default=0)
+        self.slice_bound = self.ahead * max((each.slice_bound(now) for each in replicas), default=0)
         self._remeasure_at = now + _REMEASURE_EVERY
 
     # Everybody.

@@ -172,7 +172,8 @@ class ArrivalOrder:
     def choose(self, lane: LaneState, batching: Batching, now: Nanoseconds) -> Choice | None:
         """See `Switching`."""
         for batch in lane.batches.values():
-            return Choice(batch, batch.tier)
+            if not batch.sealed:
+                return Choice(batch, batch.tier)
         first = self._line.first()
         if first is None:
             return None
@@ -190,13 +191,14 @@ def _planned(
     return batching.plan(work, lane, now) if isinstance(work, Call) else work
 
 
-def _finish_one(lane: LaneState) -> Choice:
-    """Too many are in flight: the most urgent of them goes on."""
+def _finish_one(lane: LaneState) -> Choice | None:
+    """Too many are in flight: the most urgent of them goes on; None where all have been launched to their ends."""
     batch = min(
-        (each for each in lane.batches.values() if each.tier is not Tier.GUARANTEED),
+        (each for each in lane.batches.values() if each.tier is not Tier.GUARANTEED and not each.sealed),
         key=lambda each: (each.tier, each.urgency, each.number),
+        default=None,
     )
-    return Choice(batch, batch.tier)
+    return None if batch is None else Choice(batch, batch.tier)
 
 
 def _tag(line: Line, server: Server, work: BatchInFlight | Call | None) -> None:

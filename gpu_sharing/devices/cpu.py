@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpu_sharing.partitioning.partitions import Partitions
 from gpu_sharing.units import Bytes, ComputeUnits
 
 _CGROUP_LIMITS = ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -31,6 +32,10 @@ class CpuDevice:
     def units(self) -> Sequence[int]:
         """The cores' numbers."""
         return self._units
+
+    def fitted(self, partitions: Partitions) -> Partitions:
+        """Cores come one by one: as they are."""
+        return partitions
 
     def occupy(self, units: Sequence[int]) -> None:
         """Pins this process, threads to come included, to these cores. ValueError for cores that it does not have."""

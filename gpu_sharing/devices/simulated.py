@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gpu_sharing.partitioning.partitions import Partitions
 from gpu_sharing.units import Bytes, ComputeUnits, GiB
 
 
@@ -29,6 +30,10 @@ class SimulatedDevice:
     def units(self) -> Sequence[int]:
         """From 0."""
         return range(self.compute_units)
+
+    def fitted(self, partitions: Partitions) -> Partitions:
+        """Units come one by one: as they are."""
+        return partitions
 
     def occupy(self, units: Sequence[int]) -> None:
         """Notes that these compute units are the process's. ValueError for units that it does not have."""

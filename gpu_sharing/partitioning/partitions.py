@@ -34,7 +34,7 @@ class Partitions:
 
     def units(self, lane: int) -> str:
         """A lane's units as they would be written: "0-2,5"."""
-        return _ranges(self.lanes[lane])
+        return written(self.lanes[lane])
 
     def memory_bytes(self, lane: int, whole_bytes: Bytes) -> Bytes:
         """A lane's part of the memory: an even one of the layout that divides it least."""
@@ -65,10 +65,10 @@ def prepared(layouts: list[Layout], *, field: str = "layouts") -> Partitions:
 
 
 def _name(layout: Layout) -> str:
-    return ";".join(_ranges(lane) for lane in layout)
+    return ";".join(written(lane) for lane in layout)
 
 
-def _ranges(units: tuple[int, ...]) -> str:
+def written(units: tuple[int, ...]) -> str:
     """Units as they would be written: "0-2,5"."""
     runs: list[list[int]] = []
     for unit in units:

@@ -101,14 +101,14 @@ def _draft(data: bytes, config: LoadConfig) -> Draft | None:
     if config.segments is not None and len(config.segments) < 2:
         return None
     try:
-        return Draft(data, lambda: _options(config), measures=config.segments is None)
+        return Draft(data, lambda: session_options(config), measures=config.segments is None)
     except Exception:  # if it is the model's fault, opening it plainly will say so
         return None
 
 
 def _session(path: Path, data: bytes, config: LoadConfig) -> Any:
     try:
-        return open_session(data, _options(config))
+        return open_session(data, session_options(config))
     except Exception as broken:  # onnxruntime has no common base for its errors
         raise ArtefactRefused(f"{path.name}: onnxruntime cannot load it: {str(broken)[:400]}") from broken
 
@@ -170,7 +170,7 @@ class OnnxModel:
                 return
             self._session = None
             draft.close()
-            parts = build(graph, points, lambda: _options(config))
+            parts = build(graph, points, lambda: session_options(config))
             self._parts, self.segments = parts.segments, tuple(part.name for part in parts.segments)
             if _same_bits(expected, self._execute(inputs)):
                 self.weight_bytes = parts.weight_bytes
@@ -179,7 +179,7 @@ class OnnxModel:
             pass
         self._parts, self.segments = (), (WHOLE,)
         if self._session is None:
-            self._session = open_session(data, _options(config))
+            self._session = open_session(data, session_options(config))
 
     def run(self, inputs: Tensors) -> Run:
         """One segment at each `next`."""
@@ -260,7 +260,8 @@ def _same_bits(one: Tensors, other: Tensors) -> bool:
     )
 
 
-def _options(config: LoadConfig) -> Any:
+def session_options(config: LoadConfig) -> Any:
+    """How sessions are opened."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = config.threads
     options.inter_op_num_threads = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class TorchExportRuntime:
 
     name = "torch_export"
     starts_threads = False
+    device = "cpu"
 
     def check(self, path: Path) -> None:
         """Raises ArtefactRefused unless every member of the .pt2 file is harmless to load. Deserialises none of them."""
@@ -56,12 +58,15 @@ class TorchExportRuntime:
         with opened(path) as archive, tempfile.NamedTemporaryFile(suffix=".pt2") as clean:
             program = read_program(archive)
             operators = resolved_operators(program)
-            write_clean(program, archive, clean, device="cpu")
+            write_clean(program, archive, clean, device=self.device)
             clean.flush()
             exported = _loaded(clean.name, path.name)
         mutates = any(
             isinstance(operator, torch._ops.OpOverload) and operator._schema.is_mutable for operator in operators
         )
+        return self._model(exported, program, config, mutates)
+
+    def _model(self, exported: Any, program: Program, config: LoadConfig, mutates: bool) -> LoadedModel:
         return TorchExportModel(exported, program, config, copies_inputs=mutates)
 
 
@@ -130,6 +135,9 @@ class TorchExportModel:
         """The most memory that a batch of these inputs holds at once, its weights not counted. Runs the batch, slowly."""
         return peak_bytes(self._module, list(self._values(inputs).values()))
 
+    def _device_settles(self) -> Callable[[], None] | None:
+        return None
+
     def _execute(self, inputs: Tensors) -> dict[str, np.ndarray]:
         return finish(self.run(inputs))
 
@@ -148,7 +156,7 @@ class TorchExportModel:
         inputs = made_up(self.signature, 1, warmup=config.warmup, ranges=self.ranges, extent=self.preferred_extent)
         parts = cut_again(module, config.segments) if config.segments is not None else None
         if parts is None:
-            parts = cut(module, list(self._values(inputs).values()))
+            parts = cut(module, list(self._values(inputs).values()), self._device_settles())
         if len(parts) == 1:
             return self._parts
         with torch.inference_mode():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +36,15 @@ def whole(module: torch.fx.GraphModule) -> tuple[Segment, ...]:
     return _compiled(module, ())
 
 
-def cut(module: torch.fx.GraphModule, arguments: Sequence[Any]) -> tuple[Segment, ...]:
-    """The program as segments of about one quantum, as measured on these flat arguments."""
+def cut(
+    module: torch.fx.GraphModule, arguments: Sequence[Any], settle: Callable[[], None] | None = None
+) -> tuple[Segment, ...]:
+    """The program as segments of about one quantum, as measured on these flat arguments.
+
+    settle: waits for the device that operators run on; None: they run where they are called.
+    """
     operators = _operators(module)
-    costs = _measured(module, operators, arguments)
+    costs = _measured(module, operators, arguments, settle or (lambda: None))
     return _compiled(module, cut_points(costs, _alive(operators)))
 
 
@@ -101,7 +106,10 @@ def _operators(module: torch.fx.GraphModule) -> list[torch.fx.Node]:
 
 
 def _measured(
-    module: torch.fx.GraphModule, operators: Sequence[torch.fx.Node], arguments: Sequence[Any]
+    module: torch.fx.GraphModule,
+    operators: Sequence[torch.fx.Node],
+    arguments: Sequence[Any],
+    settle: Callable[[], None],
 ) -> list[Nanoseconds]:
     """The shortest of a few runs of each operator: what it costs when nothing else disturbs it."""
     shortest: dict[torch.fx.Node, Nanoseconds] = {}
@@ -110,6 +118,7 @@ def _measured(
         def run_node(self, n: torch.fx.Node) -> Any:
             started = time.perf_counter_ns()
             result = super().run_node(n)
+            settle()
             took = time.perf_counter_ns() - started
             shortest[n] = min(took, shortest.get(n, took))
             return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ class _Flight:
     rows: int
     begun: Nanoseconds = 0
     segment: int = 0
+    handed: int = 0
 
 
 class SimulatedLane:
@@ -54,8 +56,9 @@ class SimulatedLane:
         boundary_error: Error = EXACT,
         watchdog_ns: Nanoseconds | None = None,
         audit_every: int = 16,
+        ahead: int = 1,
     ) -> None:
-        """on_gone: told of each replica that has left. boundary_ns: between two slices, for deciding and handing over, and how far from that it is. audit_every: boundaries between two audits.
+        """ahead: slices that the arbiter hands out before the first of them has ended; make_arbiter's must allow it. on_gone: told of each replica that has left. boundary_ns: between two slices, for deciding and handing over, and how far from that it is. audit_every: boundaries between two audits.
 
         watchdog_ns: a slice that runs for longer is given up: its calls fail, the lane goes on with a new arbiter, and the
         other calls arrive there again; None: never.
@@ -74,6 +77,8 @@ class SimulatedLane:
         self._boundary_error = boundary_error
         self._watchdog_ns = watchdog_ns
         self._audit_every = audit_every
+        self._ahead = ahead
+        self._next: deque[arbitration.Slice] = deque()
         self._hosted: dict[int, Hosting] = {}
         self._open: dict[int, SimulatedRequest] = {}
         self._flights: dict[int, _Flight] = {}
@@ -132,22 +137,32 @@ class SimulatedLane:
 
     def _turn(self) -> None:
         self._between = False
-        if self._running is not None:
-            return
-        turn = next_turn(self._arbiter, self._kernel.now)
-        self._perform(turn.actions)
-        if turn.slice is not None:
-            self._begin(turn.slice)
+        while (self._running is not None) + len(self._next) < self._ahead:
+            turn = next_turn(self._arbiter, self._kernel.now)
+            self._perform(turn.actions)
+            if turn.slice is None:
+                break
+            self._hand(turn.slice)
         self._set_alarm()
         self._boundaries += 1
         if self._boundaries % self._audit_every == 0:
             self._arbiter.check_invariants()
 
-    def _begin(self, chosen: arbitration.Slice) -> None:
+    def _hand(self, chosen: arbitration.Slice) -> None:
         flight = self._flights.get(chosen.batch)
         if flight is None:
             rows = sum(self._open[call].rows for call in chosen.calls)
             flight = self._flights[chosen.batch] = _Flight(chosen, self._hosted[chosen.replica], rows)
+        flight.handed += 1
+        if self._ahead > 1 and flight.handed == len(flight.hosting.model.segments):
+            self._perform(self._arbiter.handle(arbitration.AllLaunched(chosen.batch), self._kernel.now))
+        if self._running is None:
+            self._begin(chosen)
+        else:
+            self._next.append(chosen)
+
+    def _begin(self, chosen: arbitration.Slice) -> None:
+        flight = self._flights[chosen.batch]
         hosting, model = flight.hosting, flight.hosting.model
         fault = self._faults.next(hosting.replica, self._chance)
         estimate = model.segments[flight.segment].cost(flight.rows)
@@ -169,9 +184,13 @@ class SimulatedLane:
         failure = None if fault is None else fault.value
         if finished or failure is not None:
             del self._flights[flight.slice.batch]
+            self._next = deque(each for each in self._next if each.batch != flight.slice.batch)
         ran = Ran(flight.slice.batch, took, finished and failure is None, failure)
         self._trace.write(self._kernel.now, "end", ran.batch, ran.took, ran.finished)
         self._perform(tell(self._arbiter, ran, self._kernel.now))
+        if self._next:
+            # It has been launched: the device goes on with it at once.
+            self._begin(self._next.popleft())
         self._between = True
         if self._boundary_ns:
             error = self._boundary_error.draw(self._chance, self._kernel.now, self._boundary_ns)
@@ -239,6 +258,7 @@ class SimulatedLane:
         self._busy_before += self._arbiter.statistics().busy_ns + self.slices[-1].ended - begun
         self._running = None
         self._flights.clear()
+        self._next.clear()
         self._arbiter = self._make_arbiter()
         self.replaced += 1
         self._trace.write(self._kernel.now, "replaced", flight.slice.batch)

@@ -68,7 +68,7 @@ def bound(scenario: Scenario, tenant: Tenant, contract: Contract) -> Nanoseconds
     if tenant.bandwidth < 1:
         raise ValueError(f"replica {tenant.replica} has no reservation")
     burst = math.ceil(contract.sigma_ns * stretch(scenario, tenant)) * _FULL
-    return -(-burst // tenant.bandwidth) + 2 * longest_slice(scenario, tenant.lane)
+    return -(-burst // tenant.bandwidth) + (1 + scenario.ahead) * longest_slice(scenario, tenant.lane)
 
 
 def conforms(tenant: Tenant, contract: Contract, arrivals: Iterable[Arrive]) -> bool:

@@ -71,7 +71,7 @@ class Run:
         self._trace = Trace(keep=keep_trace)
         self._calls = 0
         self._clients: dict[int, Clients] = {}
-        make = make_arbiter or (lambda lane: Arbiter(lane=lane))
+        make = make_arbiter or (lambda lane: Arbiter(lane=lane, ahead=scenario.ahead))
         self.device = SimulatedLanes(
             self.kernel,
             (1,) * scenario.lanes,
@@ -94,6 +94,7 @@ class Run:
                 boundary_error=scenario.boundary_error,
                 watchdog_ns=scenario.watchdog_ns,
                 audit_every=audit_every,
+                ahead=scenario.ahead,
             )
             for number in range(scenario.lanes)
         ]

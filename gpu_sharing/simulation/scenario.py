@@ -87,7 +87,7 @@ class Scenario(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything that a run depends on.
 
     memory_shared: lanes slow one another down through the device's memory. boundary_ns: between two slices; boundary_error: how
-    far it is from that.
+    far it is from that. ahead: slices that a lane launches before the first of them has ended.
     """
 
     tenants: tuple[Tenant, ...]
@@ -99,6 +99,7 @@ class Scenario(msgspec.Struct, frozen=True, omit_defaults=True):
     boundary_ns: Nanoseconds = 0
     boundary_error: AnyError = EXACT
     watchdog_ns: Nanoseconds | None = None
+    ahead: int = 1
 
 
 def dumps(scenario: Scenario, *, why: str = "") -> str:

@@ -15,17 +15,20 @@ import msgspec
 from msgspec.structs import replace
 
 from gpu_sharing.devices.base import Device
+from gpu_sharing.devices.cuda.device import CudaDevice
 from gpu_sharing.devices.probe import probe
 from gpu_sharing.memory.arena import Arena, ArenaView
 from gpu_sharing.memory.limits import confine as confine_memory
 from gpu_sharing.memory.limits import granted_bytes
+from gpu_sharing.partitioning.partitions import prepared
 from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.loop import WorkerLoop
 from gpu_sharing.worker.meter import Meter
+from gpu_sharing.worker.seat import Seat
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-_SWITCH_INTERVAL_S = 0.0001
+SWITCH_INTERVAL_S = 0.0001
 """A lane asks for the interpreter again after each operator. Beside a load, a model of hundreds of operators took 1.4 times as
 long at 0.5 ms, and 1.2 times as long at this.
 """
@@ -56,6 +59,16 @@ def within_limits(config: WorkerConfig, device: Device) -> WorkerConfig:
     return replace(config, memory_bytes=memory_bytes)
 
 
+def seat_on(device: Device, config: WorkerConfig) -> Seat | None:
+    """Where the lane sits on a GPU that this process has to itself, or shares by MPS; None: on the processor."""
+    if not isinstance(device, CudaDevice):
+        return None
+    from gpu_sharing.worker.cuda_seats import CudaSeats
+
+    lane = tuple(config.cores) or tuple(device.units())
+    return CudaSeats(device, device.fitted(prepared([(lane,)]))).seat(0)
+
+
 def fall(failure: threading.ExceptHookArgs) -> None:
     """A thread of ours has broken: a worker without its lane or loader is of no use, and its executor starts another."""
     if not isinstance(failure.exc_value, BrokenPipeError | ConnectionResetError):
@@ -76,13 +89,14 @@ def main(arguments: list[str]) -> None:
     device = probe()
     if config.cores:
         device.occupy(config.cores)
+    seat = seat_on(device, config)
     # The reader must not wait long for a lane that computes in Python.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     config = within_limits(config, device)
     inputs = ArenaView(inputs_fd, config.input_arena_bytes)
     outputs = Arena(outputs_fd, config.output_arena_bytes)
     sock, meter = socket.socket(fileno=socket_fd), Meter.of(meter_fd)
-    WorkerLoop(config, device, sock, inputs, outputs, meter=meter).run(os.getpid())
+    WorkerLoop(config, device, sock, inputs, outputs, meter=meter, seat=seat).run(os.getpid())
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ Result = TypeVar("Result")
 class Background:
     """Runs calls, one after the other, on a thread of low priority. One caller at a time."""
 
-    def __init__(self, nice: int = NICE) -> None:
+    def __init__(self, nice: int = NICE, *, enter: Callable[[], None] = lambda: None) -> None:
+        """enter: called first on the thread."""
         self._nice = nice
-        self._asked: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._enter = enter
+        self._asked: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._told: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -39,12 +41,21 @@ class Background:
             # Its traceback holds this frame, which holds it.
             del error
 
+    def stop(self) -> None:
+        """Ends the thread, if there is one."""
+        if self._thread is not None:
+            self._asked.put(None)
+            self._thread = None
+
     def _run(self) -> None:
         # Linux keeps the nice value of each thread; threads that this one starts inherit it.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
+        self._enter()
         while True:
             work = self._asked.get()
+            if work is None:
+                return
             answer: tuple[Any, BaseException | None]
             try:
                 answer = (work(), None)

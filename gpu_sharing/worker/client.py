@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from gpu_sharing.memory.arena import Arena, ArenaView, create_memory, read_only
 from gpu_sharing.worker import wire
@@ -17,6 +18,21 @@ from gpu_sharing.worker.process import WorkerProcess
 __all__ = ["WorkerClient", "WorkerConfig", "WorkerLost"]
 
 OnEvents = Callable[[Sequence[Event]], None]
+
+
+class Running(Protocol):
+    """What runs a worker's loop, and can be ended: a process of its own (WorkerProcess), or one that lanes share (LaneProcess)."""
+
+    socket: socket.socket
+    pid: int
+
+    async def forward_stderr(self) -> None: ...
+    def stderr_tail(self) -> str: ...
+    async def kill(self, after_s: float = 0.0) -> str: ...
+    def close(self) -> None: ...
+
+
+Spawn = Callable[[WorkerConfig, int, int, int], Running]
 
 _NS_PER_S = 1_000_000_000
 
@@ -37,7 +53,7 @@ class WorkerClient:
         answered any more: calls are failed by whoever sent them. The arenas stay until `stop`, which is still to be awaited.
     """
 
-    def __init__(self, process: WorkerProcess, inputs: Arena, outputs: ArenaView, on_events: OnEvents) -> None:
+    def __init__(self, process: Running, inputs: Arena, outputs: ArenaView, on_events: OnEvents) -> None:
         """Use `start`."""
         self._loop = asyncio.get_running_loop()
         self._process = process
@@ -60,9 +76,15 @@ class WorkerClient:
 
     @classmethod
     async def start(
-        cls, config: WorkerConfig, *, on_events: OnEvents, timeout_s: float = 30.0, meter_fd: int | None = None
+        cls,
+        config: WorkerConfig,
+        *,
+        on_events: OnEvents,
+        timeout_s: float = 30.0,
+        meter_fd: int | None = None,
+        spawn: Spawn = WorkerProcess.spawn,
     ) -> WorkerClient:
-        """Starts a worker and waits until its loop runs.
+        """Starts a worker and waits until its loop runs. spawn: makes its process, and closes the descriptors here.
 
         meter_fd: the meter page it is to write (gpu_sharing.worker.meter), which stays the caller's; None: one that
         nobody reads.
@@ -76,7 +98,7 @@ class WorkerClient:
         outputs = ArenaView(read_only(outputs_fd), config.output_arena_bytes)
         inputs_fd = read_only(inputs.fd)
         meter = create_memory(PAGE_BYTES, "meter") if meter_fd is None else os.dup(meter_fd)
-        process = WorkerProcess.spawn(config, inputs_fd, outputs_fd, meter)
+        process = spawn(config, inputs_fd, outputs_fd, meter)
         client = cls(process, inputs, outputs, on_events)
         try:
             await client._connect(timeout_s)

@@ -11,11 +11,13 @@ from gpu_sharing.units import SECOND, Bytes, GiB, Millidevices, Nanoseconds
 class WorkerConfig(msgspec.Struct, frozen=True):
     """Frozen; it travels to the worker on its command line, so it holds no secrets.
 
-    cores: the processor cores the worker is pinned to; its compute units.
+    cores: the processor cores the worker is pinned to; its compute units. On a GPU: the places of its SMs.
     spare_cores: those that no lane has. The worker's reader may run there, too, so that it does not stop the lane's slices.
     input_arena_bytes, output_arena_bytes: capacity of each arena, whole pages; sparse, so only what is used takes memory.
     lane: the lane's number, for traces.
     prewarm: runtimes ("onnx", "torch_export") whose libraries are imported at start, so that the first load is quick.
+    threads: of the processor, for libraries' pools; None: one for each of `cores`.
+    environment: variables that its process is started with, beside those that every worker has.
     queue_limit: requests that one replica may have waiting; one more is refused as OVERLOADED.
     memory_bytes: what loaded models may take together; None: what the device has.
     policy: who gets the lane: "reservations", or "arrival_order" where nobody is promised anything, for comparison.
@@ -40,4 +42,6 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     hang_after_ns: Nanoseconds = 10 * SECOND
     load_limit_ns: Nanoseconds = 900 * SECOND
     spare_cores: tuple[int, ...] = ()
+    threads: int | None = None
+    environment: dict[str, str] = {}
     slow_copies: tuple[tuple[str, str, Nanoseconds], ...] = ()

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpu_sharing.arbiter.switching import IN_FLIGHT_PER_REPLICA
 from gpu_sharing.measurements import Profile
@@ -26,6 +27,9 @@ from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.requests import Requests
 from gpu_sharing.worker.shelf import Measured, Shelf, Shelved, variant
 from gpu_sharing.worker.watch import Watch, Watched
+
+if TYPE_CHECKING:
+    from gpu_sharing.runtimes.stopwatch import Stopwatch
 
 RuntimeFor = Callable[[str], Runtime]
 
@@ -56,9 +60,15 @@ class Loader:
         watch: Watch | None = None,
         load_limit_ns: Nanoseconds = 900 * SECOND,
         sleep: Callable[[float], None] = time.sleep,
+        threads: int | None = None,
+        enter: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] | None = None,
     ) -> None:
         """runtime_for: finds a runtime by its name; None: gpu_sharing.runtimes.registry. watch: notices loads that
-        have not ended after load_limit_ns."""
+        have not ended after load_limit_ns. threads: of the processor, for one segment; None: as many as compute units.
+        enter: called first on each thread that touches models, so that what they do on a device goes where it should.
+        settle: waits for what such a thread has launched there; None: models compute on the processor.
+        """
         self._outbox = outbox
         self._ledger = ledger
         self._device_kind = device_kind
@@ -68,9 +78,12 @@ class Loader:
         self._watch = watch
         self._load_limit_ns = load_limit_ns
         self._sleep = sleep
-        self._background = Background()
+        self._threads = threads
+        self._enter = enter
+        self._settle = settle
+        self._background = Background(enter=enter)
         self._shelf = Shelf()
-        self._jobs: queue.SimpleQueue[Load | int] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Load | int | None] = queue.SimpleQueue()
         self._models: dict[int, LoadedModel] = {}
         self._present: set[int] = set()
 
@@ -87,12 +100,22 @@ class Loader:
         """Queues the unloading of a replica that the arbiter has let go of. Answered by Unloaded."""
         self._jobs.put(replica)
 
+    def stop(self) -> None:
+        """Lets go of every model, and ends, once what it is at is done."""
+        self._jobs.put(None)
+
     def run(self, requests: Requests, prewarm: Sequence[str]) -> None:
-        """For ever. prewarm: runtimes whose libraries are imported first."""
+        """Until `stop`. prewarm: runtimes whose libraries are imported first."""
+        self._enter()
         for name in prewarm:
             self._prewarm(name)
         while True:
             job = self._jobs.get()
+            if job is None:
+                for replica in list(self._models):
+                    self._forget(replica)
+                self._background.stop()
+                return
             if isinstance(job, Load):
                 self._load(job, requests)
             else:
@@ -159,7 +182,8 @@ class Loader:
         trim()
         grown_bytes = data_bytes() - before_bytes
         # A small file may hold a model that grows as it is opened.
-        charged_bytes = model.weight_bytes if grown_bytes <= 2 * model.weight_bytes + UNSEEN_BYTES else grown_bytes
+        unseen = self._settle is None and grown_bytes > 2 * model.weight_bytes + UNSEEN_BYTES
+        charged_bytes = grown_bytes if unseen else model.weight_bytes
         shelved = Shelved(model, charged_bytes, self._clock() - began, users={load.replica})
         self._shelf.put(load.digest, load.format, shelved)
         return shelved
@@ -179,7 +203,7 @@ class Loader:
     def _config(self, load: Load) -> LoadConfig:
         known = self._known(load)
         return LoadConfig(
-            threads=self._compute_units,
+            threads=self._compute_units if self._threads is None else self._threads,
             compute_units=self._compute_units,
             max_batch_size=load.max_batch_size,
             batch_axes=load.batch_axes,
@@ -211,7 +235,6 @@ class Loader:
 
     def _measure(self, load: Load, model: LoadedModel, config: LoadConfig) -> Measured:
         from gpu_sharing.runtimes.profile import measure
-        from gpu_sharing.runtimes.stopwatch import Stopwatch
 
         moments: list[tuple[str, Nanoseconds]] = []
 
@@ -225,13 +248,27 @@ class Loader:
                 config,
                 digest=load.digest,
                 device_kind=self._device_kind,
-                stopwatch=Stopwatch.of_this_thread(self._clock, threads=config.threads),
+                stopwatch=self._stopwatch(config),
                 on_stage=on_stage,
             )
         )
         ends = [moment for _, moment in moments[1:]] + [self._clock()]
         stages = tuple((stage, end - began) for (stage, began), end in zip(moments, ends, strict=True))
         return Measured(profile, activation_bytes, stages)
+
+    def _stopwatch(self, config: LoadConfig) -> Stopwatch:
+        from gpu_sharing.runtimes.stopwatch import Stopwatch
+
+        settle, clock = self._settle, self._clock
+        if settle is None:
+            return Stopwatch.of_this_thread(clock, threads=config.threads)
+
+        def ended() -> Nanoseconds:
+            settle()
+            return clock()
+
+        # The thread waits for the device, whose time it is.
+        return Stopwatch(ended)
 
     def _watch_over(self, load: Load, runtime: Runtime) -> None:
         if self._watch is None:

@@ -16,6 +16,7 @@ from gpu_sharing.memory.arena import Arena, ArenaView
 from gpu_sharing.memory.ledger import Ledger
 from gpu_sharing.units import MS, Nanoseconds
 from gpu_sharing.worker import wire
+from gpu_sharing.worker.ahead import AheadLane
 from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.lane import Lane
 from gpu_sharing.worker.loader import Loader, RuntimeFor
@@ -24,6 +25,7 @@ from gpu_sharing.worker.meter import Meter
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.requests import RequestCommand, Requests
 from gpu_sharing.worker.scatter import Outputs
+from gpu_sharing.worker.seat import Seat
 from gpu_sharing.worker.watch import Watch
 
 STATISTICS_EVERY: Nanoseconds = 500 * MS
@@ -34,6 +36,7 @@ HUNG_STATUS = 3
 """A worker's exit status where something in it did not return."""
 
 _READ_BYTES = 1 << 18
+_LANE_ENDS_S = 5.0
 _OWN = (Load, Stop, Settled)
 """Commands that are the loop's own; the others are about requests."""
 
@@ -52,15 +55,18 @@ class WorkerLoop:
         runtime_for: RuntimeFor | None = None,
         meter: Meter | None = None,
         end_worker: Callable[[], None] = lambda: os._exit(HUNG_STATUS),
+        seat: Seat | None = None,
     ) -> None:
         """runtime_for: finds a runtime by its name; None: the registered ones. meter: where its executor reads what was used.
 
-        end_worker: where a thread cannot be freed.
+        end_worker: where a thread cannot be freed, or the device is lost. seat: where the lane is on a device that computes by
+        itself; None: on the processor.
         """
         clock = time.monotonic_ns
         units = len(config.cores) or device.compute_units
         self._config = config
         self._device = device
+        self._seat, self._end_worker = seat, end_worker
         self._units = units
         self._socket = sock
         self._outbox = Outbox(sock)
@@ -74,9 +80,12 @@ class WorkerLoop:
             device_kind=device.device_kind,
             compute_units=units,
             clock=clock,
-            runtime_for=runtime_for,
+            runtime_for=runtime_for or (seat.runtime_for if seat is not None else None),
             watch=self._watch,
             load_limit_ns=config.load_limit_ns,
+            threads=None if seat is None else seat.threads,
+            enter=seat.enter_loader if seat is not None else lambda: None,
+            settle=None if seat is None else seat.settle,
         )
         arbiter = arbiter_of(
             config.policy,
@@ -84,22 +93,46 @@ class WorkerLoop:
             queue_limit=config.queue_limit,
             capacity=config.capacity,
             quantum_ns=config.quantum_ns,
+            ahead=1 if seat is None else seat.stream.ahead,
         )
         self._requests = Requests(arbiter, Outputs(outputs), self._outbox, clock=clock, on_gone=self._loader.unload)
-        self._lane = Lane(
-            self._requests,
-            inputs.view,
-            clock=clock,
-            watch=self._watch,
-            hang_after_ns=config.hang_after_ns,
-            meter=meter,
-            copies={(tenant, model): delay for tenant, model, delay in config.slow_copies},
-        )
+        self._lane = self._lane_on(seat, inputs.view, meter, clock, end_worker)
         self._clock = clock
         # As long as nothing has happened there is nothing to tell.
         self._told: tuple[ArbiterStatistics, int] = (arbiter.statistics(), self._ledger.used_bytes)
         self._tell_at: Nanoseconds = 0
         self._exit_at: Nanoseconds | None = None
+
+    def _lane_on(
+        self,
+        seat: Seat | None,
+        inputs: memoryview,
+        meter: Meter,
+        clock: Callable[[], Nanoseconds],
+        end_worker: Callable[[], None],
+    ) -> Lane | AheadLane:
+        hang_after_ns = self._config.hang_after_ns
+        if seat is None:
+            return Lane(
+                self._requests,
+                inputs,
+                clock=clock,
+                watch=self._watch,
+                hang_after_ns=hang_after_ns,
+                meter=meter,
+                copies={(tenant, model): delay for tenant, model, delay in self._config.slow_copies},
+            )
+        return AheadLane(
+            self._requests,
+            inputs,
+            seat.stream,
+            clock=clock,
+            watch=self._watch,
+            hang_after_ns=hang_after_ns,
+            end_worker=end_worker,
+            enter=seat.enter_lane,
+            meter=meter,
+        )
 
     def run(self, pid: int) -> None:
         """Until Stop has been obeyed or the executor has closed the socket. wire.WireError where it talks rubbish."""
@@ -108,13 +141,20 @@ class WorkerLoop:
         lane.start()
         prewarm = self._config.prewarm
         threading.Thread(target=self._loader.run, args=(self._requests, prewarm), name="loader", daemon=True).start()
-        if self._config.spare_cores:
+        if self._config.spare_cores:  # of the processor: no lane elsewhere has any
             os.sched_setaffinity(0, {*self._config.cores, *self._config.spare_cores})
         threading.Thread(target=self._watch.run, name="watch", daemon=True).start()
         self._read_until_stopped()
         self._watch.stop()
         self._requests.stop()
         self._tell_statistics()
+        if self._seat is not None:
+            # Another loop may be opened on the lane: its thread must have let go of the stream.
+            lane.join(timeout=_LANE_ENDS_S)
+            if lane.is_alive():
+                self._end_worker()
+            self._loader.stop()
+            self._seat.close()
 
     def _ready(self, pid: int) -> Ready:
         device = self._device

@@ -22,6 +22,7 @@ from gpu_sharing.units import MiB
 from gpu_sharing.worker.client import WorkerClient, WorkerLost
 from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.messages import Event, Load, Loaded, LoadFailed
+from gpu_sharing.worker.process import cuda_environment
 
 _REPLICA = 1
 _STOP_S = 2.0
@@ -61,6 +62,8 @@ async def measure(task: Task, device: Device) -> Measurement:
         input_arena_bytes=MiB,
         output_arena_bytes=MiB,
         load_limit_ns=int(task.limit_s * 1e9),
+        threads=None if device.backend == "cpu" else 1,
+        environment={} if device.backend == "cpu" else cuda_environment(device.backend),
     )
     try:
         told = await asyncio.wait_for(_loaded(task, config), task.limit_s)

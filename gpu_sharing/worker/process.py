@@ -13,11 +13,15 @@ from pathlib import Path
 
 import msgspec
 
+from gpu_sharing.devices.probe import BACKEND
 from gpu_sharing.units import MiB
 from gpu_sharing.worker.config import WorkerConfig
 
 KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """What a worker's environment keeps of its executor's: a tenant's artefact runs there, so no credentials."""
+
+CONNECTIONS = "32"
+"""Hardware queues. By default streams share 8, and disjoint lanes that share one wait for each other."""
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 _TAIL_LINES = 40
@@ -27,7 +31,7 @@ _SOCKET_BUFFER_BYTES = 1 << 20
 def environment(config: WorkerConfig) -> dict[str, str]:
     """The whole environment of a worker."""
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    threads = str(len(config.cores) or 1)
+    threads = str(config.threads or len(config.cores) or 1)
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     path = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))
     return {
@@ -43,7 +47,16 @@ def environment(config: WorkerConfig) -> dict[str, str]:
         # Whatever lies in the working directory must not be imported in place of what is installed.
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
+        **config.environment,
     }
+
+
+def cuda_environment(backend: str) -> dict[str, str]:
+    """What CUDA must find in a process when it starts there; which devices are its own; which backend its probe is to choose."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("CUDA_", "NVIDIA_"))}
+    # Under MPS every client's queues are set aside: few are to be had.
+    queues = {} if backend == "cuda_mps" else {"CUDA_DEVICE_MAX_CONNECTIONS": CONNECTIONS}
+    return {**queues, **kept, BACKEND: backend}
 
 
 class WorkerProcess:
@@ -105,7 +118,7 @@ class WorkerProcess:
         await asyncio.to_thread(self._reap, after_s)
         if self._stderr is not None:
             await asyncio.wait([self._stderr], timeout=1.0)
-        return _ending(self._process.returncode)
+        return ending(self._process.returncode)
 
     def _reap(self, after_s: float) -> None:
         try:
@@ -121,7 +134,7 @@ class WorkerProcess:
             self._stderr.cancel()
 
 
-def _ending(status: int) -> str:
+def ending(status: int) -> str:
     """How a process with this return code ended, in words."""
     if status >= 0:
         return f"exited with status {status}"

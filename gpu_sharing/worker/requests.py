@@ -134,8 +134,11 @@ class Requests:
 
     # The lane's side.
 
-    def next_work(self, let_go: Callable[[int], None]) -> Work | None:
-        """Waits for the next slice; None once stopped. let_go: told of each batch that was abandoned, on this thread."""
+    def next_work(self, let_go: Callable[[int], None], *, wait: bool = True) -> Work | None:
+        """Waits for the next slice; None once stopped. let_go: told of each batch that was abandoned, on this thread.
+
+        wait: False: None, too, where there is none now.
+        """
         while not self._stopping:
             with self._lock:
                 now = self._clock()
@@ -143,16 +146,22 @@ class Requests:
                 effects = self._perform(turn.actions)
                 abandoned, self._abandoned = self._abandoned, []
                 work = self._work(turn.slice) if turn.slice is not None else None
-                if work is None and not abandoned and not any(effects) and not self._stopping:
+                if wait and work is None and not abandoned and not any(effects) and not self._stopping:
                     self._lane_waits = True
                     self._changed.wait()
                     self._lane_waits = False
             for batch in abandoned:
                 let_go(batch)
             self._emit(effects)
-            if work is not None:
+            if work is not None or not wait:
                 return work
         return None
+
+    def all_launched(self, batch: int) -> None:
+        """The slice handed out last is its batch's last: known before it has run."""
+        with self._lock:
+            effects = self._perform(self._arbiter.handle(arbitration.AllLaunched(batch), self._clock()))
+        self._emit(effects)
 
     def end_slice(self, batch: int, took: Nanoseconds, finished: Finished | None) -> None:
         """The slice has run. finished: None where the batch has segments left."""

@@ -125,6 +125,10 @@ class Executor:
         self.handle(LayoutSet(self.layouts[self.layout]))
         self._spawn(self._watching.run())
 
+    def running(self) -> dict[int, WorkerClient]:
+        """The workers that run, by lane."""
+        return {number: lane.client for number, lane in self.lanes.items() if lane.client is not None}
+
     def set_layout(self, layout: int, pinned: bool) -> None:
         """Brings a layout into force. ValueError where there is no such layout."""
         if layout >= len(self.layouts):

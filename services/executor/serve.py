@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, suppress
 import structlog
 
 from gpu_sharing.devices.base import Device
-from gpu_sharing.devices.probe import probe
 from gpu_sharing.partitioning.layout import LayoutInvalid, default_layout, parse_layout
 from gpu_sharing.partitioning.partitions import Partitions, parse_layouts, prepared
 from gpu_sharing.units import Bytes
@@ -31,6 +30,7 @@ from services.executor.cache import ArtefactCache
 from services.executor.calls import Calls
 from services.executor.core.requests import Limits
 from services.executor.core.watchdog import Patience
+from services.executor.device import Serving
 from services.executor.executor import Executor
 from services.executor.metrics import ExecutorCollector
 from services.executor.readiness import tell
@@ -56,7 +56,9 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
     """Runs an executor until `stop` is set. Raises StartupError where it cannot start."""
     keep_large_blocks()
     async with AsyncExitStack() as stack:
-        device = probe()
+        serving = await asyncio.to_thread(Serving, settings)
+        stack.push_async_callback(serving.close)
+        device = serving.device
         partitions = choose_partitions(settings, device)
         incarnation = secrets.token_hex(8)
         tracer = Tracer(
@@ -66,7 +68,7 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
             credentials=settings.credentials,
         )
         stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
-        executor, spans = _build(settings, device, partitions, incarnation, tracer, stack)
+        executor, spans = _build(settings, serving, partitions, incarnation, tracer, stack)
         servicer = ExecuteService(settings, incarnation, executor.calls, spans, executor.tenants)
         executor.sessions = lambda: servicer.sessions
         server = Server(settings, settings.listen, name="executor", serves=(SERVICE,))
@@ -98,6 +100,8 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         )
         attaching = asyncio.create_task(attachment.run())
         stack.push_async_callback(_cancelled, attaching)
+        watching = asyncio.create_task(serving.watch(executor.running))
+        stack.push_async_callback(_cancelled, watching)
         addresses = stack.enter_context(metrics.exposed(settings, ExecutorCollector(executor, spans)))
         await server.set_serving(True)
         telling = asyncio.create_task(tell(server, attachment.attached, lambda: executor.phases))
@@ -114,16 +118,19 @@ def choose_partitions(settings: ExecutorSettings, device: Device) -> Partitions:
     units, cores = device.units(), settings.cores
     try:
         if settings.layouts.strip():
-            return parse_layouts(settings.layouts, units)
-        whole = default_layout(units) if cores.strip() == "auto" else parse_layout(cores, units, field="cores")
-        return prepared([whole], field="cores")
+            return device.fitted(parse_layouts(settings.layouts, units))
+        if cores.strip() != "auto":
+            return device.fitted(prepared([parse_layout(cores, units, field="cores")], field="cores"))
+        # On a GPU the services need no unit of the device.
+        whole = (tuple(units),) if device.backend.startswith("cuda") else default_layout(units)
+        return device.fitted(prepared([whole], field="cores"))
     except LayoutInvalid as error:
         raise StartupError(f"executor: {error}") from None
 
 
 def _build(
     settings: ExecutorSettings,
-    device: Device,
+    serving: Serving,
     partitions: Partitions,
     incarnation: str,
     tracer: Tracer,
@@ -146,9 +153,10 @@ def _build(
             yield part.data
 
     executor = Executor(
-        _workers(settings, device, partitions),
+        _workers(settings, serving, partitions),
         cache,
         download,
+        start_worker=serving.starts(partitions),
         load_interval_s=settings.load_interval_ms / 1000,
         patience=Patience(int(settings.watchdog_s * 1e9), int(settings.load_patience_s * 1e9)),
         limits=Limits(settings.max_rows, settings.max_string_bytes),
@@ -161,7 +169,7 @@ def _build(
         incarnation,
         hold_ns=int(settings.trace_hold_s * 1e9),
         capacity=settings.trace_hold_requests,
-        lanes={number: lane_facts(device, partitions, number) for number in range(len(partitions.lanes))},
+        lanes={number: lane_facts(serving.device, partitions, number) for number in range(len(partitions.lanes))},
         owners=lambda replica: executor.usage.models.get(replica),
     )
     executor.calls = Calls(
@@ -191,13 +199,16 @@ def _memory(settings: ExecutorSettings, device: Device, partitions: Partitions) 
     return {lane: partitions.memory_bytes(lane, memory_bytes) for lane in range(len(partitions.lanes))}
 
 
-def _workers(settings: ExecutorSettings, device: Device, partitions: Partitions) -> dict[int, WorkerConfig]:
+def _workers(settings: ExecutorSettings, serving: Serving, partitions: Partitions) -> dict[int, WorkerConfig]:
+    device = serving.device
     memory_bytes = _memory(settings, device, partitions)
-    spare = tuple(sorted(set(device.units()) - {core for cores in partitions.lanes for core in cores}))
+    spare = set(device.units()) - {core for cores in partitions.lanes for core in cores} if serving.is_cpu else set()
     return {
         number: WorkerConfig(
             cores=cores,
-            spare_cores=spare,
+            spare_cores=tuple(sorted(spare)),
+            threads=None if serving.is_cpu else 1,
+            environment=serving.environment(partitions, number, memory_bytes[number] or None),
             input_arena_bytes=settings.input_arena_bytes,
             output_arena_bytes=settings.output_arena_bytes,
             lane=number,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -38,6 +38,17 @@ class ExecutorSettings(ServiceSettings):
     layouts: str = ""
     """Ways to divide the cores that this executor is prepared for, in place of `cores`: written like it, with bars between them:
     "0-3|0-1;2-3". The first is in force at the start; the scheduler changes them with demand. At most eight."""
+    device: Literal["auto", "cpu", "cuda_mig", "cuda_green", "cuda_mps", "cuda_streams"] = "auto"
+    """How lanes are kept apart: "auto" takes the first that this machine has of a part of a GPU that MIG made, green contexts,
+    MPS, plain streams, processor cores."""
+    isolation: Literal["lanes", "process"] = "lanes"
+    """On a GPU: "lanes", threads of one process over disjoint SMs; or "process", a process a lane under an MPS daemon of this
+    executor's own, with stronger walls around memory and a weaker promise about time."""
+    launch_ahead: int = Field(default=2, ge=1, le=4)
+    """On a GPU: segments that a lane launches before the first of them has ended. 1 leaves the device waiting for the host between
+    segments; each more adds a longest slice to what an urgent request may have to wait."""
+    graph_bytes: int = Field(default=_GIB, ge=0)
+    """On a GPU: what the CUDA graphs of one lane may hold; those that go unused for longest give way."""
     cache: Path = Path("~/.cache/apportion/artefacts")
     """Folder for artefacts that were fetched. Executors of one host may share it."""
     books: Path | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,7 @@ from gpu_sharing.arbiter.admission import BoundedQueue, Reservations
 from gpu_sharing.arbiter.batching import Largest, LargestInTime
 from gpu_sharing.arbiter.events import (
     Abandon,
+    AllLaunched,
     Arrived,
     BatchFailed,
     Cancelled,
@@ -40,7 +42,12 @@ POLICIES: dict[str, Callable[[], Arbiter]] = {
     "weights only": lambda: Arbiter(admission=BoundedQueue(6)),
     "arrival order": lambda: Arbiter(admission=BoundedQueue(6), switching=ArrivalOrder(), batching=Largest()),
     "arrival order, reservations admitted": lambda: Arbiter(admission=Reservations(6), switching=ArrivalOrder()),
+    "reservations, two slices ahead": lambda: Arbiter(admission=Reservations(6), ahead=2),
+    "reservations with a quantum, two ahead": lambda: Arbiter(batching=LargestInTime(6), ahead=2),
+    "one unpromised batch at a time, three ahead": lambda: Arbiter(switching=EarliestDeadline(1), ahead=3),
+    "arrival order, two slices ahead": lambda: Arbiter(switching=ArrivalOrder(), batching=Largest(), ahead=2),
 }
+AHEAD = re.compile(r"(?<=\b)(?:two|three)(?= slices ahead| ahead)")
 MOMENT = st.none() | st.integers(0, 60) | st.integers(100, 400)
 POINTS = (
     ProfilePoint(1, "", 1, 8, 10, 10, segments_ns=(5, 5)),
@@ -52,6 +59,7 @@ class Lane(RuleBasedStateMachine):
     """A lane that does what the arbiter says, in a world where anything happens at any time."""
 
     make: Callable[[], Arbiter]
+    policy: str
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +73,9 @@ class Lane(RuleBasedStateMachine):
         self.broken: set[int] = set()
         self.again: set[int] = set()
         self.alive: dict[int, int] = {}
-        self.running: Slice | None = None
+        self.ahead = {"two": 2, "three": 3}.get(next(iter(AHEAD.findall(self.policy)), ""), 1)
+        self.out: list[Slice] = []
+        self.sealed: set[int] = set()
         self.busy = 0
         self.used: dict[int, int] = {}
 
@@ -155,17 +165,23 @@ class Lane(RuleBasedStateMachine):
         self.now += by
         self.perform(self.arbiter.handle(TimePassed(), self.now))
 
-    @precondition(lambda self: self.running is None)
-    @rule()
-    def start_slice(self) -> None:
+    @precondition(lambda self: len(self.out) < self.ahead)
+    @rule(last=st.booleans())
+    def start_slice(self, last: bool) -> None:
         self.perform(self.arbiter.handle(TimePassed(), self.now))
-        self.running = running = self.arbiter.next_slice(self.now)
+        running = self.arbiter.next_slice(self.now)
         if running is None:
-            assert set(self.calls) == set(self.answered), "the lane idles while somebody waits"
+            assert self.out or set(self.calls) == set(self.answered), "the lane idles while somebody waits"
             return
+        assert running.batch not in self.sealed, "a batch that takes no more slices got one"
+        self.out.append(running)
         assert running.first is (running.batch not in self.alive)
         self.alive[running.batch] = running.replica
-        assert sum(replica == running.replica for replica in self.alive.values()) <= IN_FLIGHT_PER_REPLICA
+        open_ = [
+            batch for batch, replica in self.alive.items() if replica == running.replica and batch not in self.sealed
+        ]
+        # Those that are launched to their ends keep nobody from starting; one at most may have been abandoned meanwhile.
+        assert len(open_) <= IN_FLIGHT_PER_REPLICA + (self.ahead > 1)
         for call in running.calls:
             request = self.calls[call]
             assert request.replica == running.replica
@@ -178,8 +194,11 @@ class Lane(RuleBasedStateMachine):
                 self.started[call] = running.batch
             assert call in self.started or not late, "late work was started"
             assert self.started.setdefault(call, running.batch) == running.batch
+        if self.ahead > 1 and last:
+            self.sealed.add(running.batch)
+            self.perform(self.arbiter.handle(AllLaunched(running.batch), self.now))
 
-    @precondition(lambda self: self.running is not None)
+    @precondition(lambda self: self.out)
     @rule(
         took=st.integers(0, 20),
         outcome=st.sampled_from(["boundary", "boundary", "finished", "failed"]),
@@ -188,10 +207,12 @@ class Lane(RuleBasedStateMachine):
     def end_slice(self, took: int, outcome: str, final: bool = False) -> None:
         self.now += took
         self.busy += took
-        running, self.running = self.running, None
+        running = self.out.pop(0)
+        more = any(each.batch == running.batch for each in self.out)
         self.used[running.replica] = self.used.get(running.replica, 0) + took
         if outcome == "failed":
             del self.alive[running.batch]
+            self.out = [each for each in self.out if each.batch != running.batch]
             known, self.broken = set(self.answered), self.broken | set(running.calls)
             self.perform(self.arbiter.handle(BatchFailed(running.batch, took, "broke", final), self.now))
             if final or len(running.calls) == 1:
@@ -199,7 +220,7 @@ class Lane(RuleBasedStateMachine):
             failed = {call for call in set(self.answered) - known if self.answered[call] == "MODEL_FAILED"}
             assert failed <= set(running.calls), "what broke was no batch of theirs"
             return
-        finished = outcome == "finished"
+        finished = not more and (outcome == "finished" or running.batch in self.sealed)
         actions = self.arbiter.handle(SliceDone(running.batch, took, finished), self.now)
         if finished and not any(isinstance(action, Complete) for action in actions):
             del self.alive[running.batch]
@@ -220,11 +241,11 @@ class Lane(RuleBasedStateMachine):
             assert until <= self.now or (wake_at is not None and wake_at <= until)
 
     def teardown(self) -> None:
-        if self.running is not None:
+        while self.out:
             self.end_slice(0, "finished")
         for _ in range(10_000):
-            self.start_slice()
-            if self.running is None:
+            self.start_slice(False)
+            if not self.out:
                 break
             self.end_slice(1, "finished")
         assert set(self.answered) == set(self.calls), "a call was never answered"
@@ -237,7 +258,7 @@ class Lane(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_keeps_the_books_and_answers_everybody_once(policy: str) -> None:
-    machine = type("Lane", (Lane,), {"make": staticmethod(POLICIES[policy])})
+    machine = type("Lane", (Lane,), {"make": staticmethod(POLICIES[policy]), "policy": policy})
     case = machine.TestCase
     case.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
     case("runTest").runTest()

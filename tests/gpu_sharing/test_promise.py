@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from gpu_sharing.simulation.minimise import minimise
 from gpu_sharing.simulation.models import EXACT, Bounded, Segment, SimulatedModel
-from gpu_sharing.simulation.promise import Kept, bound, conforms, kept, promised
+from gpu_sharing.simulation.promise import Kept, bound, conforms, kept, longest_slice, promised
 from gpu_sharing.simulation.run import simulate
 from gpu_sharing.simulation.scenario import Arrive, Contract, Scenario, Tenant, dumps, loads
 from gpu_sharing.simulation.workloads import Chance, promise_workload
@@ -64,6 +65,28 @@ def test_workloads_drawn_by_chance_break_nothing_and_many_are_at_the_bound() -> 
     assert not wrong
     assert near >= 75
     assert pressed >= 10
+
+
+def two_ahead(scenario: Scenario) -> Scenario:
+    """The same on a lane that has two slices out, with objectives that are later by what that adds to the bound."""
+
+    def later(tenant: Tenant, moment: int | None) -> int | None:
+        return None if moment is None else moment + longest_slice(scenario, tenant.lane)
+
+    tenants = tuple(
+        msgspec.structs.replace(
+            each, objective_ns=later(each, each.objective_ns), deadline_ns=later(each, each.deadline_ns)
+        )
+        for each in scenario.tenants
+    )
+    return msgspec.structs.replace(scenario, tenants=tenants, ahead=2)
+
+
+def test_with_two_slices_out_the_promise_holds_with_a_slice_more() -> None:
+    fared = [each for seed in range(40, 85) for each in kept(simulate(two_ahead(seeded(seed))))]
+    assert not [each for each in fared if each.broken]
+    assert len(fared) >= 80
+    assert sum(each.is_near for each in fared) >= 20
 
 
 @pytest.mark.slow

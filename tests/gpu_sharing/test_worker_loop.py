@@ -11,10 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda_double import CudaDouble
 
 from gpu_sharing.devices.cpu import CpuDevice
+from gpu_sharing.devices.cuda.device import CudaDevice
+from gpu_sharing.devices.cuda.lanes import CudaLanes
+from gpu_sharing.devices.cuda.stream import CudaStream
+from gpu_sharing.devices.cuda.survey import choose, survey
 from gpu_sharing.measurements import Profile, ProfilePoint
 from gpu_sharing.memory.arena import Arena, ArenaView, read_only
+from gpu_sharing.partitioning.partitions import parse_layouts
 from gpu_sharing.runtimes.base import LoadConfig, Run, Tensors
 from gpu_sharing.tensors import Signature, TensorSpec
 from gpu_sharing.worker import wire
@@ -33,6 +39,7 @@ from gpu_sharing.worker.messages import (
     Unload,
     Unloaded,
 )
+from gpu_sharing.worker.seat import Seat
 
 MiB = 1 << 20
 SPEC = TensorSpec("x", "FP32", (None, 2), batch_axis=0)
@@ -62,7 +69,7 @@ class Model:
 class World:
     """A runtime of scripted models, by path, and our end of the worker's socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, seat: Seat | None = None) -> None:
         self.name = "scripted"
         self.starts_threads = False
         self.ended = threading.Event()
@@ -83,6 +90,7 @@ class World:
             self.outputs,
             runtime_for=lambda name: self,
             end_worker=self.ended.set,
+            seat=seat,
         )
         self.thread = threading.Thread(target=self._run, args=(theirs,), daemon=True)
         self.thread.start()
@@ -136,15 +144,30 @@ class World:
         return np.frombuffer(self.outputs.view, np.float32, ref.length_bytes // 4, ref.offset).reshape(ref.shape)
 
 
-@pytest.fixture
-def world() -> Iterator[World]:
-    world = World()
+def seat_on_the_double() -> tuple[CudaDouble, CudaLanes, Seat]:
+    """A lane whose slices are launched ahead, on a device in virtual time: every segment is there at once."""
+    driver = CudaDouble()
+    facts = survey(driver)
+    device = CudaDevice(facts, choose(facts))
+    lanes = device.lanes(driver, device.fitted(parse_layouts("0-131", device.units())))
+    return driver, lanes, Seat(CudaStream(driver, lanes.lanes[0].compute, lanes.primary))
+
+
+@pytest.fixture(params=["processor", "launched ahead"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    driver, lanes, seat = (None, None, None) if request.param == "processor" else seat_on_the_double()
+    world = World(seat)
     yield world
     if world.thread.is_alive():
         world.send(Stop(grace_ns=200_000_000))
         world.thread.join(5)
         assert not world.thread.is_alive()
     world.outputs.check_invariants()
+    if seat is not None:
+        assert seat.stream.out == 0
+        lanes.close()
+        assert not driver.alive["contexts"]
+        assert not driver.alive["streams"]
 
 
 def negated(inputs: Tensors) -> Run:
@@ -211,10 +234,9 @@ def test_a_cancelled_running_request_stops_at_its_boundary_and_is_answered_once(
     assert gate.entered.acquire(timeout=10)
     world.send(Cancel(1), world.submit(2, 5.0), world.submit(98, 0.0, replica=7))
     world.expect(Failed, 98)  # so the cancel has been taken
-    gate.opened.release()
+    gate.opened.release(2)
     failed = world.expect(Failed, 1)
     assert (failed.reason, len(failed.batch.segment_ends)) == ("CANCELLED", 1)
-    gate.opened.release()
     assert (world.value(world.expect(Done, 2)) == -5).all()
 
 

@@ -14,6 +14,9 @@ from services.cli.options import Data, Json, Mesh, Scheduler, find_mesh
 
 app = typer.Typer()
 
+NO_GPU = "no CUDA device found"
+"""What an executor says where there is nothing to say."""
+
 STATES: dict[int, str] = {
     scheduler_pb2.REPLICA_STATE_LOADING: "[cyan]loading[/]",
     scheduler_pb2.REPLICA_STATE_READY: "[green]ready[/]",
@@ -37,6 +40,7 @@ def status(
         return
     for part in (
         executors(fleet),
+        ways(fleet),
         lanes(fleet),
         replicas(fleet, tenant),
         tenants(fleet, tenant),
@@ -69,6 +73,16 @@ def executors(fleet: Any) -> Table:
     ]
     columns = ["executor", "", "address", "device", "backend", ">units", ">memory"]
     return show.table("executors", columns, rows)
+
+
+def ways(fleet: Any) -> Table:
+    """One row an executor where there is, or was said to be, more than a processor: what keeps its lanes apart, and why that."""
+    rows = [
+        [one.executor_id, one.device.backend_reason]
+        for one in fleet.executors
+        if one.device.backend_reason not in ("", NO_GPU)
+    ]
+    return show.table("how devices are divided", ["executor", "way"], rows)
 
 
 def lanes(fleet: Any) -> Table:

@@ -1,0 +1,79 @@
+"""Seats for lanes on a CUDA device: its streams, its graphs and its runtimes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpu_sharing.devices.cuda.device import CudaDevice
+from gpu_sharing.devices.cuda.driver import Driver, call, load
+from gpu_sharing.devices.cuda.stream import AHEAD, CudaStream
+from gpu_sharing.partitioning.partitions import Partitions
+from gpu_sharing.runtimes.base import ArtefactRefused, Runtime
+from gpu_sharing.runtimes.registry import RUNTIMES
+from gpu_sharing.units import Bytes, GiB
+from gpu_sharing.worker.seat import Seat
+
+if TYPE_CHECKING:
+    from gpu_sharing.runtimes.torch_graphs import Graphs
+
+
+class CudaSeats:
+    """The lanes of a device, made once in this process; a seat for whoever opens one. torch is imported with the first.
+
+    lanes: as prepared, and what that cost.
+    """
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        partitions: Partitions,
+        *,
+        driver: Driver | None = None,
+        graph_bytes: Bytes = GiB,
+        ahead: int = AHEAD,
+    ) -> None:
+        """CudaError where the driver refuses the layouts."""
+        self._driver = load() if driver is None else driver
+        call(self._driver, "cuInit", 0)
+        self._device, self._graph_bytes, self._ahead = device, graph_bytes, ahead
+        self.lanes = device.lanes(self._driver, partitions)
+
+    def seat(self, number: int) -> Seat:
+        """Of the lane of that number. KeyError where there is none."""
+        from gpu_sharing.runtimes.graphs import GraphPolicy
+        from gpu_sharing.runtimes.torch_graphs import Graphs
+        from gpu_sharing.runtimes.torch_place import CudaBackend
+
+        lane, ordinal = self.lanes.lanes[number], self._device.facts.ordinal
+        stream = CudaStream(self._driver, lane.compute, self.lanes.primary, ahead=self._ahead)
+        backend = CudaBackend(int(lane.compute), int(lane.loading), sms=lane.sms, ordinal=ordinal)
+        graphs = Graphs(backend, GraphPolicy(self._graph_bytes), partition=number)
+        return Seat(
+            stream,
+            enter_lane=backend.enter_lane,
+            enter_loader=backend.enter_loading,
+            runtime_for=lambda name: runtime_on_cuda(name, graphs, int(lane.compute), self._onnx_bytes(), ordinal),
+            settle=backend.synchronize,
+            close=stream.close,
+        )
+
+    def _onnx_bytes(self) -> Bytes:
+        """What one ONNX model may draw: the ledger admits loads, this stops one that grows afterwards."""
+        return self._device.memory_bytes // max(1, len(self.lanes.lanes))
+
+    def close(self) -> None:
+        """Lets go of the device."""
+        self.lanes.close()
+
+
+def runtime_on_cuda(name: str, graphs: Graphs, stream: int, limit_bytes: Bytes, ordinal: int = 0) -> Runtime:
+    """The runtime of that name, for models that live on a lane. ArtefactRefused, naming those that there are, for any other."""
+    if name == "torch_export":
+        from gpu_sharing.runtimes.torch_graphs import CudaExportRuntime
+
+        return CudaExportRuntime(graphs)
+    if name == "onnx":
+        from gpu_sharing.runtimes.onnx_cuda import OnnxCudaRuntime, provider_options
+
+        return OnnxCudaRuntime(provider_options(stream, limit_bytes, ordinal=ordinal))
+    raise ArtefactRefused(f"format: {name!r} is not one of {', '.join(RUNTIMES)}")

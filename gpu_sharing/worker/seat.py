@@ -1,0 +1,27 @@
+"""Where a worker's lane sits on a device that computes by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpu_sharing.devices.base import LaneStream
+from gpu_sharing.runtimes.base import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """stream: of the lane. runtime_for: runtimes whose models run on it; None: the registered ones.
+
+    enter_lane, enter_loader: called first on the lane's thread and on those that load, to make its streams their current ones.
+    threads: of the processor, that one segment may use. settle: waits until what the calling thread has launched has ended.
+    close: once the lane's thread has ended.
+    """
+
+    stream: LaneStream
+    enter_lane: Callable[[], None] = lambda: None
+    enter_loader: Callable[[], None] = lambda: None
+    runtime_for: Callable[[str], Runtime] | None = None
+    threads: int = 1
+    settle: Callable[[], None] = lambda: None
+    close: Callable[[], None] = lambda: None

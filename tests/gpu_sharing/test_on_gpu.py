@@ -1,0 +1,92 @@
+"""What can only be shown on a real CUDA device: `make test-gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from artefact_samples import exported, written
+
+from bench.gpu import on_cuda
+from gpu_sharing.devices.cuda.device import CudaDevice
+from gpu_sharing.devices.probe import probe
+from gpu_sharing.partitioning.partitions import parse_layouts
+from gpu_sharing.runtimes.base import LoadConfig
+from gpu_sharing.runtimes.torch_export import TorchExportRuntime
+from gpu_sharing.runtimes.warmup import finish
+from gpu_sharing.worker.hosting import HostConfig
+from gpu_sharing.worker.lane_host import LaneHost
+from gpu_sharing.worker.messages import Done, Loaded
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("name", on_cuda.CHECKS)
+def test_the_device_shows_what_it_is_to_show(name: str) -> None:
+    found = on_cuda.run(name, on_cuda.LIMIT_S)
+    assert "failed" not in found, found
+    assert {what: holds for what, holds in found["holds"].items() if not holds} == {}, found
+
+
+def deep() -> bytes:
+    import torch
+
+    torch.manual_seed(0)
+    layers = [layer for _ in range(6) for layer in (torch.nn.Linear(64, 64), torch.nn.GELU())]
+    model = torch.nn.Sequential(*layers).eval()
+    return exported(model, (torch.randn(2, 64),), ({0: torch.export.Dim("batch", max=64)},))
+
+
+async def test_two_lanes_of_one_process_answer_what_the_processor_answers(tmp_path: Path) -> None:
+    from test_worker_host import opened
+
+    device = probe()
+    assert isinstance(device, CudaDevice)
+    assert device.backend == "cuda_green", device.reason
+    half = device.compute_units // 2
+    layouts = device.fitted(parse_layouts(f"0-{half - 1};{half}-{device.compute_units - 1}", device.units()))
+    host = LaneHost(HostConfig("cuda_green", "|".join(layouts.names)))
+    path = written(tmp_path, "deep.pt2", deep())
+    on_cpu = TorchExportRuntime().load(path, LoadConfig(threads=1, compute_units=1))
+    (spec,), (output,) = on_cpu.signature.inputs, on_cpu.signature.outputs
+    try:
+        lanes = [await opened(host, number, len(layouts.lanes[number])) for number in (0, 1)]
+        assert lanes[0].client.pid == lanes[1].client.pid
+        for books in lanes:
+            loaded = await books.load(path, format="torch_export")
+            assert isinstance(loaded, Loaded), loaded
+        chance = np.random.default_rng(0)
+        for _ in range(6):
+            for books in lanes:
+                x = chance.standard_normal((4, 64)).astype(np.float32)
+                done: Any = await books.submit([x], rows=4)
+                assert isinstance(done, Done), done
+                expected = finish(on_cpu.run({spec.name: x}))[output.name]
+                np.testing.assert_allclose(books.read(done), expected, rtol=2e-3, atol=2e-3)
+        for books in lanes:
+            await books.client.stop(2.0)
+    finally:
+        await host.close()
+
+
+def test_everything_of_a_model_on_a_lane_is_launched_on_its_streams(tmp_path: Path) -> None:
+    from gpu_sharing.runtimes.graphs import GraphPolicy
+    from gpu_sharing.runtimes.torch_graphs import CudaExportRuntime, Graphs
+    from gpu_sharing.runtimes.torch_guard import StreamGuard
+
+    lanes = on_cuda.Lanes((1, 1))
+    number = lanes.partitions.layouts[0][0]
+    backend, lane = lanes.backend(number), lanes.made.lanes[number]
+    with StreamGuard({int(lane.compute), int(lane.loading)}):
+        backend.enter_loading()
+        path = written(tmp_path, "deep.pt2", deep())
+        model = CudaExportRuntime(Graphs(backend, GraphPolicy(1 << 28))).load(
+            path, LoadConfig(threads=1, compute_units=1)
+        )
+        (spec,) = model.signature.inputs
+        backend.enter_lane()
+        for _ in range(5):
+            finish(model.run({spec.name: np.ones((4, 64), np.float32)}))
+            backend.synchronize()
