@@ -105,7 +105,9 @@ def test_a_run_stops_at_every_boundary_and_other_runs_may_go_between(
     program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     points = range(4, 16, 4)
-    monkeypatch.setattr("gpu_sharing.runtimes.torch_export.cut", lambda module, arguments, settles: _compiled(module, points))
+    monkeypatch.setattr(
+        "gpu_sharing.runtimes.torch_export.cut", lambda module, arguments, settles: _compiled(module, points)
+    )
     model = TorchExportRuntime().load(program, LoadConfig(threads=1, compute_units=1))
     assert isinstance(model, TorchExportModel)
     assert len(model.segments) == len(points) + 1

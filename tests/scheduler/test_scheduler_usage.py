@@ -10,6 +10,7 @@ from services.scheduler.core.catalogue import Key
 from services.scheduler.core.reports import UsageReport
 from services.scheduler.core.requests import Counts, Recent, RequestHistory, upper_us
 from services.scheduler.core.usage import UsageLedger, UsageRates, Used
+from tests.reachable import reachable
 
 KEY = Key("search", "embed")
 OTHER = Key("ads", "rank")
@@ -150,6 +151,18 @@ def test_a_frontend_that_is_gone_has_nothing_in_hand_and_is_forgotten():
     assert (history.recent(20.0)[KEY].in_flight, history.recent(20.0)[KEY].requests) == (0, 5)
     history.forget_old(70.0)
     assert history.recent(70.0) == {}
+
+
+def test_a_minute_of_latencies_takes_no_more_room_for_all_that_was_counted_before() -> None:
+    def held(buckets: int) -> int:
+        history = RequestHistory()
+        for step in range(240):
+            still = tuple((bucket, 1_000 + bucket) for bucket in range(8, buckets))
+            grown = tuple((bucket, 1_000 * step + bucket) for bucket in range(8))
+            history.report("a", [(KEY, Counts(step, latencies=(*grown, *still)))], step / 2)
+        return reachable(history).size_bytes
+
+    assert held(200) < 2 * held(20)
 
 
 @given(st.lists(st.integers(1, 10**9), min_size=1, max_size=300))

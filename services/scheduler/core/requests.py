@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from services.scheduler.core.catalogue import Key
@@ -74,47 +76,84 @@ class Recent:
         return 0
 
 
+class _Told(NamedTuple):
+    """What a frontend told `at` a moment. latencies: buckets and how many requests more they held than when it told before, in
+    turns: most buckets hardly change, and a history of whole counts would hold them over and over."""
+
+    at: float
+    requests: int
+    within: int
+    missed: int
+    latencies: array[int]
+
+
 @dataclass(slots=True)
 class _History:
-    """One model's counts at one frontend. told: (moment, counts), the oldest being the last before the window."""
+    """One model's counts at one frontend. told: the oldest is the last before the window. latencies: as they were told last."""
 
-    told: deque[tuple[float, Counts]]
+    told: deque[_Told] = field(default_factory=deque)
+    latencies: dict[int, int] = field(default_factory=dict)
+    in_flight: int = 0
+
+    @classmethod
+    def new_at(cls, heard: float) -> _History:
+        """Of a model that a frontend did not have when it was heard of last."""
+        return cls(deque([_Told(heard, 0, 0, 0, array("Q"))]))
 
     def take(self, counts: Counts, now: float) -> None:
-        if len(self.told) > 1 and now - self.told[-2][0] < STEP_S:
-            self.told.pop()
-        self.told.append((now, counts))
+        latencies = dict(counts.latencies)
+        # What had been counted before the frontend was first heard of is in no window.
+        grown = {} if not self.told else self._grown(latencies)
+        if len(self.told) > 1 and now - self.told[-2].at < STEP_S:
+            _add(grown, self.told.pop().latencies)
+        pairs = array("Q", chain.from_iterable(grown.items()))
+        self.told.append(_Told(now, counts.requests, counts.within, counts.missed, pairs))
+        self.latencies, self.in_flight = latencies, counts.in_flight
         self.trim(now)
 
     def trim(self, now: float) -> None:
-        while len(self.told) > 1 and self.told[1][0] <= now - WINDOW_S:
+        while len(self.told) > 1 and self.told[1].at <= now - WINDOW_S:
             self.told.popleft()
 
     def over(self, now: float, began: float, heard: float) -> Recent:
-        latest = self.told[-1][1]
+        latest = self.told[-1]
         before = self._before(now - WINDOW_S)
         lately = self._before(now - RATE_S)
-        latencies = dict(latest.latencies)
-        for bucket, count in before.latencies:
-            latencies[bucket] = max(0, latencies.get(bucket, 0) - count)
+        latencies: dict[int, int] = {}
+        for each in self.told:
+            if each.at > before.at:
+                _add(latencies, each.latencies)
         return Recent(
             min(WINDOW_S, max(now - began, 0.001)),
             max(0, latest.requests - before.requests),
             max(0, latest.within - before.within),
             max(0, latest.missed - before.missed),
-            latest.in_flight if now - heard <= STALE_S else 0,
+            self.in_flight if now - heard <= STALE_S else 0,
             max(0, latest.requests - lately.requests) / min(RATE_S, max(now - began, 1.0)),
-            {bucket: count for bucket, count in latencies.items() if count},
+            latencies,
         )
 
-    def _before(self, moment: float) -> Counts:
+    def _grown(self, latencies: dict[int, int]) -> dict[int, int]:
+        before = self.latencies
+        return {
+            bucket: count - before.get(bucket, 0)
+            for bucket, count in latencies.items()
+            if count > before.get(bucket, 0)
+        }
+
+    def _before(self, moment: float) -> _Told:
         """What was told last at or before a moment; else what was told first."""
-        found = self.told[0][1]
-        for at, counts in self.told:
-            if at > moment:
+        found = self.told[0]
+        for each in self.told:
+            if each.at > moment:
                 break
-            found = counts
+            found = each
         return found
+
+
+def _add(latencies: dict[int, int], pairs: array[int]) -> None:
+    for bucket, count in zip(pairs[::2], pairs[1::2], strict=True):
+        latencies[bucket] = latencies.get(bucket, 0) + count
 
 
 @dataclass(slots=True)
@@ -135,7 +174,7 @@ class RequestHistory:
         for key, each in counts:
             history = histories.get(key)
             if history is None:
-                history = histories[key] = _History(deque([(self._heard[frontend_id], Counts())] if known else []))
+                history = histories[key] = _History.new_at(self._heard[frontend_id]) if known else _History()
             history.take(each, now)
         self._heard[frontend_id] = now
 
