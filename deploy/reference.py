@@ -46,7 +46,7 @@ def kind(field: FieldInfo) -> str:
         annotation = next(part for part in typing.get_args(annotation) if part is not type(None))
     if typing.get_origin(annotation) is typing.Literal:
         return " or ".join(f"`{choice}`" for choice in typing.get_args(annotation))
-    words = {bool: "true or false", int: "whole number", float: "number", Path: "folder", str: "text"}
+    words = {bool: "true or false", int: "whole number", float: "number", Path: "path", str: "text"}
     word = words.get(typing.get_origin(annotation) or annotation, "list (JSON)" if typing.get_origin(annotation) is tuple else "text")  # type: ignore[arg-type]  # fmt: skip
     limits = [(name, getattr(each, name)) for each in field.metadata for name in ("gt", "ge", "lt", "le") if hasattr(each, name)]  # fmt: skip
     signs = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}

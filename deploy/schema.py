@@ -21,6 +21,7 @@ BY_THE_CHART: dict[str, frozenset[str]] = {
         [
             "listen",
             "metrics_listen",
+            "metrics_token",
             "mesh_token",
             "otlp_endpoint",
             "log_format",
@@ -196,6 +197,7 @@ def mesh() -> dict[str, dict[str, Any]]:
         "log": closed(level=one_of("debug", "info", "warning", "error"), format=one_of("json", "text")),
         "telemetry": closed(otlpEndpoint=ADDRESS),
         "metrics": closed(
+            token=closed(existingSecret=STRING, key=WORD),
             serviceMonitor=closed(enabled=FLAG, interval=WORD, labels=WORDS),
             prometheusRule=closed(enabled=FLAG, labels=WORDS),
             dashboards=closed(enabled=FLAG, labels=WORDS),

@@ -56,7 +56,13 @@ CUSTOM: dict[tuple[str, str], dict[str, Any]] = {
             "type": "array",
             "minItems": 1,
             "items": _closed(
-                "port", port=_WORD, interval=_DURATION, relabelings={"type": "array", "items": _RELABELLING}
+                "port",
+                port=_WORD,
+                interval=_DURATION,
+                authorization=_closed(
+                    "credentials", type=_WORD, credentials=_closed("name key", name=_WORD, key=_WORD)
+                ),
+                relabelings={"type": "array", "items": _RELABELLING},
             ),
         },
     ),

@@ -33,6 +33,8 @@ COMMANDS: dict[str, str] = {
     "status": "Who runs where, and at what share.",
     "layout": "How each device is divided, and which of its layouts is in force.",
     "top": "Watch tenants, lanes, queues and objectives, live.",
+    "audit": "Who changed what, and when.",
+    "certs": "Make certificates: an authority for development, and what it signs.",
     "slo": "Set and export objectives, and report whether they were kept.",
     "trace": "Show one request's waterfall, or find traces.",
     "support": "Collect what a report of a defect needs, in one file.",

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.errors import usage
+from services.common.access.certificates import Tls
+from services.common.channel import Credentials
 
 DEFAULTS: dict[str, str] = {
     "registry": "127.0.0.1:8101",
@@ -64,9 +66,16 @@ class Mesh:
         return found
 
     @property
-    def token(self) -> str | None:
-        """The mesh token, where the services have one."""
-        return self.environment.get("APPORTION_MESH_TOKEN")
+    def credentials(self) -> Credentials:
+        """What commands show: APPORTION_CREDENTIAL (an API key or a token of one's own), else the mesh token; and a certificate
+        where APPORTION_TLS_… name one. Raises CommandError where they name half of one."""
+        shown = self.environment.get("APPORTION_CREDENTIAL") or self.environment.get("APPORTION_MESH_TOKEN")
+        paths = [self.environment.get(f"APPORTION_TLS_{name}") for name in ("CERTIFICATE", "KEY", "CA")]
+        if not any(paths):
+            return Credentials(shown)
+        if not all(paths):
+            raise usage("APPORTION_TLS_CERTIFICATE, APPORTION_TLS_KEY, APPORTION_TLS_CA: set all three, or none")
+        return Credentials(shown, Tls(*(Path(path).expanduser() for path in paths if path)))
 
 
 def data_folder(flag: Path | None, environment: Mapping[str, str] | None = None) -> Path:

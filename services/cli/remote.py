@@ -39,7 +39,7 @@ async def scheduler(mesh: Mesh) -> AsyncIterator[Any]:
 @asynccontextmanager
 async def _stub(mesh: Mesh, service: str, stub: Any) -> AsyncIterator[Any]:
     address = mesh.address(service)
-    async with connect(address, mesh_token=mesh.token) as channel:
+    async with connect(address, to=service, credentials=mesh.credentials) as channel:
         try:
             yield stub(channel)
         except grpc.RpcError as error:

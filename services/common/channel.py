@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
+
+from services.common.access.certificates import Tls, server_name
 
 BASE_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 64 << 20),
@@ -20,13 +22,39 @@ BASE_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+class Credentials(NamedTuple):
+    """What a process shows to other services: the mesh token, a certificate, both or nothing."""
+
+    mesh_token: str | None = None
+    tls: Tls | None = None
+
+
+NOTHING = Credentials()
+
+
 def connect(
-    address: str, *, mesh_token: str | None = None, options: Sequence[tuple[str, int]] = ()
+    address: str,
+    *,
+    to: str | None = None,
+    credentials: Credentials = NOTHING,
+    mesh_token: str | None = None,
+    options: Sequence[tuple[str, int]] = (),
 ) -> grpc.aio.Channel:
-    """A channel to another service of the mesh, with its token on every call."""
+    """A channel to another service of the mesh, with its token on every call.
+
+    to: which service must answer, by the name in its certificate, where there is TLS; None: the address's host.
+    Raises OSError where a certificate cannot be read.
+    """
     # A later option wins over an earlier one of the same name.
-    channel = grpc.aio.insecure_channel(address, options=list({**dict(BASE_OPTIONS), **dict(options)}.items()))
-    return _WithToken(channel, mesh_token) if mesh_token else channel
+    merged: dict[str, Any] = {**dict(BASE_OPTIONS), **dict(options)}
+    if credentials.tls is None:
+        channel = grpc.aio.insecure_channel(address, options=list(merged.items()))
+    else:
+        if to is not None:
+            merged["grpc.ssl_target_name_override"] = server_name(to)
+        channel = grpc.aio.secure_channel(address, credentials.tls.channel(), options=list(merged.items()))
+    token = mesh_token or credentials.mesh_token
+    return _WithToken(channel, token) if token else channel
 
 
 def backoff(*, first_s: float = 0.1, most_s: float = 5.0, chance: random.Random | None = None) -> Iterator[float]:

@@ -6,8 +6,7 @@ with this). HTTP/2 has the order that loses nothing: say GOAWAY first, serve on 
 offers no such step, so the frame is written to its connections from here. It is the one that gRPC itself would write: no stream
 is refused yet (RFC 9113, 6.8). New connections go to the other servers of the port, which is closed for listening.
 
-Only for connections without TLS, which is all that our servers make, and only on Linux; elsewhere nothing happens, and the stop
-is gRPC's own.
+Only for connections without TLS, and only on Linux; elsewhere nothing happens, and the stop is gRPC's own.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, Instr
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
+from services.common.access.certificates import server_name
+from services.common.channel import Credentials
 from services.common.spans import SpanRecord, Value
 
 log = structlog.get_logger()
@@ -89,14 +91,21 @@ def request_for(resource: Mapping[str, Value], spans: Iterable[Span]) -> ExportT
 class Exporter:
     """A blocking OTLP/gRPC client for one thread. It does not retry: spans are worth less than the time of those behind."""
 
-    def __init__(self, endpoint: str, token: str | None, timeout_s: float) -> None:
+    def __init__(self, endpoint: str, credentials: Credentials, timeout_s: float) -> None:
         scheme, _, address = endpoint.rpartition("://")
-        options = (("grpc.max_reconnect_backoff_ms", 2_000), ("grpc.initial_reconnect_backoff_ms", 100))
+        options: tuple[tuple[str, Any], ...] = (
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+        )
         if scheme == "https":
             self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(), options=options)
+        elif credentials.tls is not None and not scheme:
+            named = ("grpc.ssl_target_name_override", server_name("tracestore"))
+            self._channel = grpc.secure_channel(address, credentials.tls.channel(), options=(*options, named))
         else:
             self._channel = grpc.insecure_channel(address, options=options)
         self._export = TraceServiceStub(self._channel).Export
+        token = credentials.mesh_token
         self._metadata: Any = (("authorization", f"Bearer {token}"),) if token else ()
         self._timeout_s, self._failing = timeout_s, False
         self._closed = threading.Event()

@@ -11,6 +11,9 @@ import structlog
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
 
+from services.common.access.certificates import server_name
+from services.common.channel import NOTHING, Credentials
+
 log = structlog.get_logger()
 
 REQUESTS = "apportion.frontend.requests"
@@ -40,10 +43,11 @@ class MetricsExporter:
         build: Callable[[], ExportMetricsServiceRequest],
         *,
         every_s: float,
-        mesh_token: str | None = None,
+        credentials: Credentials = NOTHING,
     ) -> None:
         self._endpoint, self._build, self._every_s = endpoint, build, every_s
-        self._metadata: Any = (("authorization", f"Bearer {mesh_token}"),) if mesh_token else ()
+        self._credentials, token = credentials, credentials.mesh_token
+        self._metadata: Any = (("authorization", f"Bearer {token}"),) if token else ()
         self._stop = threading.Event()
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
@@ -60,7 +64,7 @@ class MetricsExporter:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        with _channel(self._endpoint or "") as channel:
+        with _channel(self._endpoint or "", self._credentials) as channel:
             stub = MetricsServiceStub(channel)
             wait_s = self._every_s
             while not self._stop.wait(wait_s):
@@ -89,9 +93,15 @@ class MetricsExporter:
         self._failing = True
 
 
-def _channel(endpoint: str) -> grpc.Channel:
+def _channel(endpoint: str, credentials: Credentials) -> grpc.Channel:
     scheme, _, address = endpoint.rpartition("://")
-    options = (("grpc.max_reconnect_backoff_ms", 2_000), ("grpc.initial_reconnect_backoff_ms", 100))
+    options: tuple[tuple[str, Any], ...] = (
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+    )
     if scheme == "https":
         return grpc.secure_channel(address, grpc.ssl_channel_credentials(), options=options)
+    if credentials.tls is not None and not scheme:
+        named = ("grpc.ssl_target_name_override", server_name("tracestore"))
+        return grpc.secure_channel(address, credentials.tls.channel(), options=(*options, named))
     return grpc.insecure_channel(address, options=options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
-import hmac
 import inspect
 import json
 import os
@@ -13,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,11 +21,17 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
 
+from services.common.access.callers import LOCAL, Caller, Role, caller_of
+from services.common.access.certificates import Tls
+from services.common.access.guard import Guard, answering
+from services.common.access.keys import Keys
+from services.common.access.token_rules import TokenRules
 from services.common.errors import Reason, Refusal
 from services.common.leaving import send_away
 from services.common.settings import ServiceSettings, is_loopback
-from services.common.status import DETAILS_KEY, abort, to_status
+from services.common.status import abort
 
 log = structlog.get_logger()
 
@@ -44,6 +49,7 @@ SETTLED_S = 10.0
 """How long after its start a process holds about what it will hold from then on."""
 GC_THRESHOLDS = (10_000, 20, 20)
 
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 IN_USE = "the port is in use; stop what holds it or"
 
 
@@ -52,10 +58,13 @@ class StartupError(Exception):
 
 
 class Server:
-    """A grpc.aio server on one address.
+    """A grpc.aio server on one address, every call of which the guard decides on.
 
-    Listening beyond loopback without a mesh token is refused unless `public` (the frontend, which has credentials of
-    its own). Raises StartupError where the port is taken; `flag` is the setting that the message points to.
+    Listening beyond loopback without a mesh token or TLS is refused unless `public` (the frontend, whose callers are
+    tenants). Raises StartupError where the port is taken; `flag` is the setting that the message points to.
+    serves: full names of its services, for reflection. keys: whose calls are taken beside the mesh's; None: nobody's.
+    anonymous: who a public server's callers without a credential are; None: nobody. clients: whether a public server asks
+    callers for certificates. permissions: of methods that no contract names.
     """
 
     def __init__(
@@ -65,20 +74,42 @@ class Server:
         *,
         name: str,
         public: bool = False,
+        serves: Sequence[str] = (),
+        keys: Keys | None = None,
+        anonymous: Caller | None = None,
+        clients: bool = False,
+        permissions: Mapping[str, int] | None = None,
         flag: str = "--listen",
         options: Sequence[tuple[str, int]] = (),
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         health: HealthServicer | None = None,
     ) -> None:
-        if not public and settings.mesh_token is None and not is_loopback(listen):
+        self._tls, rules = _secured(settings, name)
+        if not public and settings.mesh_token is None and self._tls is None and not is_loopback(listen):
             raise StartupError(
                 f"{name}: refusing to listen on {listen} without a mesh token; set APPORTION_MESH_TOKEN or listen on 127.0.0.1"
             )
-        token = [] if public or settings.mesh_token is None else [MeshToken(settings.mesh_token)]
+        if keys is None:
+            keys = Keys()
+            keys.replace({})
+        local = LOCAL if settings.mesh_token is None and self._tls is None else None
+        if not public and settings.mesh_token is not None:
+            keys.add(settings.mesh_token, caller_of(Role.MESH, name="token"))
+        self._tokens = _tokens(rules, keys) if rules is not None else None
+        self._clients = self._tls is not None and (clients or not public)
+        self.guard = Guard(
+            keys,
+            without=anonymous if public else local,
+            public=public,
+            tokens=self._tokens,
+            certificates=self._clients,
+            more=permissions,
+        )
+        self._serves, self._work = serves, set[asyncio.Task[None]]()
         self.name, self._settings, self._listen, self._flag = name, settings, listen, flag
         self._public = public
         self._options = merged(SERVER_OPTIONS, [*_chosen(settings), *options])
-        self.grpc = grpc.aio.server(options=self._options, interceptors=[*token, Refusals(), *interceptors])
+        self.grpc = grpc.aio.server(options=self._options, interceptors=[Refusals(self.guard), *interceptors])
         self.health = health or HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
         self.address = ""
@@ -90,7 +121,7 @@ class Server:
         port = 0
         if problem is None:
             try:
-                port = self.grpc.add_insecure_port(self._listen)
+                port = self._bind()
             except RuntimeError as error:
                 log.debug("bind failed", error=str(error))
         if port == 0:
@@ -98,10 +129,19 @@ class Server:
                 f"{self.name}: cannot listen on {self._listen}: {problem or IN_USE} choose another with {self._flag}"
             )
         self.address = f"{host}:{port}"
+        if self._settings.reflection:
+            reflection.enable_server_reflection((*self._serves, HEALTH, reflection.SERVICE_NAME), self.grpc)
         # Whether this process answers at all, whatever it waits for: what a liveness probe may depend on.
         await self.set_serving(True, health.SERVICE_NAME)
         await self.grpc.start()
+        if self._tokens is not None:
+            self._work.add(asyncio.create_task(self._tokens.run()))
         return self.address
+
+    def _bind(self) -> int:
+        if self._tls is None:
+            return self.grpc.add_insecure_port(self._listen)
+        return self.grpc.add_secure_port(self._listen, self._tls.server(clients=self._clients))
 
     async def set_serving(self, serving: bool, service: str = "") -> None:
         """Says to health checks whether `service` ("" for the whole) can serve."""
@@ -111,14 +151,38 @@ class Server:
     async def stop(self) -> None:
         """Drains: health says NOT_SERVING, and after `drain_notice_s` calls in flight get `drain_s`, then the port closes.
 
-        Where the server is public, callers are asked to go elsewhere first, so that none of their calls is lost.
+        Where the server is public and speaks no TLS, callers are asked to go elsewhere first, so that none of their calls is
+        lost.
         """
         await self.health.enter_graceful_shutdown()
         await asyncio.sleep(self._settings.drain_notice_s)
         ends = time.monotonic() + self._settings.drain_s
-        if self._public and self.address:
+        # Inside TLS only gRPC itself can write.
+        if self._public and self.address and self._tls is None:
             await send_away(int(self.address.rpartition(":")[2]), self._settings.drain_s / 2)
         await self.grpc.stop(max(0.0, ends - time.monotonic()))
+        for task in self._work:
+            task.cancel()
+
+
+def _secured(settings: ServiceSettings, name: str) -> tuple[Tls | None, TokenRules | None]:
+    """What the settings say of TLS and tokens. Raises StartupError where they do not go together."""
+    try:
+        tls, rules = settings.tls, settings.token_rules
+        if tls is not None:
+            tls.check()
+        return tls, rules
+    except ValueError as error:
+        raise StartupError(f"{name}: {error}") from None
+    except OSError as error:
+        raise StartupError(f"{name}: tls: cannot read {error.filename}: {error.strerror}") from None
+
+
+def _tokens(rules: TokenRules, keys: Keys) -> Any:
+    """Imported where it is needed: most processes take no tokens."""
+    from services.common.access.tokens import Tokens
+
+    return Tokens(rules, keys)
 
 
 def _chosen(settings: ServiceSettings) -> list[tuple[str, int]]:
@@ -215,12 +279,17 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 
 
 class Refusals(grpc.aio.ServerInterceptor):
-    """Turns a Refusal that a method raises into its gRPC status; anything else into INTERNAL, logged with its traceback."""
+    """Lets a call reach its method where the guard does, then turns a Refusal that the method raises into its gRPC status, and
+    anything else into INTERNAL, logged with its traceback. One interceptor for both: each is a step of every request."""
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
         self._wrapped: dict[str, tuple[Any, Any]] = {}
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        turned_away = self._guard.check(details)
+        if turned_away is not None:
+            return turned_away
         handler = await continuation(details)
         if handler is None:
             return None
@@ -231,11 +300,16 @@ class Refusals(grpc.aio.ServerInterceptor):
         return known[1]
 
     def _wrap(self, handler: Any, method: str) -> Any:
+        guard = self._guard
+        if not guard.has(method):
+            return answering(guard.denied_to_all(method))
         if handler.response_streaming:
             inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
             async def streaming(request: Any, context: Any) -> Any:
                 try:
+                    if guard.certificates:
+                        guard.confirm(context, method)
                     responses = inner(request, context)
                     if inspect.isawaitable(responses):
                         # A method that writes by itself, as health's Watch does.
@@ -260,6 +334,8 @@ class Refusals(grpc.aio.ServerInterceptor):
 
         async def single(request: Any, context: Any) -> Any:
             try:
+                if guard.certificates:
+                    guard.confirm(context, method)
                 return await inner(request, context)
             except Exception as error:
                 refused = _alone(error)
@@ -287,27 +363,6 @@ async def _refuse(context: Any, error: Exception, method: str) -> None:
         log.error("unexpected error", method=method, exc_info=error)
         error = Refusal(Reason.INTERNAL, f"{method}: an unexpected error; the service's log has it")
     await abort(context, error)
-
-
-class MeshToken(grpc.aio.ServerInterceptor):
-    """Refuses calls that do not carry the mesh token; health checks need none."""
-
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        given = next((value for key, value in details.invocation_metadata if key == "authorization"), "")
-        given = given.encode() if isinstance(given, str) else given
-        if details.method.startswith("/grpc.health.v1.") or hmac.compare_digest(given, self._expected):
-            return await continuation(details)
-        refusal = Refusal(Reason.KEY_MISSING, "authorization: this service needs the mesh token")
-
-        async def refuse(_: Any, context: Any) -> None:
-            context.set_trailing_metadata(((DETAILS_KEY, to_status(refusal).SerializeToString()),))
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, refusal.message)
-
-        # Whatever the method's kind, a unary handler that aborts answers it.
-        return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 async def first_done(*tasks: asyncio.Task[Any]) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from services.common.access.certificates import Tls
+from services.common.access.token_rules import TokenRules
+from services.common.channel import Credentials
 
 _PORT = re.compile(r"[0-9]{1,5}")
 
@@ -52,10 +57,39 @@ class ServiceSettings(BaseSettings):
     """debug, info, warning or error."""
     mesh_token: str | None = None
     """Shared secret of the services; needed wherever one listens beyond loopback."""
+    tls_certificate: Path | None = None
+    """PEM file of this process's certificate; with it, everything that it listens on and connects to is TLS, and services ask
+    callers for theirs. `apportion certs init` makes some for development."""
+    tls_key: Path | None = None
+    """PEM file of the certificate's private key."""
+    tls_ca: Path | None = None
+    """PEM file of the authority whose certificates are trusted, clients' and servers'."""
+    jwt_jwks: str | None = None
+    """File or https URL of the keys that sign JSON Web Tokens (a JWKS); none: tokens are not taken."""
+    jwt_issuer: str = ""
+    """What a token's `iss` must be."""
+    jwt_audience: str = ""
+    """What a token's `aud` must hold."""
+    jwt_algorithm: str = "RS256"
+    """The one algorithm that tokens are signed with: RS, PS or ES with 256, 384 or 512, or EdDSA."""
+    jwt_tenant_claim: str = "tenant"
+    """The claim that names the tenant of a token's bearer."""
+    jwt_role_claim: str = "role"
+    """The claim that says tenant, tenant-admin or operator; absent: tenant."""
+    jwt_leeway_s: float = Field(default=30.0, ge=0, le=300)
+    """How far the clocks of a token's issuer and ours may be apart."""
+    keys_max_age_s: float = Field(default=3600.0, ge=10)
+    """How long API keys are taken as they were known while the registry is not heard of; after that nobody's is, since any may
+    have been revoked."""
+    reflection: bool = False
+    """Whether the service describes itself to tools like grpcurl, whose callers need a credential. It tells of methods, not of
+    tenants."""
     otlp_endpoint: str | None = None
     """HOST:PORT of an OTLP/gRPC collector for traces; none, or empty: spans are not exported."""
     metrics_listen: str | None = None
     """HOST:PORT for Prometheus metrics over HTTP; none: not exposed."""
+    metrics_token: str | None = None
+    """What whoever reads metrics shows as `authorization: Bearer TOKEN`; beyond loopback, where it is not set, the mesh token."""
     reuse_port: Literal["off", "on"] = "off"
     """Whether other processes may listen on the same address, connections being spread over them (SO_REUSEPORT)."""
     max_connection_streams: int = Field(default=1024, ge=1)
@@ -75,6 +109,36 @@ class ServiceSettings(BaseSettings):
     balancer takes to notice."""
     drain_s: float = 5.0
     """How long calls in flight may take to finish when the service is told to stop."""
+
+    @property
+    def tls(self) -> Tls | None:
+        """The certificate's files; None: no TLS. Raises ValueError where some are set and others not."""
+        given = (self.tls_certificate, self.tls_key, self.tls_ca)
+        if all(path is None for path in given):
+            return None
+        if self.tls_certificate is None or self.tls_key is None or self.tls_ca is None:
+            raise ValueError("tls_certificate, tls_key, tls_ca: set all three, or none")
+        return Tls(self.tls_certificate.expanduser(), self.tls_key.expanduser(), self.tls_ca.expanduser())
+
+    @property
+    def credentials(self) -> Credentials:
+        """What this process shows to other services."""
+        return Credentials(self.mesh_token, self.tls)
+
+    @property
+    def token_rules(self) -> TokenRules | None:
+        """What a JSON Web Token must be; None: none is taken. Raises ValueError where the settings do not go together."""
+        if self.jwt_jwks is None:
+            return None
+        return TokenRules(
+            self.jwt_jwks,
+            self.jwt_issuer,
+            self.jwt_audience,
+            self.jwt_algorithm,
+            self.jwt_tenant_claim,
+            self.jwt_role_claim,
+            self.jwt_leeway_s,
+        )
 
 
 def is_loopback(address: str) -> bool:

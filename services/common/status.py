@@ -39,6 +39,8 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.PROTOCOL: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.KEY_UNKNOWN: grpc.StatusCode.UNAUTHENTICATED,
     Reason.KEY_MISSING: grpc.StatusCode.UNAUTHENTICATED,
+    Reason.KEY_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Reason.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
     Reason.MODEL_NOT_READY: grpc.StatusCode.UNAVAILABLE,
     Reason.MODEL_REFUSED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.MODEL_UNPLACED: grpc.StatusCode.RESOURCE_EXHAUSTED,

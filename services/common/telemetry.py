@@ -17,6 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import Counter
 
 from services.common import attributes
+from services.common.channel import NOTHING, Credentials
 from services.common.otlp import Exporter, encoded, request_for
 from services.common.spans import (
     Kind,
@@ -57,10 +58,10 @@ EXPORT_EVERY_S = 0.2
 class Tracer:
     """Sends spans to an OTLP/gRPC collector; without an `endpoint` it does nothing at all.
 
-    endpoint: HOST:PORT, or https://HOST:PORT for TLS; empty: none.
+    endpoint: HOST:PORT, of our trace store by TLS where there is a certificate; or https://HOST:PORT of another collector; empty: none.
     resource: attributes of everything this process sends, beside service.name.
     queue_spans: spans that may wait; further ones are dropped and counted.
-    mesh_token: sent as a bearer token where the collector is our trace store beyond loopback.
+    credentials: what our trace store takes spans by: the mesh token, a certificate.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Tracer:
         *,
         resource: Mapping[str, Value] | None = None,
         queue_spans: int = 8192,
-        mesh_token: str | None = None,
+        credentials: Credentials = NOTHING,
         timeout_s: float = 5.0,
     ) -> None:
         endpoint = endpoint or None
@@ -85,7 +86,7 @@ class Tracer:
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._wake, self._idle, self._stop = threading.Event(), threading.Event(), threading.Event()
         self._idle.set()
-        self._exporter = Exporter(endpoint, mesh_token, timeout_s) if endpoint is not None else None
+        self._exporter = Exporter(endpoint, credentials, timeout_s) if endpoint is not None else None
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         if self._exporter is not None:
             self._thread.start()

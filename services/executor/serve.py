@@ -14,6 +14,7 @@ from gpu_sharing.partitioning.layout import LayoutInvalid, default_layout, parse
 from gpu_sharing.partitioning.partitions import Partitions, parse_layouts, prepared
 from gpu_sharing.units import Bytes
 from gpu_sharing.worker.config import WorkerConfig
+from services._proto.apportion.v1 import executor_pb2
 from services._proto.apportion.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
 from services._proto.apportion.v1.registry_pb2 import DownloadArtefactRequest
 from services._proto.apportion.v1.registry_pb2_grpc import RegistryServiceStub
@@ -40,6 +41,7 @@ from services.executor.spans import Spans
 
 log = structlog.get_logger()
 
+SERVICE = executor_pb2.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 MODEL_MEMORY_PERCENT = 70
 """Part of the device's memory that models may take where no limit is set; the rest is for tensors and processes."""
 WORKERS_SHARE = 2
@@ -63,13 +65,13 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
             "apportion-executor",
             settings.otlp_endpoint,
             resource={names.SERVICE_INSTANCE_ID: f"{settings.executor_id}/{incarnation}"},
-            mesh_token=settings.mesh_token,
+            credentials=settings.credentials,
         )
         stack.push_async_callback(asyncio.to_thread, tracer.shutdown)
         executor, spans = _build(settings, serving, partitions, incarnation, tracer, stack)
         servicer = ExecuteService(settings, incarnation, executor.calls, spans, executor.tenants)
         executor.sessions = lambda: servicer.sessions
-        server = Server(settings, settings.listen, name="executor")
+        server = Server(settings, settings.listen, name="executor", serves=(SERVICE,))
         add_ExecutorServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
         stack.push_async_callback(executor.stop, settings.drain_s)
         address = await server.start()
@@ -85,7 +87,7 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
             quantum_ns=int((settings.quantum_ms or 0) * 1e6),
             arrival_order=settings.policy == "arrival_order",
         )
-        scheduler = connect(settings.scheduler, mesh_token=settings.mesh_token, options=SOON)
+        scheduler = connect(settings.scheduler, to="scheduler", credentials=settings.credentials, options=SOON)
         stack.push_async_callback(scheduler.close)
         attachment = Attachment(
             scheduler,
@@ -100,7 +102,7 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
         stack.push_async_callback(_cancelled, attaching)
         watching = asyncio.create_task(serving.watch(executor.running))
         stack.push_async_callback(_cancelled, watching)
-        addresses = stack.enter_context(metrics.exposed(settings.metrics_listen, ExecutorCollector(executor, spans)))
+        addresses = stack.enter_context(metrics.exposed(settings, ExecutorCollector(executor, spans)))
         await server.set_serving(True)
         telling = asyncio.create_task(tell(server, attachment.attached, lambda: executor.phases))
         stack.push_async_callback(_cancelled, telling)
@@ -142,7 +144,7 @@ def _build(
     books = Books(settings.books_folder, settings.executor_id, incarnation)
     books.open()
     stack.callback(books.close)
-    channel = connect(settings.registry, mesh_token=settings.mesh_token)
+    channel = connect(settings.registry, to="registry", credentials=settings.credentials)
     stack.push_async_callback(channel.close)
     registry = RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
 

@@ -12,7 +12,7 @@ import grpc
 import structlog
 
 from services._proto.apportion.v1 import executor_pb2 as pb
-from services.common.channel import backoff
+from services.common.channel import Credentials, backoff
 from services.frontend.calls import CONNECT, Call, lost
 from services.frontend.core.routes import Link
 from services.frontend.session import Session
@@ -37,9 +37,9 @@ class ExecutorLink:
     hello: what both streams say first, but for their session and kind. reports: see Session.
     """
 
-    def __init__(self, address: str, hello: pb.ExecuteHello, mesh_token: str | None, reports: Reports) -> None:
+    def __init__(self, address: str, hello: pb.ExecuteHello, credentials: Credentials, reports: Reports) -> None:
         self.address, self.state = address, Link.CONNECTING
-        self._hello, self._mesh_token, self._reports = hello, mesh_token, reports
+        self._hello, self._credentials, self._reports = hello, credentials, reports
         self._session: Session | None = None
         self._backlog: deque[Call] = deque()
         self._task = asyncio.ensure_future(self._run())
@@ -87,7 +87,7 @@ class ExecutorLink:
 
     async def _connected(self) -> bool:
         """Makes a connection and serves it to its end; False where it could not be made."""
-        session = Session(self.address, self._hello, self._mesh_token)
+        session = Session(self.address, self._hello, self._credentials)
         opened, why = False, "is being let go"
         try:
             await session.open()
@@ -123,9 +123,9 @@ class ExecutorLink:
 class Links:
     """One link for each executor that the routes mention."""
 
-    def __init__(self, frontend_id: str, tenant_credit_bytes: int, mesh_token: str | None) -> None:
+    def __init__(self, frontend_id: str, tenant_credit_bytes: int, credentials: Credentials) -> None:
         self._hello = pb.ExecuteHello(frontend_id=frontend_id, tenant_credit_bytes=tenant_credit_bytes)
-        self._mesh_token = mesh_token
+        self._credentials = credentials
         self._links: dict[str, ExecutorLink] = {}
         self._retiring: dict[str, asyncio.Task[None]] = {}
         self.reports: Reports = lambda _replica, _waiting, _wait: None
@@ -147,7 +147,7 @@ class Links:
         """Makes links to these addresses, and retires those to others once they are idle."""
         wanted = set(addresses)
         for address in wanted - self._links.keys():
-            self._links[address] = ExecutorLink(address, self._hello, self._mesh_token, self._report)
+            self._links[address] = ExecutorLink(address, self._hello, self._credentials, self._report)
         for address in wanted & self._retiring.keys():
             self._retiring.pop(address).cancel()
         for address in self._links.keys() - wanted - self._retiring.keys():

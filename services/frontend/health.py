@@ -7,10 +7,10 @@ from typing import Any
 
 from grpc_health.v1 import health, health_pb2
 
+from services.common.access.callers import calling
 from services.common.errors import Reason, Refusal
 from services.common.server import HealthServicer
 from services.frontend.core.held import Held
-from services.frontend.core.keys import Keys
 from services.frontend.core.routing import RoutingTable
 
 OWN = frozenset(("", "inference.GRPCInferenceService", health.SERVICE_NAME))
@@ -26,16 +26,16 @@ class ModelHealth(HealthServicer):  # type: ignore[misc]
     watches: calls of Watch that one tenant may have open.
     """
 
-    def __init__(self, keys: Keys, table: RoutingTable, watches: int) -> None:
+    def __init__(self, table: RoutingTable, watches: int) -> None:
         super().__init__()
-        self._keys, self._table = keys, table
+        self._table = table
         self._watches = Held(watches)
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
         """SERVING or NOT_SERVING; NOT_FOUND for a model that is not there, or is another tenant's."""
         if request.service in OWN:
             return await super().Check(request, context)
-        return _Status(status=self._status(request.service, context))
+        return _Status(status=self._status(request.service))
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
         """As Check, again whenever it changes; SERVICE_UNKNOWN for a model that is not there (yet). Raises Refusal."""
@@ -43,7 +43,7 @@ class ModelHealth(HealthServicer):  # type: ignore[misc]
             await super().Watch(request, context)
             return
         try:
-            tenant = self._tenant(context)
+            tenant = calling().tenant
         except Refusal:
             # Not known (yet): all of them together.
             tenant = ""
@@ -67,7 +67,7 @@ class ModelHealth(HealthServicer):  # type: ignore[misc]
         told: int | None = None
         while True:
             try:
-                status = self._status(request.service, context)
+                status = self._status(request.service)
             except Refusal:
                 status = _UNKNOWN
             if status != told:
@@ -75,9 +75,13 @@ class ModelHealth(HealthServicer):  # type: ignore[misc]
                 await context.write(_Status(status=status))
             await asyncio.sleep(LOOK_S)
 
-    def _status(self, service: str, context: Any) -> Any:
-        tenant = self._tenant(context)
+    def _status(self, service: str) -> Any:
+        tenant = calling().tenant
         name, _, version = service.partition("/")
+        shared = "/".join(service.split("/", 2)[:2])
+        if self._table.has(tenant, shared):
+            # OWNER/MODEL or OWNER/MODEL/VERSION: another tenant's, shared with this one.
+            name, version = shared, service[len(shared) + 1 :]
         route = self._table.route(tenant, name)
         try:
             self._table.replica(route, self._table.version(route, version))
@@ -86,7 +90,3 @@ class ModelHealth(HealthServicer):  # type: ignore[misc]
                 raise
             return _Status.NOT_SERVING
         return _Status.SERVING
-
-    def _tenant(self, context: Any) -> str:
-        metadata = dict(context.invocation_metadata())
-        return self._keys.tenant(metadata.get("authorization"), metadata.get("apportion-key"))

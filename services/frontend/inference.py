@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from services.common.access.callers import Caller, calling
 from services.common.errors import Reason, Refusal
 from services.common.logs import about
 from services.common.spans import format_traceparent
@@ -18,7 +19,6 @@ from services.frontend.calls import Call, expired
 from services.frontend.core.deadlines import Deadlines
 from services.frontend.core.gate import Gate
 from services.frontend.core.held import Held
-from services.frontend.core.keys import Keys
 from services.frontend.core.retries import Retries
 from services.frontend.core.routes import Replica, Route, Version
 from services.frontend.core.routing import RoutingTable
@@ -83,7 +83,6 @@ class Inference:
 
     def __init__(
         self,
-        keys: Keys,
         table: RoutingTable,
         links: Links,
         accounts: Accounts,
@@ -97,7 +96,7 @@ class Inference:
         unread: Held | None = None,
         quotas: Quotas | None = None,
     ) -> None:
-        self._keys, self._table, self._links, self._accounts = keys, table, links, accounts
+        self._table, self._links, self._accounts = table, links, accounts
         self._shared = shared
         self._retries = retries or Retries()
         self._waiting, self._unread = waiting or Held(MOST_HELD_BYTES), unread or Held(MOST_HELD_BYTES)
@@ -111,7 +110,7 @@ class Inference:
 
     async def infer(self, payload: bytes, context: Any) -> bytes:
         """inference.ModelInferRequest in, inference.ModelInferResponse out, both as bytes. Aborts with a typed status."""
-        answered = await self.answer(payload, context)
+        answered = await self.answer(payload, context, calling())
         refusal = answered.request.refusal
         if refusal is None:
             if answered.traced or answered.request.timed:
@@ -127,15 +126,18 @@ class Inference:
         await context.abort(CODES[refusal.reason], refusal.message, trailing)
         raise AssertionError("abort returned")
 
-    async def answer(self, payload: bytes, context: Any, method: str = "ModelInfer") -> Answered:
-        """Serves a request to its end, and accounts for it. context, method: of the call that it came with.
+    async def answer(
+        self, payload: bytes, context: Any, caller: Caller | Refusal, method: str = "ModelInfer"
+    ) -> Answered:
+        """Serves a request to its end, and accounts for it. context, method: of the call that it came with. caller: whose
+        it is.
 
         A refusal is in the request. Whoever gets an answer calls `gone` once it has left this process.
         """
         request = Request(monotonic_ns(), method)
         content, reason = b"", None
         try:
-            content = await self._answer(request, payload, context)
+            content = await self._answer(request, payload, context, caller)
         except Refusal as refusal:
             # Without its traceback, whose frames hold the request: a circle that would keep the payload.
             request.refusal, reason = refusal.with_traceback(None), refusal.reason
@@ -167,8 +169,8 @@ class Inference:
         if self._timer is not None:
             self._timer.cancel()
 
-    async def _answer(self, request: Request, payload: bytes, context: Any) -> bytes:
-        route, version, shared = self._admit(request, payload, context)
+    async def _answer(self, request: Request, payload: bytes, context: Any, caller: Caller | Refusal) -> bytes:
+        route, version, shared = self._admit(request, payload, context, caller)
         counts = self._accounts.counts(request.tenant, request.model)
         if not self._unread.fits(request.tenant, counts.answer_bytes):
             raise full(self._unread, request.tenant, *UNREAD)
@@ -181,11 +183,11 @@ class Inference:
                 held_bytes += self._hold(request.tenant, max(0, len(payload) - held_bytes))
             replica = self._table.replica(route, version)
             self._retries.requested(request.tenant)
-            answer = await self._forwarded(request, payload, replica)
+            answer = await self._forwarded(request, payload, route.tenant, replica)
             if isinstance(answer, Refusal) and answer.reason in RETRYABLE:
                 other = self._other(request, route, version, replica)
                 if other is not None:
-                    answer = await self._forwarded(request, payload, other)
+                    answer = await self._forwarded(request, payload, route.tenant, other)
             if isinstance(answer, Refusal):
                 raise answer
             if outputs:
@@ -216,22 +218,22 @@ class Inference:
         finally:
             request.attempts[-1].release()
 
-    def _admit(self, request: Request, payload: bytes, context: Any) -> tuple[Route, Version, bool]:
-        """Who asks for what, by when, and whether shared memory is named; raises Refusal where it cannot be served."""
-        authorization = key = traceparent = tracestate = None
+    def _admit(
+        self, request: Request, payload: bytes, context: Any, caller: Caller | Refusal
+    ) -> tuple[Route, Version, bool]:
+        """What is asked for, by when, and whether shared memory is named; raises Refusal where it cannot be served."""
+        traceparent = tracestate = None
         for name, value in context.invocation_metadata():
-            if name == "authorization":
-                authorization = value
-            elif name == "apportion-key":
-                key = value
-            elif name == "traceparent":
+            if name == "traceparent":
                 traceparent = value
             elif name == "tracestate":
                 tracestate = value
             elif name == TIMING_KEY:
                 request.timed = True
         request.join_trace(traceparent, tracestate)
-        request.tenant = self._keys.tenant(authorization, key)
+        if isinstance(caller, Refusal):
+            raise caller
+        request.tenant = caller.tenant
         gate = self._gate(request.tenant)
         if gate is not None:
             self._enter(gate, request)
@@ -240,7 +242,8 @@ class Inference:
         head = scan(payload, self._limits)
         request.request_id, request.priority = head.request_id, head.priority
         route = self._table.route(request.tenant, head.model_name)
-        request.model = route.model
+        # Another tenant's model goes by both names.
+        request.model = route.model if route.tenant == request.tenant else head.model_name
         request.objective_ns = head.objective_ns if head.objective_ns is not None else route.objective_ns
         remaining_s = context.time_remaining()
         deadline_ns = self._default_ns if remaining_s is None else min(int(remaining_s * SECOND_NS), 1 << 56)
@@ -260,12 +263,12 @@ class Inference:
             raise self._quotas.refusal(request.tenant, exceeded, gate, request.arrived_ns)
         request.gate = gate
 
-    async def _forwarded(self, request: Request, payload: bytes, replica: Replica) -> bytes | Refusal:
+    async def _forwarded(self, request: Request, payload: bytes, owner: str, replica: Replica) -> bytes | Refusal:
         assert request.deadline_ns is not None
         deadline_ns = request.arrived_ns + request.deadline_ns
         objective_ns = None if request.objective_ns is None else request.arrived_ns + request.objective_ns
         call = Call(
-            request.tenant,
+            owner,
             replica.replica_id,
             payload,
             self._loop.create_future(),

@@ -4,6 +4,7 @@ to which it answers with leases. No request ever waits for it."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic_ns
 from typing import TypeAlias
@@ -70,7 +71,9 @@ class RequestReports:
 
     async def report(self) -> None:
         """One report: of what has changed since the last that was answered. Raises grpc.RpcError."""
-        counts = self._accounts.by_model()
+        counts: dict[tuple[str, str], list[Counts]] = {}
+        for key, each in self._accounts.by_model().items():
+            counts.setdefault(_owned(key), []).append(each)
         states = {key: _state(each) for key, each in counts.items()}
         changed = [key for key, state in states.items() if self._whole or self._told.get(key) != state]
         request = scheduler_pb2.ReportRequestsRequest(
@@ -121,23 +124,47 @@ class RequestReports:
             await asyncio.wait_for(self._hurried.wait(), max(0.0, min(self._again_s, self._every_s) - soon_s))
 
 
-def _state(counts: Counts) -> _State:
-    return sum(counts.outcomes.values()), counts.within, counts.missed, counts.in_flight
+def _owned(key: tuple[str, str]) -> tuple[str, str]:
+    """The model as its owner has it: what others ask of it is demand for it, too."""
+    owner, between, name = key[1].partition("/")
+    return (owner, name) if between else key
 
 
-def _written(key: tuple[str, str], counts: Counts) -> scheduler_pb2.RequestCounts:
+def _state(counts: Sequence[Counts]) -> _State:
+    return (
+        sum(sum(each.outcomes.values()) for each in counts),
+        sum(each.within for each in counts),
+        sum(each.missed for each in counts),
+        sum(each.in_flight for each in counts),
+    )
+
+
+def _moved(counts: Sequence[Counts]) -> dict[str, tuple[int, int]]:
+    """Bytes in and out by executor, over all who asked."""
+    found: dict[str, tuple[int, int]] = {}
+    for each in counts:
+        for executor_id, (bytes_in, bytes_out) in each.bytes.items():
+            before = found.get(executor_id, (0, 0))
+            found[executor_id] = (before[0] + bytes_in, before[1] + bytes_out)
+    return found
+
+
+def _written(key: tuple[str, str], counts: Sequence[Counts]) -> scheduler_pb2.RequestCounts:
     tenant, model = key
+    requests, within, missed, in_flight = _state(counts)
+    latencies: dict[int, int] = {}
+    for each in counts:
+        for bucket, count in each.latencies.items():
+            latencies[bucket] = latencies.get(bucket, 0) + count
     return scheduler_pb2.RequestCounts(
         key=common_pb2.ModelKey(tenant=tenant, name=model),
-        requests=sum(counts.outcomes.values()),
-        within=counts.within,
-        missed=counts.missed,
-        in_flight=counts.in_flight,
-        latencies=[
-            scheduler_pb2.LatencyCount(bucket=bucket, count=count) for bucket, count in counts.latencies.items()
-        ],
+        requests=requests,
+        within=within,
+        missed=missed,
+        in_flight=in_flight,
+        latencies=[scheduler_pb2.LatencyCount(bucket=bucket, count=count) for bucket, count in latencies.items()],
         bytes=[
             scheduler_pb2.ByteCounts(executor_id=executor_id, bytes_in=moved[0], bytes_out=moved[1])
-            for executor_id, moved in counts.bytes.items()
+            for executor_id, moved in _moved(counts).items()
         ],
     )

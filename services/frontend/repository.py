@@ -11,9 +11,9 @@ import grpc
 
 from services._proto.apportion.v1 import common_pb2, registry_pb2, registry_pb2_grpc
 from services._proto.inference import grpc_service_pb2 as pb
+from services.common.access.callers import calling
 from services.common.errors import Reason, Refusal, invalid
 from services.common.status import from_rpc_error
-from services.frontend.core.keys import Keys
 from services.frontend.core.loading import Pending, loading, unloading
 from services.frontend.core.routes import State, Version
 from services.frontend.core.routing import RoutingTable
@@ -41,7 +41,8 @@ class Wishes:
         """The model's revision with the wish. Raises Refusal: MODEL_NOT_FOUND, or NOT_SERVING where it cannot be noted."""
         request = registry_pb2.UpdateModelRequest(key=common_pb2.ModelKey(tenant=tenant, name=model), unloaded=unloaded)
         try:
-            answer = await self._stub.UpdateModel(request, timeout=min(timeout_s, WISH_S))
+            asker = (("apportion-for", str(calling())),)
+            answer = await self._stub.UpdateModel(request, timeout=min(timeout_s, WISH_S), metadata=asker)
         except grpc.aio.AioRpcError as error:
             raise _unnoted(error, tenant, model) from error
         return int(answer.model.revision)
@@ -53,14 +54,14 @@ class Repository:
     allowed: whether callers may load and unload; where not, an operator does.
     """
 
-    def __init__(self, keys: Keys, table: RoutingTable, wishes: Wishes, *, allowed: bool, default_s: float) -> None:
-        self._keys, self._table, self._wishes = keys, table, wishes
+    def __init__(self, table: RoutingTable, wishes: Wishes, *, allowed: bool, default_s: float) -> None:
+        self._table, self._wishes = table, wishes
         self._allowed, self._default_s = allowed, default_s
 
-    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Any) -> pb.RepositoryIndexResponse:
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, _context: Any) -> pb.RepositoryIndexResponse:
         """The caller's models, a line a version; `ready`: only what serves. There is one repository, without a name."""
         response = pb.RepositoryIndexResponse()
-        for route in self._table.models(self._tenant(context)):
+        for route in self._table.models(calling().tenant):
             for version in route.versions.values():
                 state = INDEX_STATES.get(version.state, UNAVAILABLE)
                 if state == "READY" or not request.ready:
@@ -111,7 +112,7 @@ class Repository:
         name = request.model_name or request.repository_name
         if not name:
             raise invalid("model_name", "names no model")
-        tenant = self._tenant(context)
+        tenant = calling().tenant
         if not self._allowed:
             raise Refusal(
                 Reason.UNSUPPORTED,
@@ -135,10 +136,6 @@ class Repository:
             if now >= min(ends, since + pending.patience_s):
                 raise pending.refusal
             await asyncio.sleep(LOOK_S)
-
-    def _tenant(self, context: Any) -> str:
-        metadata = dict(context.invocation_metadata())
-        return self._keys.tenant(metadata.get("authorization"), metadata.get("apportion-key"))
 
 
 def _no_overrides(parameters: Iterable[str]) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import os
 import time
 
-from grpc_reflection.v1alpha import reflection
-
 from services.common import attributes as names
 from services.common import metrics
+from services.common.access.callers import ANONYMOUS, Role, caller_of
+from services.common.access.following import age
+from services.common.access.keys import Keys
 from services.common.channel import connect
 from services.common.heap import keep_large_blocks
 from services.common.otlp_metrics import MetricsExporter
@@ -17,7 +18,6 @@ from services.common.server import Server, write_ready
 from services.common.telemetry import PAUSE_S, Tracer
 from services.frontend.accounting import Accounts
 from services.frontend.core.held import Held
-from services.frontend.core.keys import Keys
 from services.frontend.core.retries import Retries
 from services.frontend.core.routing import RoutingTable
 from services.frontend.core.wire import Limits
@@ -47,30 +47,31 @@ class Frontend:
 
     def __init__(self, settings: FrontendSettings) -> None:
         self.settings = settings
-        self.keys = Keys(anonymous=settings.lets_in_anonymous)
+        self.keys = Keys(most_age_s=settings.keys_max_age_s)
         frontend_id = f"frontend-{os.urandom(4).hex()}"
         self.tracer = Tracer(
             "apportion-frontend",
             settings.otlp_endpoint,
             resource={names.SERVICE_INSTANCE_ID: frontend_id},
-            mesh_token=settings.mesh_token,
+            credentials=settings.credentials,
         )
         self.accounts = Accounts(self.tracer, settings.trace_sample, settings.trace_samples)
-        self.links = Links(frontend_id, settings.tenant_credit_bytes, settings.mesh_token)
+        self.links = Links(frontend_id, settings.tenant_credit_bytes, settings.credentials)
         self.table = RoutingTable(self.links.state)
         self.links.reports = self.table.report
         self._channels = [
-            connect(address, mesh_token=settings.mesh_token) for address in (settings.registry, settings.scheduler)
+            connect(address, to=name, credentials=settings.credentials)
+            for name, address in (("registry", settings.registry), ("scheduler", settings.scheduler))
         ]
         self.quotas = Quotas(settings.quota_unleased)
-        self._catalogue = CatalogueWatch(self.keys, self._channels[0], self._changed, self.quotas)
+        self._catalogue = CatalogueWatch(self.keys, self.table, self._channels[0], self._changed, self.quotas)
         self._routes = RoutesWatch(self.table, self._channels[1], self._changed)
         self._catalogue.judged = self.accounts.judge_by
         self._metrics = MetricsExporter(
             settings.otlp_endpoint,
             Measures(frontend_id, self.accounts, pause=lambda: time.sleep(PAUSE_S)).build,
             every_s=settings.metrics_export_s,
-            mesh_token=settings.mesh_token,
+            credentials=settings.credentials,
         )
         self._reports = RequestReports(frontend_id, self.accounts, self._channels[1], self.quotas)
         self._tasks: list[asyncio.Task[None]] = []
@@ -90,6 +91,7 @@ class Frontend:
         self.memory.port = int(address.rpartition(":")[2])
         followers = (self._catalogue.follower, self._routes.follower)
         self._tasks = [asyncio.ensure_future(follower.run()) for follower in followers]
+        self._tasks.append(asyncio.ensure_future(age(self.keys)))
         self._tasks.append(asyncio.ensure_future(self.memory.watch()))
         self._tasks.append(asyncio.ensure_future(self._reports.run()))
         self._metrics.start()
@@ -117,7 +119,6 @@ class Frontend:
         self.waiting, self.unread = Held(settings.tenant_request_bytes), Held(settings.tenant_unread_bytes)
         self.accounts.held = lambda: {"waiting": self.waiting.all(), "unread": self.unread.all()}
         self.inference = Inference(
-            self.keys,
             self.table,
             self.links,
             self.accounts,
@@ -136,20 +137,30 @@ class Frontend:
             ("grpc.max_receive_message_length", received),
             ("grpc.max_send_message_length", settings.max_message_bytes),
         ]
-        health = ModelHealth(self.keys, self.table, settings.streams)
-        self.server = Server(settings, settings.listen, name="frontend", public=True, options=options, health=health)
+        health = ModelHealth(self.table, settings.streams)
+        self.server = Server(
+            settings,
+            settings.listen,
+            name="frontend",
+            public=True,
+            serves=(SERVICE,),
+            keys=self.keys,
+            anonymous=caller_of(Role.TENANT_ADMIN, ANONYMOUS) if settings.lets_in_anonymous else None,
+            clients=settings.client_certificates,
+            options=options,
+            health=health,
+        )
         self._serve_methods(limits)
 
     def _serve_methods(self, limits: Limits) -> None:
         settings = self.settings
         bounds = Bounds(settings.stream_requests, settings.stream_bytes, settings.streams)
-        streams = Streams(self.inference, self.keys, limits, bounds)
-        self.memory = MemoryService(self.keys, self.regions, allowed=settings.shared_memory)
+        streams = Streams(self.inference, self.server.guard, limits, bounds)
+        self.memory = MemoryService(self.regions, allowed=settings.shared_memory)
         servicers = (
-            Describer(self.keys, self.table, lambda: self._catalogue.platforms, lambda: self.ready),
-            Statistics(self.keys, self.table, self.links),
+            Describer(self.table, lambda: self._catalogue.platforms, lambda: self.ready),
+            Statistics(self.table, self.links),
             Repository(
-                self.keys,
                 self.table,
                 Wishes(self._channels[0]),
                 allowed=settings.model_control,
@@ -158,8 +169,6 @@ class Frontend:
             self.memory,
         )
         self.server.grpc.add_generic_rpc_handlers((handlers(self.inference, streams, *servicers),))
-        if settings.reflection:
-            reflection.enable_server_reflection((SERVICE, reflection.SERVICE_NAME), self.server.grpc)
 
     def _changed(self) -> None:
         self.links.follow(self.table.addresses())
@@ -178,7 +187,7 @@ async def serve(settings: FrontendSettings, stop: asyncio.Event) -> None:
     frontend = Frontend(settings)
     address = await frontend.start()
     try:
-        with metrics.exposed(settings.metrics_listen, frontend.accounts) as also:
+        with metrics.exposed(settings, frontend.accounts) as also:
             write_ready(settings, listen=address, **also)
             await stop.wait()
     finally:

@@ -10,9 +10,9 @@ import grpc
 
 from services._proto.inference import grpc_service_pb2 as pb
 from services._proto.inference import model_config_pb2 as config_pb
+from services.common.access.callers import calling
 from services.common.errors import Reason, Refusal
 from services.frontend.core import describe
-from services.frontend.core.keys import Keys
 from services.frontend.core.routes import Route, Signature, State, Version
 from services.frontend.core.routing import RoutingTable, find
 from services.frontend.inference import Inference
@@ -49,12 +49,11 @@ class Describer:
 
     def __init__(
         self,
-        keys: Keys,
         table: RoutingTable,
         platforms: Callable[[], Mapping[tuple[str, str, int], str]],
         ready: Callable[[], bool],
     ) -> None:
-        self._keys, self._table, self._platforms, self._ready = keys, table, platforms, ready
+        self._table, self._platforms, self._ready = table, platforms, ready
 
     async def ServerLive(self, _request: pb.ServerLiveRequest, _context: Any) -> pb.ServerLiveResponse:
         """It answers, so it lives."""
@@ -64,9 +63,9 @@ class Describer:
         """Whether tenants and routes are known."""
         return pb.ServerReadyResponse(ready=self._ready())
 
-    async def ModelReady(self, request: pb.ModelReadyRequest, context: Any) -> pb.ModelReadyResponse:
+    async def ModelReady(self, request: pb.ModelReadyRequest, _context: Any) -> pb.ModelReadyResponse:
         """Whether the version, or some version where none is named, serves. A model that is not there is not ready."""
-        tenant = self._tenant(context)
+        tenant = calling().tenant
         try:
             route = self._table.route(tenant, request.name)
             self._table.replica(route, self._table.version(route, request.version))
@@ -78,9 +77,9 @@ class Describer:
         """Name, version, and the extensions that are served."""
         return pb.ServerMetadataResponse(name="apportion", version=installed("apportion"), extensions=EXTENSIONS)
 
-    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, _context: Any) -> pb.ModelMetadataResponse:
         """Tensors of the version, with whole shapes. Refusals as ModelInfer's while its signature is not known."""
-        route, version, signature = self._found(context, request.name, request.version)
+        route, version, signature = self._found(request.name, request.version)
         response = pb.ModelMetadataResponse(
             name=route.model,
             versions=[str(version.version)] if request.version else _ready_versions(route),
@@ -91,9 +90,9 @@ class Describer:
                 told.add(name=tensor.name, datatype=tensor.datatype, shape=describe.shape(tensor))
         return response
 
-    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Any) -> pb.ModelConfigResponse:
+    async def ModelConfig(self, request: pb.ModelConfigRequest, _context: Any) -> pb.ModelConfigResponse:
         """The version's configuration in Triton's terms. Refusals as ModelMetadata's."""
-        route, version, signature = self._found(context, request.name, request.version)
+        route, version, signature = self._found(request.name, request.version)
         platform, rows = self._platform(route, version), describe.batch_rows(signature)
         config = config_pb.ModelConfig(
             name=route.model, platform=platform, backend=BACKENDS.get(platform, ""), max_batch_size=rows
@@ -109,12 +108,8 @@ class Describer:
             config.dynamic_batching.SetInParent()
         return pb.ModelConfigResponse(config=config)
 
-    def _tenant(self, context: Any) -> str:
-        metadata = dict(context.invocation_metadata())
-        return self._keys.tenant(metadata.get("authorization"), metadata.get("apportion-key"))
-
-    def _found(self, context: Any, name: str, named: str) -> tuple[Route, Version, Signature]:
-        route = self._table.route(self._tenant(context), name)
+    def _found(self, name: str, named: str) -> tuple[Route, Version, Signature]:
+        route = self._table.route(calling().tenant, name)
         version = find(route, named) if named else self._table.version(route, "")
         if version.signature is None:
             raise Refusal(

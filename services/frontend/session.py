@@ -14,7 +14,7 @@ from google.rpc import status_pb2
 
 from services._proto.apportion.v1 import executor_pb2 as pb
 from services._proto.apportion.v1 import executor_pb2_grpc as stubs
-from services.common.channel import connect
+from services.common.channel import Credentials, connect
 from services.common.pacing import Pace, Pause
 from services.common.status import from_status
 from services.frontend.calls import Call, lost
@@ -32,15 +32,16 @@ class ProtocolError(Exception):
 class Session:
     """Both streams of one connection, from welcome to the first of them that ends. The Carrier of its calls."""
 
-    def __init__(self, address: str, hello: pb.ExecuteHello, mesh_token: str | None) -> None:
+    def __init__(self, address: str, hello: pb.ExecuteHello, credentials: Credentials) -> None:
         self.address = address
         self.welcome = pb.ExecuteWelcome()
         self._hello = pb.ExecuteHello()
         self._hello.CopyFrom(hello)
         self._hello.session = os.urandom(16)
         # The token goes on by hand: an interceptor would put a queue and a task between us and the stream.
-        self._metadata = (("authorization", f"Bearer {mesh_token}"),) if mesh_token else None
-        self._channels = (connect(address), connect(address))
+        token, with_tls = credentials.mesh_token, credentials._replace(mesh_token=None)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
+        self._channels = tuple(connect(address, to="executor", credentials=with_tls) for _ in range(2))
         self._sent: dict[int, Call] = {}
         self._abandoned: dict[int, str] = {}
         self._outbox = Outbox(0, 0, self._sent)

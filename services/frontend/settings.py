@@ -61,8 +61,8 @@ class FrontendSettings(ServiceSettings):
     """Whether callers may load and unload their tenant's models (RepositoryModelLoad, RepositoryModelUnload)."""
     load_wait_s: float = Field(default=300.0, gt=0)
     """How long a load or an unload waits, in seconds, where its caller gives no deadline."""
-    reflection: bool = False
-    """Whether the service describes itself to tools like grpcurl. It tells of methods, not of tenants."""
+    client_certificates: bool = False
+    """Whether callers must show a certificate of `tls_ca`; one of a tenant's speaks for its bearer as a key does."""
     default_deadline_s: float = Field(default=60.0, gt=0, le=86_400)
     """Deadline in seconds of a request whose caller gives none."""
     retry_ratio: float = Field(default=0.1, ge=0, le=1)

@@ -76,7 +76,7 @@ def _stage(request: Request, stage: str, start_ns: int, end_ns: int) -> SpanReco
         parent_span_id=request.span_id,
         start_ns=start_ns,
         end_ns=max(start_ns, end_ns),
-        attributes={names.SLO_STAGE: stage},
+        attributes={names.SLO_STAGE: stage, names.TENANT_NAME: request.tenant},
     )
 
 

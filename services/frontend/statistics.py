@@ -11,8 +11,8 @@ import structlog
 
 from services._proto.apportion.v1 import executor_pb2
 from services._proto.inference import grpc_service_pb2 as pb
+from services.common.access.callers import calling
 from services.common.errors import Reason, Refusal
-from services.frontend.core.keys import Keys
 from services.frontend.core.routing import RoutingTable, find
 from services.frontend.core.statistics import Counted, Duration, Size, summed
 from services.frontend.forward import Links
@@ -26,17 +26,16 @@ WAIT_S = 2.0
 class Statistics:
     """Asks every executor and adds up."""
 
-    def __init__(self, keys: Keys, table: RoutingTable, links: Links) -> None:
-        self._keys, self._table, self._links = keys, table, links
+    def __init__(self, table: RoutingTable, links: Links) -> None:
+        self._table, self._links = table, links
 
-    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Any) -> pb.ModelStatisticsResponse:
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, _context: Any) -> pb.ModelStatisticsResponse:
         """Counts of the version, of the model's versions, or of all the caller's models.
 
         Raises Refusal: MODEL_NOT_FOUND, VERSION_NOT_FOUND; EXECUTOR_LOST where an executor does not tell its counts, since
         sums without them would shrink.
         """
-        metadata = dict(context.invocation_metadata())
-        tenant = self._keys.tenant(metadata.get("authorization"), metadata.get("apportion-key"))
+        tenant = calling().tenant
         known = self._known(tenant, request.name, request.version)
         told = await self._told(tenant, request.name)
         return pb.ModelStatisticsResponse(model_stats=[_written(counted) for counted in summed(told, known)])

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 import structlog
 
 from services._proto.inference import grpc_service_pb2 as pb
+from services.common.access.callers import Caller, calling
+from services.common.access.guard import Guard
 from services.common.errors import Reason, Refusal
-from services.frontend.core.keys import Keys
 from services.frontend.core.order import Order, Ticket
 from services.frontend.core.wire import Limits, framed, request_id
 from services.frontend.inference import Answered, Inference
@@ -55,16 +56,20 @@ class _Told(NamedTuple):
 class Streams:
     """Serves ModelStreamInfer."""
 
-    def __init__(self, inference: Inference, keys: Keys, limits: Limits, bounds: Bounds) -> None:
-        self._inference, self._keys, self._limits, self._bounds = inference, keys, limits, bounds
+    def __init__(self, inference: Inference, guard: Guard, limits: Limits, bounds: Bounds) -> None:
+        self._inference, self._guard, self._limits, self._bounds = inference, guard, limits, bounds
         self._open: dict[str, int] = {}
 
     async def infer(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """inference.ModelInferRequest in, inference.ModelStreamInferResponse out, both as bytes. Raises Refusal."""
-        metadata = dict(context.invocation_metadata())
-        tenant = self._keys.tenant(metadata.get("authorization"), metadata.get("apportion-key"))
+        shown, caller = context.invocation_metadata(), calling()
+        metadata, tenant = dict(shown), caller.tenant
         self._enter(tenant)
-        conversation = _Conversation(self._inference, self._limits, self._bounds, context)
+        # Asked of every request: a key may be revoked while its stream is open. Who came by certificate shows nothing here.
+        asks = lambda: found if isinstance(found := self._guard.identify(shown), Refusal) else caller
+        conversation = _Conversation(
+            self._inference, self._limits, self._bounds, context, asks if self._guard.shows(shown) else lambda: caller
+        )
         reader = asyncio.ensure_future(conversation.read(requests))
         strict = str(metadata.get(GRPC_ERROR_KEY, "")).lower() == "true"
         try:
@@ -105,8 +110,16 @@ class Streams:
 class _Conversation:
     """One stream: what was asked and not yet told."""
 
-    def __init__(self, inference: Inference, limits: Limits, bounds: Bounds, context: Any) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        limits: Limits,
+        bounds: Bounds,
+        context: Any,
+        caller: Callable[[], Caller | Refusal],
+    ) -> None:
         self._inference, self._limits, self._bounds, self._context = inference, limits, bounds, context
+        self._caller = caller
         self._order: Order[_Told] = Order()
         self._ready: deque[_Told] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,7 +178,7 @@ class _Conversation:
     async def _serve(self, payload: bytes, ticket: Ticket[_Told]) -> None:
         answered = None
         try:
-            answered = await self._inference.answer(payload, self._context, METHOD)
+            answered = await self._inference.answer(payload, self._context, self._caller(), METHOD)
             refusal, model = answered.request.refusal, answered.request.model
         except Exception as error:
             log.error("unexpected error", method=METHOD, exc_info=error)

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterable, Callable, Iterable
 import grpc
 
 from services._proto.apportion.v1 import common_pb2, registry_pb2, registry_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
+from services.common.access.following import KeyFeed
+from services.common.access.keys import Keys
 from services.common.watch import Follower
-from services.frontend.core.keys import Keys
 from services.frontend.core.routes import Replica, Route, Signature, State, Tensor, Version
 from services.frontend.core.routing import RoutingTable
 from services.frontend.quotas import Quotas
@@ -26,7 +27,7 @@ _STATES = {
 
 
 class CatalogueWatch:
-    """Keeps `keys` and `quotas` as the registry has them.
+    """Keeps `keys`, `quotas`, and in `table` which models are shared, as the registry has them.
 
     platforms: the artefact's format by (tenant, model, version), as ModelMetadata names it.
     objectives_us: of the SLOs that have one of their own, by (tenant, model).
@@ -35,13 +36,15 @@ class CatalogueWatch:
     def __init__(
         self,
         keys: Keys,
+        table: RoutingTable,
         channel: grpc.aio.Channel,
         changed: Callable[[], None],
         quotas: Quotas | None = None,
     ) -> None:
-        self._keys, self._changed, self._quotas = keys, changed, quotas or Quotas()
-        self._stub = registry_pb2_grpc.RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._feed, self._table, self._changed = KeyFeed(keys), table, changed
+        self._quotas = quotas or Quotas()
         self._tenants: list[registry_pb2.Tenant] = []
+        self._stub = registry_pb2_grpc.RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
         self._models: list[registry_pb2.Model] = []
         self._position: CataloguePosition = 0
         self.platforms: dict[tuple[str, str, int], str] = {}
@@ -53,12 +56,12 @@ class CatalogueWatch:
     def apply(self, message: registry_pb2.WatchCatalogueResponse) -> CataloguePosition:
         """Takes one step of the watch; returns the position after it."""
         event = message.WhichOneof("event")
+        self._feed.apply(message)
         if event == "snapshot":
             return self._part(message.revision, message.snapshot)
         if event == "changes":
             changes = message.changes
             if changes.tenants or changes.removed_tenants:
-                self._keys.change(_hashes(changes.tenants), changes.removed_tenants)
                 self._quotas.change(changes.tenants, changes.removed_tenants)
                 self._changed()
             for key in [*changes.removed_models, *(model.key for model in changes.models)]:
@@ -75,17 +78,19 @@ class CatalogueWatch:
         self._tenants.extend(part.tenants)
         self._models.extend(part.models)
         if part.last_part:
-            self._keys.replace(_hashes(self._tenants))
             self._quotas.replace(self._tenants)
+            self._tenants = []
             self.platforms, self.objectives_us = {}, {}
+            self._table.share_anew()
             self._platforms(self._models)
             self.judged(self.objectives_us)
-            self._tenants, self._models, self._position = [], [], revision
+            self._models, self._position = [], revision
             self._changed()
         return self._position
 
     def _platforms(self, models: Iterable[registry_pb2.Model]) -> None:
         for model in models:
+            self._table.share(model.key.tenant, model.key.name, model.shared_with)
             for version in model.versions:
                 platform = PLATFORMS.get(version.config.format, "")
                 self.platforms[model.key.tenant, model.key.name, version.version] = platform
@@ -94,6 +99,7 @@ class CatalogueWatch:
                 self.objectives_us[model.key.tenant, model.key.name] = tuple(sorted(own))
 
     def _forget(self, key: common_pb2.ModelKey) -> None:
+        self._table.share(key.tenant, key.name, ())
         self.objectives_us.pop((key.tenant, key.name), None)
         for held in [held for held in self.platforms if held[:2] == (key.tenant, key.name)]:
             del self.platforms[held]
@@ -179,7 +185,3 @@ def _tensor(told: common_pb2.TensorSpec) -> Tensor:
         batch_axis=told.batch_axis if told.HasField("batch_axis") else None,
         optional=told.optional,
     )
-
-
-def _hashes(tenants: Iterable[registry_pb2.Tenant]) -> dict[str, list[bytes]]:
-    return {tenant.name: [key.sha256 for key in tenant.keys] for tenant in tenants}

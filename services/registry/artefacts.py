@@ -1,6 +1,6 @@
 """Artefacts as files named by their sha256: whole or not there, on a local folder or on any fsspec storage.
 
-Everything here blocks; callers run it in threads. An artefact that no version refers to stays until somebody collects it.
+Everything here blocks; callers run it in threads. An artefact that no version refers to is collected: see collecting.py.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -21,6 +24,7 @@ from services.common.errors import Reason, Refusal
 # Uploads that were left behind by a process that died are removed once nothing has written to them for this long.
 STALE_S = 3600.0
 # What a local disk says when there is no room: the device, the quota, the largest file it takes.
+DIGITS = re.compile(r"[0-9a-f]{64}")
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -38,6 +42,12 @@ class Artefacts(Protocol):
 
     def open(self, digest: str) -> BinaryIO:
         """A stored artefact for reading. Raises FileNotFoundError."""
+
+    def remove(self, digest: str) -> None:
+        """Removes an artefact; nothing happens where it is not here. Who reads it reads on. Raises OSError."""
+
+    def stored(self, before_s: float) -> list[str]:
+        """Digests of all that is stored and was written before this time (Unix). Raises OSError."""
 
     def free_bytes(self) -> int | None:
         """What can still be stored; None: not known."""
@@ -134,6 +144,21 @@ class LocalArtefacts:
         """See Artefacts."""
         return (self._root / name_of(digest)).open("rb")
 
+    def remove(self, digest: str) -> None:
+        """See Artefacts."""
+        (self._root / name_of(digest)).unlink(missing_ok=True)
+
+    def stored(self, before_s: float) -> list[str]:
+        """See Artefacts."""
+        found = []
+        for path in (self._root / "sha256").glob("*/*"):
+            try:
+                if DIGITS.fullmatch(path.name) and path.stat().st_mtime < before_s:
+                    found.append(f"sha256:{path.name}")
+            except FileNotFoundError:
+                continue
+        return found
+
     def free_bytes(self) -> int | None:
         """See Artefacts."""
         return shutil.disk_usage(self._root).free
@@ -196,6 +221,22 @@ class RemoteArtefacts:
     def open(self, digest: str) -> BinaryIO:
         """See Artefacts."""
         return self._filesystem.open(f"{self._root}/{name_of(digest)}", "rb")
+
+    def remove(self, digest: str) -> None:
+        """See Artefacts."""
+        with suppress(FileNotFoundError):
+            self._filesystem.rm_file(f"{self._root}/{name_of(digest)}")
+
+    def stored(self, before_s: float) -> list[str]:
+        """See Artefacts. Where the storage does not say when something was written, nothing is old enough."""
+        self._filesystem.invalidate_cache()
+        names = [str(name) for name in self._filesystem.find(f"{self._root}/sha256")]
+        now_s = time.time()
+        return [
+            f"sha256:{digits}"
+            for name in names
+            if DIGITS.fullmatch(digits := name.rpartition("/")[2]) and self._written_s(name, now_s) < before_s
+        ]
 
     def free_bytes(self) -> int | None:
         """See Artefacts."""

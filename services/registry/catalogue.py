@@ -6,15 +6,20 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from services._proto.apportion.v1 import common_pb2
 from services.common.errors import Reason, Refusal
 from services.registry import rows
 from services.registry.core import keys, rules, slos, versions
-from services.registry.core.records import Key, Model, NamedSlo, Quota, Tenant
+from services.registry.core.records import Key, KeyRole, Model, NamedSlo, Quota, Tenant
 from services.registry.core.versions import Outcome, Push, Wish
 from services.registry.store import Store, Writing, found
 from services.registry.uploads import Uploads, missing, owned_size
 from services.registry.wire import joined, model_message, same_digest
+
+SECOND_US = 1_000_000
+MOST_US = (1 << 63) - 1
 
 
 class Tenants:
@@ -31,7 +36,7 @@ class Tenants:
         async def operation(writing: Writing) -> tuple[Tenant, str]:
             if await rows.tenant(writing.connection, name) is not None:
                 raise Refusal(Reason.TENANT_EXISTS, f"name: there is a tenant {name!r} already", field="name")
-            key, text = new_key(writing.now_us)
+            key, text = new_key(writing.now_us, KeyRole.TENANT_ADMIN)
             held = quota or Quota()
             tenant = Tenant(name, reservation_millidevices, weight, writing.now_us, (key,), quota=held)
             return await writing.save_tenant(None, tenant), text
@@ -73,22 +78,46 @@ class Tenants:
 
         await self._store.write(operation)
 
-    async def add_key(self, name: str) -> tuple[Key, str]:
-        """A further key and its text."""
+    async def add_key(self, name: str, role: KeyRole = KeyRole.TENANT, lifetime_s: int = 0) -> tuple[Key, str]:
+        """A further key and its text. lifetime_s: 0: for good. Keys that are over are let go of."""
 
         async def operation(writing: Writing) -> tuple[Key, str]:
             before = await writing.tenant(name)
-            if len(before.keys) >= rules.MOST_KEYS:
-                message = (
-                    f"tenant: {name!r} has {len(before.keys)} keys of at most {rules.MOST_KEYS}; revoke some first"
-                )
-                raise Refusal(Reason.QUOTA_EXCEEDED, message, field="tenant", facts={"subject": "keys"})
-            key, text = new_key(writing.now_us)
-            held = tuple(sorted((*before.keys, key), key=lambda kept: (kept.created_at_us, kept.id)))
-            await writing.save_tenant(before, replace(before, keys=held))
+            expires_at_us = writing.now_us + lifetime_s * SECOND_US if lifetime_s else None
+            key, text = new_key(writing.now_us, role, expires_at_us)
+            await self._hold(writing, before, (*_current(before, writing.now_us), key))
+            writing.tell(name, key.id)
             return key, text
 
         return await self._store.write(operation)
+
+    async def rotate_key(self, name: str, key_id: str, overlap_s: int) -> tuple[Key, str]:
+        """A key in place of another, which is good for `overlap_s` more. Raises KEY_NOT_FOUND."""
+
+        async def operation(writing: Writing) -> tuple[Key, str]:
+            before, now_us = await writing.tenant(name), writing.now_us
+            current = _current(before, now_us)
+            old = next((key for key in current if key.id == key_id), None)
+            if old is None:
+                raise Refusal(Reason.KEY_NOT_FOUND, f"key_id: tenant {name!r} has no such key", field="key_id")
+            key, text = new_key(now_us, old.role)
+            ends_us = min(now_us + overlap_s * SECOND_US, old.expires_at_us or MOST_US)
+            ending = (replace(old, expires_at_us=ends_us),) if overlap_s else ()
+            others = tuple(each for each in current if each is not old)
+            await self._hold(writing, before, (*others, *ending, key))
+            writing.tell(name, f"{key_id} by {key.id}")
+            return key, text
+
+        return await self._store.write(operation)
+
+    async def _hold(self, writing: Writing, before: Tenant, keys: tuple[Key, ...]) -> None:
+        if len(keys) > rules.MOST_KEYS:
+            message = (
+                f"tenant: {before.name!r} has {len(before.keys)} keys of at most {rules.MOST_KEYS}; revoke some first"
+            )
+            raise Refusal(Reason.QUOTA_EXCEEDED, message, field="tenant", facts={"subject": "keys"})
+        held = tuple(sorted(keys, key=lambda kept: (kept.created_at_us, kept.id)))
+        await writing.save_tenant(before, replace(before, keys=held))
 
     async def revoke_key(self, name: str, key_id: str) -> None:
         """Ends a key; nothing happens where it has ended."""
@@ -97,6 +126,8 @@ class Tenants:
             before = await writing.tenant(name)
             kept = tuple(key for key in before.keys if key.id != key_id)
             await writing.save_tenant(before, replace(before, keys=kept))
+            if kept != before.keys:
+                writing.tell(name, key_id)
 
         await self._store.write(operation)
 
@@ -113,7 +144,7 @@ class Models:
         Raises TENANT_NOT_FOUND, VERSION_EXISTS, ARTEFACT_NOT_FOUND, MESSAGE_TOO_LARGE.
         """
         size_bytes = await self._store.read(lambda connection: owned_size(connection, push.tenant, push.digest))
-        # Outside the transaction: storage may be slow, and nothing takes an artefact away.
+        # Outside the transaction: storage may be slow. What is collected in between is no longer owned inside it.
         stored = size_bytes is not None and await self._uploads.holds(push.digest, size_bytes)
 
         async def operation(writing: Writing) -> tuple[Model, int, bool]:
@@ -132,9 +163,18 @@ class Models:
 
         return await self._store.write(operation)
 
-    async def get(self, tenant: str, name: str) -> Model:
-        """One model; MODEL_NOT_FOUND."""
-        model = await self._store.read(lambda connection: rows.model(connection, tenant, name))
+    async def get(self, tenant: str, name: str, reader: str | None = None) -> Model:
+        """One model; MODEL_NOT_FOUND. reader: the tenant that asks, which sees its own and what is shared with it; None: all.
+
+        What a reader may not see is not read: of another tenant's model only the grant is looked up.
+        """
+
+        async def operation(connection: AsyncConnection) -> Model | None:
+            if reader not in (None, tenant) and not await rows.granted(connection, tenant, name, reader):
+                return None
+            return await rows.model(connection, tenant, name)
+
+        model = await self._store.read(operation)
         if model is None:
             raise versions.model_missing(tenant, name)
         return model
@@ -147,6 +187,18 @@ class Models:
         async def operation(writing: Writing) -> Model:
             before = await _model(writing, tenant, name)
             return await writing.save_model(before, versions.updated(before, wish, splits, expected_revision))
+
+        return await self._store.write(operation)
+
+    async def share(self, tenant: str, name: str, grantee: str, *, revoked: bool) -> Model:
+        """The model shared with one more tenant, or with one fewer."""
+
+        async def operation(writing: Writing) -> Model:
+            before = await _model(writing, tenant, name)
+            after = await writing.save_model(before, versions.shared(before, grantee, revoked=revoked))
+            if writing.saved:
+                writing.tell(tenant, f"{name} {'not ' if revoked else ''}with {grantee}")
+            return after
 
         return await self._store.write(operation)
 
@@ -203,7 +255,12 @@ async def _model(writing: Writing, tenant: str, name: str) -> Model:
     return model
 
 
-def new_key(now_us: int) -> tuple[Key, str]:
+def new_key(now_us: int, role: KeyRole, expires_at_us: int | None = None) -> tuple[Key, str]:
     """A key as it is kept, and its text."""
     text, key_id = keys.text_and_id(secrets.token_bytes(keys.CHANCE_BYTES))
-    return Key(key_id, keys.sha256(text), now_us), text
+    return Key(key_id, keys.sha256(text), now_us, role, expires_at_us), text
+
+
+def _current(tenant: Tenant, now_us: int) -> tuple[Key, ...]:
+    """The keys that are not over."""
+    return tuple(key for key in tenant.keys if key.expires_at_us is None or key.expires_at_us > now_us)

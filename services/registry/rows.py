@@ -14,6 +14,7 @@ from services.registry.core.records import (
     Inspection,
     Isolation,
     Key,
+    KeyRole,
     Model,
     NamedSlo,
     Quota,
@@ -26,6 +27,7 @@ from services.registry.tables import (
     api_keys,
     artefact_owners,
     artefacts,
+    model_grants,
     model_slos,
     models,
     profiles,
@@ -64,7 +66,7 @@ async def _tenants(connection: AsyncConnection, where: ColumnElement[bool], limi
     keys: dict[str, list[Key]] = defaultdict(list)
     ordered = select(api_keys).where(between).order_by(api_keys.c.created_at_us, api_keys.c.id)
     for row in await connection.execute(ordered):
-        keys[row.tenant].append(Key(row.id, bytes(row.sha256), row.created_at_us))
+        keys[row.tenant].append(_api_key(row))
     limits = select(quotas).where(quotas.c.tenant.between(rows[0].name, rows[-1].name))
     held = {row.tenant: _quota(row) for row in await connection.execute(limits)}
     return [
@@ -79,6 +81,10 @@ async def _tenants(connection: AsyncConnection, where: ColumnElement[bool], limi
         )
         for row in rows
     ]
+
+
+def _api_key(row: Row[Any]) -> Key:
+    return Key(row.id, bytes(row.sha256), row.created_at_us, KeyRole(row.role), row.expires_at_us)
 
 
 def _quota(row: Row[Any]) -> Quota:
@@ -107,6 +113,12 @@ async def model(connection: AsyncConnection, tenant_name: str, name: str) -> Mod
     """One model with its versions."""
     found = await _models(connection, and_(models.c.tenant == tenant_name, models.c.name == name))
     return found[0] if found else None
+
+
+async def granted(connection: AsyncConnection, tenant_name: str, name: str, grantee: str | None) -> bool:
+    """Whether a model is shared with another tenant."""
+    place = and_(_key(model_grants) == tuple_(tenant_name, name), model_grants.c.grantee == grantee)
+    return (await connection.execute(select(model_grants.c.grantee).where(place))).first() is not None
 
 
 async def models_after(
@@ -141,8 +153,13 @@ async def _models(connection: AsyncConnection, where: ColumnElement[bool], limit
     splits: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for row in await connection.execute(_between(traffic_splits, first, last)):
         splits[row.tenant, row.name].append((row.version, row.ppm))
+    grants: dict[tuple[str, str], list[str]] = defaultdict(list)
+    within = and_(_key(model_grants) >= tuple_(*first), _key(model_grants) <= tuple_(*last))
+    for row in await connection.execute(select(model_grants).where(within).order_by(model_grants.c.grantee)):
+        grants[row.tenant, row.name].append(row.grantee)
     slos = await _slos(connection, first, last)
-    return [_model(row, held[key], splits[key], slos[key]) for row in rows for key in ((row.tenant, row.name),)]
+    places = [(row, (row.tenant, row.name)) for row in rows]
+    return [_model(row, held[place], splits[place], slos[place], grants[place]) for row, place in places]
 
 
 async def _slos(
@@ -180,7 +197,11 @@ def _between(table: Table, first: tuple[str, str], last: tuple[str, str]) -> Any
 
 
 def _model(
-    row: Row[Any], held: Sequence[Version], splits: Sequence[tuple[int, int]], slos: Sequence[NamedSlo]
+    row: Row[Any],
+    held: Sequence[Version],
+    splits: Sequence[tuple[int, int]],
+    slos: Sequence[NamedSlo],
+    grants: Sequence[str],
 ) -> Model:
     return Model(
         row.tenant,
@@ -195,6 +216,7 @@ def _model(
         row.revision,
         row.unloaded,
         tuple(slos),
+        tuple(sorted(grants)),
     )
 
 
@@ -224,13 +246,14 @@ async def save_tenant(connection: AsyncConnection, before: Tenant | None, after:
         await connection.execute(insert(tenants).values(name=after.name, **columns))
     else:
         await connection.execute(update(tenants).where(tenants.c.name == after.name).values(**columns))
-    held = {key.id for key in before.keys} if before else set()
-    kept = {key.id for key in after.keys}
-    if held - kept:
-        await connection.execute(delete(api_keys).where(api_keys.c.id.in_(held - kept)))
+    held = set(before.keys) if before else set()
+    changed = held - set(after.keys)
+    if changed:
+        await connection.execute(delete(api_keys).where(api_keys.c.id.in_({key.id for key in changed})))
     for key in after.keys:
-        if key.id not in held:
+        if key not in held:
             row = {"id": key.id, "tenant": after.name, "sha256": key.sha256, "created_at_us": key.created_at_us}
+            row |= {"role": int(key.role), "expires_at_us": key.expires_at_us}
             await connection.execute(insert(api_keys).values(row))
     if (before.quota if before else Quota()) != after.quota:
         await connection.execute(delete(quotas).where(quotas.c.tenant == after.name))
@@ -263,6 +286,11 @@ async def save_model(connection: AsyncConnection, before: Model | None, after: M
             update(models).where(_key(models) == tuple_(after.tenant, after.name)).values(**columns)
         )
     await _save_versions(connection, before, after)
+    if (before.shared_with if before else ()) != after.shared_with:
+        await connection.execute(delete(model_grants).where(_key(model_grants) == tuple_(after.tenant, after.name)))
+        for grantee in after.shared_with:
+            row = {"tenant": after.tenant, "name": after.name, "grantee": grantee}
+            await connection.execute(insert(model_grants).values(row))
     if (before.traffic if before else ()) != after.traffic:
         await connection.execute(delete(traffic_splits).where(_key(traffic_splits) == tuple_(after.tenant, after.name)))
         for number, ppm in after.traffic:

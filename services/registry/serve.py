@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 
 from services._proto.apportion.v1 import registry_pb2, registry_pb2_grpc
 from services.common import metrics
+from services.common.access.following import KeyFeed, age
+from services.common.access.keys import Keys
 from services.common.channel import backoff
 from services.common.errors import Refusal
 from services.common.server import Server, StartupError, write_ready
 from services.registry.artefacts import Artefacts, LocalArtefacts, open_store
+from services.registry.collecting import Collector
 from services.registry.database import Database
+from services.registry.head import Head
 from services.registry.servicer import RegistryServicer
 from services.registry.settings import RegistrySettings
 from services.registry.store import Store
@@ -23,6 +29,9 @@ from services.registry.watch import Watches
 
 log = structlog.get_logger()
 SERVICE = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name
+
+KNOWS_S = 5.0
+"""How long a start waits for the registry's own knowledge of keys."""
 
 
 async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
@@ -34,21 +43,36 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
     store = Store(Database(settings.database), history=settings.history_revisions)
     files = artefacts_of(settings)
     uploads = Uploads(store, files, most_bytes=settings.max_artefact_bytes, idle_s=settings.upload_idle_s)
-    server = Server(settings, settings.listen, name="registry")
-    servicer = RegistryServicer(store, uploads, Watches(store, bookmark_s=settings.bookmark_s))
+    keys = Keys()
+    server = Server(settings, settings.listen, name="registry", serves=(SERVICE,), keys=keys)
+    watches = Watches(store, bookmark_s=settings.bookmark_s)
+    servicer = RegistryServicer(store, uploads, watches)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
     await set_serving(server, False)
     address = await server.start()
-    work = asyncio.create_task(_work(settings, store, servicer, files, server, address))
+    collector = Collector(store, files, grace_s=settings.collect_grace_s, audit_s=settings.audit_s, busy=uploads.busy)
+    prepared, knows = asyncio.Event(), asyncio.Event()
+    known = asyncio.create_task(_know(keys, watches, store, prepared, knows))
+
+    async def prepare() -> None:
+        await _prepare_files(files)
+        await _prepare_store(store)
+        await _forget_names(servicer.usage, settings.usage_names_days)
+        prepared.set()
+        with suppress(TimeoutError):
+            # Who is told that it is ready may come with a key at once.
+            await asyncio.wait_for(knows.wait(), KNOWS_S)
+
+    work = asyncio.create_task(_work(settings, store, prepare, server, address, collector))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
         if work.done():
             work.result()
     finally:
-        work.cancel()
-        stopping.cancel()
-        await asyncio.gather(work, stopping, return_exceptions=True)
+        for task in (work, known, stopping):
+            task.cancel()
+        await asyncio.gather(work, known, stopping, return_exceptions=True)
         # Watches would otherwise hold the drain up for its whole length.
         store.head.close()
         await server.stop()
@@ -58,19 +82,45 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
 async def _work(
     settings: RegistrySettings,
     store: Store,
-    servicer: RegistryServicer,
-    files: Artefacts,
+    prepare: Callable[[], Awaitable[None]],
     server: Server,
     address: str,
+    collector: Collector,
 ) -> None:
-    """Prepares, says so, then looks for commits of other processes until cancelled."""
-    await _prepare_files(files)
-    await _prepare_store(store)
-    await _forget_names(servicer.usage, settings.usage_names_days)
+    """Prepares, says so, then looks for commits of other processes, and for garbage, until cancelled."""
+    await prepare()
     await set_serving(server, True)
-    with metrics.exposed(settings.metrics_listen) as also:
+    with metrics.exposed(settings) as also:
         write_ready(settings, listen=address, **also)
-        await store.head.poll(store.revision, settings.poll_s)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(store.head.poll(store.revision, settings.poll_s))
+            if settings.collect_every_s:
+                tasks.create_task(collector.run(settings.collect_every_s))
+
+
+async def _know(keys: Keys, watches: Watches, store: Store, prepared: asyncio.Event, knows: asyncio.Event) -> None:
+    """Keeps the registry's own knowledge of keys, as a watcher of itself, from when it is prepared until cancelled."""
+    await prepared.wait()
+    ageing, seen = asyncio.create_task(age(keys)), Head()
+    delays = backoff()
+    try:
+        while True:
+            feed, after = KeyFeed(keys), 0
+            try:
+                async for message in watches.follow(after):
+                    after, delays = feed.apply(message) or after, backoff()
+                    seen.advance(after)
+                    store.followed = seen
+                    if keys.known:
+                        knows.set()
+            except Refusal as refusal:
+                log.info("keys are not read", error=refusal.message)
+            store.followed = None
+            if store.head.closed:
+                return
+            await asyncio.sleep(next(delays))
+    finally:
+        ageing.cancel()
 
 
 def artefacts_of(settings: RegistrySettings) -> Artefacts:

@@ -36,6 +36,12 @@ class RegistrySettings(ServiceSettings):
     upload_idle_s: float = Field(default=60.0, gt=0)
     """Seconds without a message after which an upload is given up."""
 
+    collect_every_s: float = Field(default=600.0, ge=0)
+    """How often artefacts that no version refers to are removed; 0: never."""
+    collect_grace_s: float = Field(default=86_400.0, ge=60)
+    """How long an uploaded artefact may wait for a version that refers to it."""
+    audit_s: float = Field(default=400 * 86_400.0, ge=3600)
+    """How long lines of the audit log are kept."""
     usage_names_days: int = Field(default=400, ge=1)
     """Days after which a name of counts (an executor's book, a frontend) under which nothing was told is let go of. What was
     counted stays; an executor that comes back later than that with its old book is counted anew."""

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.common.access.callers import CALLED, calling
 from services.common.errors import Reason, Refusal
 from services.registry import rows
 from services.registry.core.records import Change, Model, Tenant
 from services.registry.database import Database
 from services.registry.head import Head
-from services.registry.tables import changes, revisions
+from services.registry.tables import audit, changes, revisions
 from services.registry.wire import model_message, tenant_message
 
 Result = TypeVar("Result")
@@ -25,6 +26,8 @@ Result = TypeVar("Result")
 MOST_CHANGES = 32
 # How long transactions in flight may take when the registry stops.
 CLOSE_S = 5.0
+# How long a change of keys waits until the registry itself goes by it.
+FOLLOWED_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class Store:
         self._writer = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
         self._ready = False
+        self.followed: Head | None = None
+        """How far the registry's own knowledge of keys has got; None: it has none."""
 
     async def prepare(self) -> None:
         """Brings the schema up to date. Until this has succeeded, everything else is refused with NOT_SERVING."""
@@ -109,10 +114,15 @@ class Store:
                 revision, compacted = await _counter(connection, lock=not self.database.is_sqlite)
                 writing = Writing(connection, revision + 1, self.clock_us())
                 result = await operation(writing)
+                if writing.told is not None:
+                    await connection.execute(insert(audit).values(audited(writing.told, writing)))
                 if writing.saved:
                     await self._count(connection, writing.revision, compacted)
             if writing.saved:
                 self.head.advance(writing.revision)
+        if writing.saved and writing.of_tenants and self.followed is not None:
+            # So that who made a key can use it here, and who revoked one knows that it is not.
+            await self.followed.wait_past(writing.revision - 1, FOLLOWED_S)
         return result
 
     async def _count(self, connection: AsyncConnection, revision: int, compacted: int) -> None:
@@ -164,7 +174,13 @@ class Writing:
 
     def __init__(self, connection: AsyncConnection, revision: int, now_us: int) -> None:
         self.connection, self.revision, self.now_us = connection, revision, now_us
-        self.saved = False
+        self.saved = self.of_tenants = False
+        self.told: tuple[str, str] | None = None
+        """What has been changed, for the audit log: (tenant, object); None: nothing."""
+
+    def tell(self, tenant: str, what: str = "") -> None:
+        """Says what has been changed where the catalogue alone does not: a key's id, an artefact's digest, a version."""
+        self.told = (tenant, what)
 
     async def tenant(self, name: str, field: str = "tenant") -> Tenant:
         """The tenant; TENANT_NOT_FOUND."""
@@ -201,7 +217,8 @@ class Writing:
     async def _log(self, change: Change) -> None:
         if self.saved:
             raise RuntimeError(f"revision {self.revision} has its change already")
-        self.saved = True
+        self.saved, self.of_tenants = True, change.name is None
+        self.told = self.told or (change.tenant, change.name or "")
         row = {
             "revision": self.revision,
             "tenant": change.tenant,
@@ -210,6 +227,20 @@ class Writing:
             "body": None if change.after is None else zlib.compress(body(change.after)),
         }
         await self.connection.execute(insert(changes).values(row))
+
+
+def audited(told: tuple[str, str], writing: Writing) -> dict[str, object]:
+    """The row of the audit log: who, what, when."""
+    caller = calling()
+    return {
+        "at_us": writing.now_us,
+        "actor": str(caller),
+        "actor_tenant": caller.tenant,
+        "action": CALLED.get().rpartition("/")[2],
+        "tenant": told[0],
+        "object": told[1],
+        "revision": writing.revision if writing.saved else 0,
+    }
 
 
 def body(record: Tenant | Model) -> bytes:

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -75,6 +76,9 @@ api_keys = Table(
     Column("tenant", Name, ForeignKey("tenants.name", ondelete="CASCADE"), nullable=False, index=True),
     Column("sha256", LargeBinary, nullable=False, unique=True),
     Column("created_at_us", BigInteger, nullable=False),
+    # As on the wire: apportion.v1.KeyRole.
+    Column("role", SmallInteger, nullable=False, server_default="2"),
+    Column("expires_at_us", BigInteger),
 )
 
 artefacts = Table(
@@ -138,6 +142,31 @@ profiles = Table(
         ["versions.tenant", "versions.name", "versions.version"],
         ondelete="CASCADE",
     ),
+)
+
+# Tenants that may read and run a model beside its owner. By name: there need not be such a tenant.
+model_grants = Table(
+    "model_grants",
+    metadata,
+    Column("tenant", Name, primary_key=True),
+    Column("name", Name, primary_key=True),
+    Column("grantee", Name, primary_key=True),
+    ForeignKeyConstraint(["tenant", "name"], ["models.tenant", "models.name"], ondelete="CASCADE"),
+)
+
+# One row a change, written with it: see AuditEntry. No foreign keys: it outlives what it tells of.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("actor_tenant", Name, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("tenant", Name, nullable=False),
+    Column("object", Text, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Index("ix_audit_tenant", "tenant", "id"),
 )
 
 traffic_splits = Table(

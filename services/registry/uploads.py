@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import BinaryIO
 
-from sqlalchemy import and_, insert, select
+from sqlalchemy import and_, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.errors import Reason, Refusal, invalid
@@ -32,6 +33,7 @@ class Uploads:
 
     def __init__(self, store: Store, files: Artefacts, *, most_bytes: int, idle_s: float) -> None:
         self._store, self._files, self._most_bytes, self._idle_s = store, files, most_bytes, idle_s
+        self._coming: Counter[str] = Counter()
 
     async def receive(self, tenant: str, digest: str, size_bytes: int, data: AsyncIterator[bytes]) -> bool:
         """Stores `data` for a tenant; True where the tenant had it, then `data` is left unread.
@@ -54,13 +56,29 @@ class Uploads:
         owned = await self._store.read(operation)
         if owned is not None and await self.holds(digest, owned):
             _same_size(size_bytes, owned)
-            return True
+            if await self._store.write(lambda writing: _touch(writing, tenant, digest)):
+                return True
+        self._coming[digest] += 1
         try:
             await self._take(digest, size_bytes, data)
+            await self._store.write(lambda writing: self._claimed(writing, tenant, digest, size_bytes))
         except OSError as error:
             raise refused(self._files, error, size_bytes) from error
-        await self._store.write(lambda writing: _claim(writing, tenant, digest, size_bytes))
+        finally:
+            self._coming[digest] -= 1
+            if not self._coming[digest]:
+                del self._coming[digest]
         return False
+
+    def busy(self, digest: str) -> bool:
+        """Whether an artefact is on its way in, through this process."""
+        return digest in self._coming
+
+    async def _claimed(self, writing: Writing, tenant: str, digest: str, size_bytes: int) -> None:
+        # Inside the transaction, which keeps every collector away: another registry's may have come before it.
+        if not await self.holds(digest, size_bytes):
+            raise Refusal(Reason.NOT_SERVING, "the artefact was collected as it came; push it again", retry_after_s=0.1)
+        await _claim(writing, tenant, digest, size_bytes)
 
     async def holds(self, digest: str, size_bytes: int) -> bool:
         """Whether the bytes are here, and whole."""
@@ -173,6 +191,14 @@ async def _claim(writing: Writing, tenant: str, digest: str, size_bytes: int) ->
         quotas.may_store(owner, await rows.stored_bytes(connection, tenant), size_bytes)
         claim = {"tenant": tenant, "digest": digest, "uploaded_at_us": now_us}
         await connection.execute(insert(artefact_owners).values(claim))
+        writing.tell(tenant, digest)
+
+
+async def _touch(writing: Writing, tenant: str, digest: str) -> bool:
+    """Notes that the tenant means to use what it has uploaded before; False: it has been collected."""
+    place = and_(artefact_owners.c.tenant == tenant, artefact_owners.c.digest == digest)
+    touched = update(artefact_owners).where(place).values(uploaded_at_us=writing.now_us)
+    return bool((await writing.connection.execute(touched)).rowcount)
 
 
 def _same_size(announced: int, size_bytes: int) -> None:

@@ -112,6 +112,7 @@ class Usage:
         async def operation(writing: Writing) -> Price:
             price = Price(device_kind, writing.now_us // HOUR_US, price_nanos)
             await self._put(writing.connection, prices, [price._asdict()], ("price_nanos",))
+            writing.tell("", f"price of {device_kind or 'any other kind'}: {price_nanos}")
             return price
 
         return await self._store.write(operation)

@@ -12,11 +12,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services._proto.apportion.v1 import common_pb2
 from services._proto.apportion.v1 import registry_pb2 as pb
+from services.common.access.callers import calling
 from services.common.errors import invalid
 from services.registry.core import names, pages
 from services.registry.core.prices import MOST_PRICE_NANOS, Price
 from services.registry.core.rules import within
 from services.registry.core.usage import Counts, Part
+from services.registry.store import found
 from services.registry.usage import HOUR_US, Row, Told, Usage
 from services.registry.wire import MOST_KIND_CHARACTERS, timestamp
 
@@ -41,13 +43,13 @@ class UsageMethods:
 
     async def GetUsage(self, request: pb.GetUsageRequest, context: Any) -> pb.GetUsageResponse:  # noqa: ARG002
         """See registry.proto."""
-        tenant = names.name("tenant", request.tenant) if request.tenant else None
+        tenant = whose(request.tenant)
         model = names.name("model", request.model) if request.model else None
         hours = (_hour(request, "since"), _hour(request, "until"))
         most = pages.page_size(request.page_size)
-        found = await self.usage.rows(tenant, model, hours, after(request.page_token), most + 1)
-        token = page_token(found[most - 1]) if len(found) > most else ""
-        return pb.GetUsageResponse(rows=[row_message(each) for each in found[:most]], next_page_token=token)
+        rows = await self.usage.rows(tenant, model, hours, after(request.page_token), most + 1)
+        token = page_token(rows[most - 1]) if len(rows) > most else ""
+        return pb.GetUsageResponse(rows=[row_message(each) for each in rows[:most]], next_page_token=token)
 
     async def SetPrice(self, request: pb.SetPriceRequest, context: Any) -> pb.SetPriceResponse:  # noqa: ARG002
         """See registry.proto."""
@@ -58,6 +60,14 @@ class UsageMethods:
     async def ListPrices(self, request: pb.ListPricesRequest, context: Any) -> pb.ListPricesResponse:  # noqa: ARG002
         """See registry.proto."""
         return pb.ListPricesResponse(prices=[price_message(each) for each in await self.usage.prices()])
+
+
+def whose(tenant: str) -> str | None:
+    """Whose rows are asked for; None: everybody's. Raises Refusal: TENANT_NOT_FOUND for every tenant but the caller's own."""
+    if not tenant:
+        return calling().tenant or None
+    names.name("tenant", tenant)
+    return tenant if calling().sees(tenant) else found(None, tenant).name
 
 
 def told_of(book: pb.UsageBook) -> Told:

@@ -62,11 +62,17 @@ def quota_of(message: registry_pb2.Quota) -> Quota:
 def key_message(record: Key, *, hashes: bool = False) -> registry_pb2.ApiKey:
     """A key. hashes: with its hash, for the mesh alone."""
     sha256 = record.sha256 if hashes else b""
-    return registry_pb2.ApiKey(id=record.id, sha256=sha256, created_at=timestamp(record.created_at_us))
+    return registry_pb2.ApiKey(
+        id=record.id,
+        sha256=sha256,
+        created_at=timestamp(record.created_at_us),
+        role=cast(registry_pb2.KeyRole, int(record.role)),
+        expires_at=None if record.expires_at_us is None else timestamp(record.expires_at_us),
+    )
 
 
-def model_message(record: Model) -> registry_pb2.Model:
-    """A model with its versions."""
+def model_message(record: Model, *, grants: bool = True) -> registry_pb2.Model:
+    """A model with its versions. grants: with whom it is shared, which is its owner's to know."""
     return registry_pb2.Model(
         key=common_pb2.ModelKey(tenant=record.tenant, name=record.name),
         slo=slo_message(record.slo),
@@ -78,6 +84,7 @@ def model_message(record: Model) -> registry_pb2.Model:
         revision=record.revision,
         unloaded=record.unloaded,
         slos=[registry_pb2.ModelSlo(name=each.name, slo=slo_message(each.slo)) for each in record.slos],
+        shared_with=record.shared_with if grants else (),
     )
 
 

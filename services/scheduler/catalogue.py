@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, Callable
 import grpc
 
 from services._proto.apportion.v1 import registry_pb2, registry_pb2_grpc
+from services.common.access.following import KeyFeed
 from services.common.watch import Follower
 from services.scheduler import convert
 from services.scheduler.core.catalogue import Model, Tenant
@@ -18,10 +19,16 @@ START = 0
 class CatalogueWatch:
     """Tells the core of every change of the catalogue, through every reconnection.
 
-    A snapshot is told once it is whole; a stream that ends inside one asks for a new one.
+    A snapshot is told once it is whole; a stream that ends inside one asks for a new one. feed: learns of keys.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, tell: Callable[[CatalogueReplaced | CatalogueChanged], None]) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        tell: Callable[[CatalogueReplaced | CatalogueChanged], None],
+        feed: KeyFeed | None = None,
+    ) -> None:
+        self._feed = feed
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel)  # type: ignore[no-untyped-call]
         self._tell = tell
         self._tenants: list[Tenant] = []
@@ -37,6 +44,8 @@ class CatalogueWatch:
 
     def apply(self, message: registry_pb2.WatchCatalogueResponse) -> int:
         """Takes one message in; the revision after which to go on."""
+        if self._feed is not None:
+            self._feed.apply(message)
         kind = message.WhichOneof("event")
         if kind == "snapshot":
             return self._take_part(message.snapshot, message.revision)

@@ -6,8 +6,10 @@ import asyncio
 import time
 from contextlib import AsyncExitStack
 
-from services._proto.apportion.v1 import scheduler_pb2_grpc
+from services._proto.apportion.v1 import scheduler_pb2, scheduler_pb2_grpc
 from services.common import metrics
+from services.common.access.following import KeyFeed, age
+from services.common.access.keys import Keys
 from services.common.channel import connect
 from services.common.server import Server, first_done, write_ready
 from services.scheduler.catalogue import CatalogueWatch
@@ -20,6 +22,8 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.streams import Streams
 from services.scheduler.telling import UsageTeller
 
+SERVICE = scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name
+
 
 async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
     """Runs the scheduler until `stop` is set. It starts and stays up while the registry is down.
@@ -27,7 +31,9 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
     Raises StartupError where it cannot listen.
     """
     async with AsyncExitStack() as stack:
-        registry = await stack.enter_async_context(connect(settings.registry, mesh_token=settings.mesh_token))
+        registry = await stack.enter_async_context(
+            connect(settings.registry, to="registry", credentials=settings.credentials)
+        )
         streams, recorder = Streams(), InspectionRecorder(registry)
         epoch = await new_epoch()
         scheduler = Scheduler(
@@ -38,17 +44,18 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
             route_changes_bytes=settings.route_changes_bytes,
         )
         deciding = Deciding(scheduler, send=streams.send, record=recorder.record, clock=time.monotonic)
-        catalogue = CatalogueWatch(registry, deciding.tell)
+        keys = Keys(most_age_s=settings.keys_max_age_s)
+        catalogue = CatalogueWatch(registry, deciding.tell, KeyFeed(keys))
         teller = UsageTeller(registry, scheduler.telling, settings.usage_interval_s)
         servicer = SchedulerServicer(
             deciding, streams, report_interval_s=settings.report_interval_s, bookmark_s=settings.bookmark_s
         )
-        server = Server(settings, settings.listen, name="scheduler")
+        server = Server(settings, settings.listen, name="scheduler", serves=(SERVICE,), keys=keys)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
         address = await server.start()
         await server.set_serving(True)
         collector = SchedulerCollector(scheduler.fleet, lambda: scheduler.catalogue_known)
-        also = stack.enter_context(metrics.exposed(settings.metrics_listen, collector))
+        also = stack.enter_context(metrics.exposed(settings, collector))
         write_ready(settings, listen=address, **also)
         try:
             await first_done(
@@ -56,6 +63,7 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
                 asyncio.create_task(deciding.run()),
                 asyncio.create_task(deciding.tick(settings.tick_s)),
                 asyncio.create_task(catalogue.run()),
+                asyncio.create_task(age(keys)),
                 asyncio.create_task(recorder.run()),
                 asyncio.create_task(teller.run()),
             )

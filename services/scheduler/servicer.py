@@ -6,18 +6,22 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import grpc
+import structlog
 
 from services._proto.apportion.v1 import scheduler_pb2 as pb
 from services._proto.apportion.v1 import scheduler_pb2_grpc
+from services.common.access.callers import calling
 from services.common.errors import Reason, Refusal, invalid
 from services.scheduler import convert, encode, quota_messages
 from services.scheduler.core.events import ExecutorAttached, ExecutorDetached, ExecutorReported
 from services.scheduler.core.layouts import LayoutRefused
+from services.scheduler.core.objectives import missing
 from services.scheduler.core.reservations import Promise
 from services.scheduler.deciding import Deciding
 from services.scheduler.streams import Stream, Streams
 
 MOST_MILLIDEVICES = 64_000
+log = structlog.get_logger()
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
@@ -101,7 +105,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def GetQuotas(self, request: pb.GetQuotasRequest, _context: grpc.aio.ServicerContext) -> pb.GetQuotasResponse:
         """Quotas and what is used of them."""
         uses = self._deciding.scheduler.quotas(self._deciding.now())
-        found = [quota_messages.quota_use(each) for each in uses if request.tenant in ("", each.tenant)]
+        wanted = request.tenant or calling().tenant
+        seen = (each for each in uses if wanted in ("", each.tenant) and calling().sees(each.tenant))
+        found = [quota_messages.quota_use(each) for each in seen]
         return pb.GetQuotasResponse(quotas=found)
 
     async def CheckReservation(
@@ -127,6 +133,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         except LayoutRefused as refused:
             raise invalid(refused.field, str(refused)) from None
         self._deciding.handle(pinned)
+        log.info(
+            "audit", actor=str(calling()), action="SetExecutorLayout", object=f"{request.executor_id} {request.layout}"
+        )
         return pb.SetExecutorLayoutResponse()
 
     async def GetObjective(
@@ -135,7 +144,10 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         """Which objective a model can be promised."""
         if not self._deciding.scheduler.catalogue_known:
             raise Refusal(Reason.NOT_SERVING, "the catalogue is not known yet", retry_after_s=1.0)
-        version, found = self._deciding.scheduler.objective(convert.question(request))
+        question = convert.question(request)
+        if not calling().sees(question.key.tenant):
+            raise missing(question.key)
+        version, found = self._deciding.scheduler.objective(question)
         return pb.GetObjectiveResponse(answers=[encode.objective(each) for each in found], version=version)
 
     def _welcome(self) -> pb.AttachWelcome:

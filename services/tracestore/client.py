@@ -12,7 +12,7 @@ from services._proto.apportion.v1.rollups_pb2 import ReadRollupsRequest
 from services._proto.apportion.v1.rollups_pb2_grpc import RollupServiceStub
 from services._proto.jaeger.api_v3 import query_service_pb2 as pb
 from services._proto.jaeger.api_v3.query_service_pb2_grpc import QueryServiceStub
-from services.common.channel import connect
+from services.common.channel import NOTHING, Credentials, connect
 from services.common.errors import invalid
 from services.tracestore.core.rollups import Slot
 from services.tracestore.core.spans import SpanView
@@ -25,22 +25,22 @@ LEAST_SEARCH_NS = 1_000_000
 """A search is not divided any further."""
 
 
-async def fetch_trace(query_address: str, trace_id: str, *, mesh_token: str | None = None) -> list[SpanView]:
+async def fetch_trace(query_address: str, trace_id: str, *, credentials: Credentials = NOTHING) -> list[SpanView]:
     """The spans of one trace, by start; empty where none is held.
 
     trace_id: 32 hexadecimal digits. Raises grpc.aio.AioRpcError where the backend cannot answer.
     """
-    async with connect(query_address, mesh_token=mesh_token) as channel:
+    async with connect(query_address, to="tracestore", credentials=credentials) as channel:
         return await _trace(_stub(channel), trace_id)
 
 
 async def fetch_linked(
-    query_address: str, spans: Sequence[SpanView], *, mesh_token: str | None = None
+    query_address: str, spans: Sequence[SpanView], *, credentials: Credentials = NOTHING
 ) -> list[SpanView]:
     """The spans of the traces that `spans` link to, their batches; at most MOST_LINKED_TRACES traces."""
     own = {span.trace_id for span in spans}
     ids = dict.fromkeys(link.trace_id for span in spans for link in span.links if link.trace_id not in own)
-    async with connect(query_address, mesh_token=mesh_token) as channel:
+    async with connect(query_address, to="tracestore", credentials=credentials) as channel:
         stub = _stub(channel)
         return [span for trace_id in list(ids)[:MOST_LINKED_TRACES] for span in await _trace(stub, trace_id)]
 
@@ -56,7 +56,7 @@ async def find_traces(
     duration_min_ns: int | None = None,
     duration_max_ns: int | None = None,
     limit: int = 100,
-    mesh_token: str | None = None,
+    credentials: Credentials = NOTHING,
 ) -> list[list[SpanView]]:
     """Whole traces with a span that started within [start_ns, end_ns) (Unix time) and matches; the latest first.
 
@@ -78,7 +78,7 @@ async def find_traces(
         query.duration_min.FromNanoseconds(duration_min_ns)
     if duration_max_ns is not None:
         query.duration_max.FromNanoseconds(duration_max_ns)
-    async with connect(query_address, mesh_token=mesh_token) as channel:
+    async with connect(query_address, to="tracestore", credentials=credentials) as channel:
         spans = await _collected(_stub(channel).FindTraces(pb.FindTracesRequest(query=query), timeout=TIMEOUT_S))
     traces: dict[str, list[SpanView]] = {}
     for span in spans:
@@ -95,7 +95,7 @@ async def find_every(
     service: str | None = None,
     wanted: Mapping[str, str] | None = None,
     depth: int = 1000,
-    mesh_token: str | None = None,
+    credentials: Credentials = NOTHING,
 ) -> list[SpanView]:
     """The spans of all traces that `find_traces` would find, however many: where as many as `depth` match, each half of the time
     is asked for by itself."""
@@ -110,7 +110,7 @@ async def find_every(
             service=service,
             wanted=wanted,
             limit=depth,
-            mesh_token=mesh_token,
+            credentials=credentials,
         )
         found |= {(span.trace_id, span.span_id): span for trace in traces for span in trace}
         if len(traces) >= depth and last_ns - first_ns > LEAST_SEARCH_NS:
@@ -120,14 +120,20 @@ async def find_every(
 
 
 async def read_rollups(
-    query_address: str, *, start_ns: int, end_ns: int, tenant: str = "", model: str = "", mesh_token: str | None = None
+    query_address: str,
+    *,
+    start_ns: int,
+    end_ns: int,
+    tenant: str = "",
+    model: str = "",
+    credentials: Credentials = NOTHING,
 ) -> list[Slot]:
     """What the embedded store counted within [start_ns, end_ns), by model and time.
 
     Raises grpc.aio.AioRpcError where the backend cannot answer: UNIMPLEMENTED where it is another one.
     """
     request = ReadRollupsRequest(start=_timestamp(start_ns), end=_timestamp(end_ns), tenant=tenant, model=model)
-    async with connect(query_address, mesh_token=mesh_token) as channel:
+    async with connect(query_address, to="tracestore", credentials=credentials) as channel:
         stub = RollupServiceStub(channel)  # type: ignore[no-untyped-call]
         parts = stub.ReadRollups(request, timeout=TIMEOUT_S)
         return [slot_of(rollup) async for part in parts for rollup in part.rollups]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import Message
@@ -10,6 +11,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, TracesData
 
 from services._proto.jaeger.api_v3 import query_service_pb2 as pb
 from services._proto.jaeger.api_v3.query_service_pb2_grpc import QueryServiceServicer
+from services.common import attributes
+from services.common.access.callers import calling
 from services.common.errors import Reason, Refusal, invalid
 from services.tracestore.queries import Queries, Search
 from services.tracestore.rows import MOST_NS
@@ -17,6 +20,8 @@ from services.tracestore.rows import MOST_NS
 DEFAULT_TRACES = 100
 MOST_TRACES = 10_000
 PREFIX = "SPAN_KIND_"
+NOBODY = "/"
+"""No tenant's name."""
 
 
 class Query(QueryServiceServicer):
@@ -32,7 +37,7 @@ class Query(QueryServiceServicer):
         end_ns = _nanoseconds(request, "end_time")
         held = False
         async for part in self._queries.trace(
-            trace_id, start_ns=start_ns, end_ns=MOST_NS if end_ns is None else end_ns
+            trace_id, start_ns=start_ns, end_ns=MOST_NS if end_ns is None else end_ns, tenant=_own()
         ):
             held = True
             yield part
@@ -42,8 +47,15 @@ class Query(QueryServiceServicer):
 
     async def FindTraces(self, request: pb.FindTracesRequest, _context: Any) -> AsyncIterator[TracesData]:
         """Whole traces, the latest match first."""
-        for trace_id in await self._queries.find(_search(request.query)):
-            async for part in self._queries.trace(trace_id):
+        search, tenant = _search(request.query), _own()
+        if tenant is not None:
+            # Who asks for another tenant's finds what who asks for nobody's does.
+            asked = search.attributes.get(attributes.TENANT_NAME, tenant)
+            search = replace(search, attributes={**search.attributes, attributes.TENANT_NAME: tenant})
+            if asked != tenant:
+                search = replace(search, attributes={**search.attributes, attributes.TENANT_NAME: NOBODY})
+        for trace_id in await self._queries.find(search):
+            async for part in self._queries.trace(trace_id, tenant=tenant):
                 yield part
 
     async def GetServices(self, _request: pb.GetServicesRequest, _context: Any) -> pb.GetServicesResponse:
@@ -58,6 +70,12 @@ class Query(QueryServiceServicer):
         return pb.GetOperationsResponse(
             operations=[pb.Operation(name=name, span_kind=_kind_name(kind)) for name, kind in operations]
         )
+
+
+def _own() -> str | None:
+    """The tenant whose spans alone the caller may see; None: everybody's."""
+    caller = calling()
+    return None if caller.everybodys else caller.tenant
 
 
 def _trace_id(text: str) -> bytes:

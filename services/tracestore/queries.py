@@ -66,11 +66,18 @@ class Queries:
         """Waits for the queries that run."""
         self._threads.shutdown()
 
-    async def trace(self, trace_id: bytes, *, start_ns: int = 0, end_ns: int = MOST_NS) -> AsyncIterator[TracesData]:
-        """The spans of a trace, in parts of at most PAGE_SPANS and about PAGE_BYTES; no part where none is held."""
+    async def trace(
+        self, trace_id: bytes, *, start_ns: int = 0, end_ns: int = MOST_NS, tenant: str | None = None
+    ) -> AsyncIterator[TracesData]:
+        """The spans of a trace, in parts of at most PAGE_SPANS and about PAGE_BYTES; no part where none is held.
+
+        tenant: only spans of this one's; None: all. Another tenant's trace is read as one that is not held.
+        """
         after = b""
         while True:
-            page = await self._ask(partial(_page, trace_id=trace_id, after=after, start_ns=start_ns, end_ns=end_ns))
+            page = await self._ask(
+                partial(_page, trace_id=trace_id, after=after, start_ns=start_ns, end_ns=end_ns, tenant=tenant)
+            )
             if not page:
                 return
             yield _traces_data(page)
@@ -110,12 +117,13 @@ class Queries:
 
 
 def _page(
-    connection: sqlite3.Connection, trace_id: bytes, after: bytes, start_ns: int, end_ns: int
+    connection: sqlite3.Connection, trace_id: bytes, after: bytes, start_ns: int, end_ns: int, tenant: str | None
 ) -> list[tuple[bytes, int, bytes, bytes]]:
     sql = """SELECT s.span_id, s.resource, r.body, s.body FROM spans s JOIN resources r ON r.id = s.resource
-             WHERE s.trace_id = ? AND s.span_id > ? AND s.start_ns BETWEEN ? AND ? ORDER BY s.span_id LIMIT ?"""
+             WHERE s.trace_id = ? AND s.span_id > ? AND s.start_ns BETWEEN ? AND ?
+             AND (? IS NULL OR s.tenant = ?) ORDER BY s.span_id LIMIT ?"""
     page, size_bytes = [], 0
-    with closing(connection.execute(sql, (trace_id, after, start_ns, end_ns, PAGE_SPANS))) as rows:
+    with closing(connection.execute(sql, (trace_id, after, start_ns, end_ns, tenant, tenant, PAGE_SPANS))) as rows:
         for row in rows:
             page.append(row)
             size_bytes += len(row[3])

@@ -21,6 +21,8 @@ class TraceStoreSettings(ServiceSettings):
     """HOST:PORT that takes spans over OTLP/gRPC."""
     query_listen: Address = "127.0.0.1:16685"
     """HOST:PORT that answers Jaeger's query API (gRPC, jaeger.api_v3)."""
+    registry: Address | None = None
+    """HOST:PORT of the registry, by whose keys tenants read their own traces; none: only operators and services read any."""
     data: Path = Path("~/.local/share/apportion")
     """The folder that holds traces.db."""
     retention_s: int = Field(default=7 * 24 * 3600, ge=1)

@@ -115,7 +115,7 @@ def test_the_data_folder_is_a_flag_else_a_variable_else_in_the_home_folder(tmp_p
 
 
 def test_the_mesh_token_comes_from_the_environment():
-    assert Mesh(data_folder(None), {}, {}, {"APPORTION_MESH_TOKEN": "secret"}).token == "secret"
+    assert Mesh(data_folder(None), {}, {}, {"APPORTION_MESH_TOKEN": "secret"}).credentials.mesh_token == "secret"
 
 
 def test_every_setting_of_a_service_has_a_flag_with_its_variable_and_default():

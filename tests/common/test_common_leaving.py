@@ -31,7 +31,7 @@ async def echo(request, _context):
 
 async def main(stop):
     settings = ServiceSettings(reuse_port="on", drain_s=3, ready_file=sys.argv[2])
-    server = Server(settings, sys.argv[1], name="echo", public=True)
+    server = Server(settings, sys.argv[1], name="echo", public=True, permissions={"/test.Echo/Echo": 1})
     handler = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
     server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handler),))
     write_ready(settings, listen=await server.start())

@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from bench.http2 import DATA, END_STREAM, PREFACE, Connection, call, frame, message, settings
+from services._proto.apportion.v1 import common_pb2
 from services.common.server import Server
 from services.common.settings import ServiceSettings
 
@@ -36,7 +37,9 @@ async def serve() -> AsyncIterator:
     stopping = []
 
     async def start(echo: Echo, **settings: object) -> str:
-        server = Server(ServiceSettings(drain_s=0.2, **settings), "127.0.0.1:0", name="echo")
+        allowed = {METHOD: common_pb2.PERMISSION_MESH}
+        given = ServiceSettings(drain_s=0.2, **settings)
+        server = Server(given, "127.0.0.1:0", name="echo", permissions=allowed)
         handler = {"Echo": grpc.unary_unary_rpc_method_handler(echo.echo)}
         server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handler),))
         stopping.append(server)

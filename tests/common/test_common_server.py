@@ -16,6 +16,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services._proto.apportion.v1 import common_pb2
 from services.common.channel import connect
 from services.common.errors import Reason, Refusal, invalid
 from services.common.server import SERVER_OPTIONS, Server, StartupError, first_done, merged, write_ready
@@ -69,7 +70,8 @@ def handlers() -> Any:
 
 
 async def started(**more: Any) -> Server:
-    server = Server(ServiceSettings(drain_s=0.1, **more), "127.0.0.1:0", name="room")
+    allowed = {f"/test.Room/{kind}": common_pb2.PERMISSION_MESH for kind in KINDS}
+    server = Server(ServiceSettings(drain_s=0.1, **more), "127.0.0.1:0", name="room", permissions=allowed)
     server.grpc.add_generic_rpc_handlers((handlers(),))
     await server.start()
     await server.set_serving(True)
@@ -128,7 +130,7 @@ async def test_without_the_mesh_token_a_call_of_any_kind_is_refused(kind: str) -
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             refusal = from_rpc_error(caught.value)
             assert refusal is not None
-            assert refusal.reason is Reason.KEY_MISSING
+            assert refusal.reason is (Reason.KEY_UNKNOWN if token else Reason.KEY_MISSING)
     async with connect(server.address, mesh_token="right") as channel:
         assert await call(channel, kind, b"fine") == b"fine"
     await server.stop()
@@ -183,7 +185,8 @@ async def test_a_silent_stream_outlives_the_pings_that_keep_it_up() -> None:
         yield b"at last"
 
     (interval,) = [name for name, _ in SERVER_OPTIONS if "ping_interval" in name]
-    server = Server(ServiceSettings(), "127.0.0.1:0", name="room", options=[(interval, 50)])
+    allowed = {"/a.B/S": common_pb2.PERMISSION_MESH}
+    server = Server(ServiceSettings(), "127.0.0.1:0", name="room", options=[(interval, 50)], permissions=allowed)
     handler = grpc.unary_stream_rpc_method_handler(silent)
     server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", {"S": handler}),))
     pings = [("grpc.keepalive_time_ms", 150), ("grpc.http2.max_pings_without_data", 0)]
@@ -203,7 +206,8 @@ async def test_a_caller_that_goes_away_ends_the_method_behind_its_stream() -> No
         finally:
             ended.set()
 
-    server = Server(ServiceSettings(drain_s=0.1), "127.0.0.1:0", name="room")
+    allowed = {"/test.Room/Endless": common_pb2.PERMISSION_MESH}
+    server = Server(ServiceSettings(drain_s=0.1), "127.0.0.1:0", name="room", permissions=allowed)
     methods = {"Endless": grpc.unary_stream_rpc_method_handler(endless)}
     server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Room", methods),))
     await server.start()

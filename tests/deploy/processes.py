@@ -119,7 +119,8 @@ class Machine:
         """A container's metrics."""
         container = self.running[name][0]
         where = f"http://{self.hosts[container.host]}:{container.metrics_port}/metrics"
-        with urllib.request.urlopen(where, timeout=10) as answer:
+        bearer = {"Authorization": f"Bearer {container.environment['APPORTION_METRICS_TOKEN']}"}
+        with urllib.request.urlopen(urllib.request.Request(where, headers=bearer), timeout=10) as answer:
             return answer.read().decode()
 
     def stop(self, name: str) -> int:

@@ -209,6 +209,31 @@ def test_the_mesh_token_is_made_once_or_is_a_secret_of_ones_own() -> None:
     assert made["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
 
 
+@pytest.mark.parametrize(
+    ("values", "secret"),
+    [
+        ({}, {"name": "apportion-mesh", "key": "metrics-token"}),
+        ({"metrics": {"token": {"existingSecret": "watch", "key": "word"}}}, {"name": "watch", "key": "word"}),
+        ({"meshToken": {"existingSecret": "mesh", "key": "secret"}}, {"name": "mesh", "key": "secret"}),
+    ],
+)
+def test_what_prometheus_shows_is_what_every_service_asks_for(values: dict[str, Any], secret: dict[str, str]) -> None:
+    metrics = {**values.get("metrics", {}), "serviceMonitor": {"enabled": True}}
+    manifests = chart.rendered({**values, "metrics": metrics})
+    (endpoint,) = of_kind(manifests, "ServiceMonitor")["apportion"]["spec"]["endpoints"]
+    assert endpoint["authorization"]["credentials"] == secret
+    asked = 0
+    for name, template in pods(manifests):
+        found = [one for one in template["spec"]["containers"][0]["env"] if one["name"] == "APPORTION_METRICS_TOKEN"]
+        if name != "Job/apportion-migration":
+            assert found[0]["valueFrom"]["secretKeyRef"] == secret, name
+            asked += 1
+    assert asked == 4
+    made = of_kind(manifests, "Secret").get(secret["name"])
+    assert made is None or secret["key"] in made["data"]
+    assert (made is None) == bool(secret["name"] != "apportion-mesh")
+
+
 def test_a_pod_outlives_its_drain(rendered: list[chart.Manifest]) -> None:
     for name, template in pods(rendered):
         if name == "Job/apportion-migration":

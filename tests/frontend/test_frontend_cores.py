@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 
 import pytest
@@ -13,7 +12,6 @@ from services.common.errors import Reason, Refusal
 from services.frontend.core import describe
 from services.frontend.core.credit import Credits
 from services.frontend.core.deadlines import BUCKET_NS, Deadlines
-from services.frontend.core.keys import Keys
 from services.frontend.core.routes import Link, Replica, Route, Signature, State, Tensor, Version
 from services.frontend.core.routing import RoutingTable
 from services.frontend.core.verdict import judge
@@ -119,29 +117,6 @@ def test_a_replicas_counts_live_through_a_change_of_its_route_and_tombstones_rem
     assert routes.route("t", "m").versions[1].replicas[0].outstanding == 5
     routes.change([], [("t", "m")])
     assert routes.addresses() == set()
-
-
-def test_keys_tell_tenants_apart_and_a_revoked_one_is_unknown_at_once() -> None:
-    digest = lambda key: hashlib.sha256(key.encode()).digest()
-    keys = Keys(anonymous=False)
-    with pytest.raises(Refusal) as early:
-        keys.tenant("Bearer a", None)
-    assert early.value.reason is Reason.NOT_SERVING
-    keys.replace({"one": [digest("a"), digest("b")], "two": [digest("c")]})
-    assert [keys.tenant("Bearer a", None), keys.tenant(" bearer b", None), keys.tenant(None, "c")] == [
-        "one",
-        "one",
-        "two",
-    ]
-    keys.change({"one": [digest("b")]}, ["two"])
-    for authorization, key in (("Bearer a", None), (None, "c"), ("Basic b", None), ("Bearer ", None)):
-        with pytest.raises(Refusal) as caught:
-            keys.tenant(authorization, key)
-        assert caught.value.reason is Reason.KEY_UNKNOWN
-    with pytest.raises(Refusal) as caught:
-        keys.tenant(None, None)
-    assert caught.value.reason is Reason.KEY_MISSING
-    assert Keys(anonymous=True).tenant(None, None) == "default"
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 30)), max_size=60), st.data())

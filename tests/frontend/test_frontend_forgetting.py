@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from services._proto.apportion.v1 import common_pb2, registry_pb2, scheduler_pb2
+from services.common.access.keys import Keys
 from services.common.channel import connect
 from services.common.telemetry import Tracer
 from services.frontend.accounting import Accounts
-from services.frontend.core.keys import Keys
 from services.frontend.core.routes import Link
 from services.frontend.core.routing import RoutingTable
 from services.frontend.core.verdict import OK
@@ -52,11 +52,11 @@ def changes(
 
 async def test_a_frontend_keeps_nothing_of_models_that_are_gone() -> None:
     async with connect("127.0.0.1:1") as channel:
-        table, keys = RoutingTable(lambda _: Link.UP), Keys(anonymous=True)
+        table, keys = RoutingTable(lambda _: Link.UP), Keys()
         accounts = Accounts(Tracer("frontend", None), 0.0)
         reports = RequestReports("front", accounts, channel)
         reports._stub = Scheduler()  # type: ignore[assignment]
-        catalogue = CatalogueWatch(keys, channel, lambda: None)
+        catalogue = CatalogueWatch(keys, table, channel, lambda: None)
         routes = RoutesWatch(table, channel, lambda: accounts.keep(table.has))
 
         async def lives(number: int) -> None:

@@ -16,6 +16,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 from services.common import attributes as names
 from services.common import otlp_metrics
+from services.common.channel import Credentials
 from services.common.errors import Reason, Refusal
 from services.common.exponential import SCALE, index_of
 from services.common.otlp_metrics import MetricsExporter
@@ -167,7 +168,9 @@ async def test_a_collector_that_was_away_misses_nothing_and_the_end_is_told(acco
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     collector.failing = grpc.StatusCode.UNAVAILABLE
-    exporter = MetricsExporter(f"127.0.0.1:{port}", Measures("f1", accounts).build, every_s=0.05, mesh_token="secret")
+    exporter = MetricsExporter(
+        f"127.0.0.1:{port}", Measures("f1", accounts).build, every_s=0.05, credentials=Credentials("secret")
+    )
     exporter.start()
     close(accounts, 5)
     await until(lambda: len(collector.metadata) > 2)

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from services._proto.jaeger.api_v3 import query_service_pb2 as pb
 from services._proto.jaeger.api_v3.query_service_pb2_grpc import QueryServiceStub
 from services.common import attributes
+from services.common.channel import Credentials
 from services.common.errors import Reason
 from services.common.server import StartupError
 from services.common.status import from_rpc_error
@@ -223,7 +224,7 @@ async def test_with_a_mesh_token_both_ports_ask_for_it(
 ) -> None:
     record = make_record()
     async with run_store(tmp_path, mesh_token="s3cret") as where:
-        stranger, member = Tracer("x", where.listen), Tracer("x", where.listen, mesh_token="s3cret")
+        stranger, member = Tracer("x", where.listen), Tracer("x", where.listen, credentials=Credentials("s3cret"))
         for tracer in (stranger, member):
             tracer.emit(record)
             await asyncio.to_thread(tracer.shutdown)
@@ -231,7 +232,7 @@ async def test_with_a_mesh_token_both_ports_ask_for_it(
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await fetch_trace(where.query_listen, record.trace_id.hex())
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert len(await fetch_trace(where.query_listen, record.trace_id.hex(), mesh_token="s3cret")) == 1
+        assert len(await fetch_trace(where.query_listen, record.trace_id.hex(), credentials=Credentials("s3cret"))) == 1
 
 
 async def test_metrics_say_what_became_of_spans(

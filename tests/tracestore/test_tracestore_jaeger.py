@@ -15,6 +15,7 @@ from grpc_tools import protoc
 
 from services._proto.jaeger.api_v3 import query_service_pb2
 from services.common import attributes as names
+from services.common.channel import NOTHING
 from services.common.otlp import Exporter, encoded, request_for
 from services.common.spans import Kind, SpanRecord
 
@@ -46,7 +47,7 @@ def request(number: int, tenant: str, took_ms: int, *, violated: bool) -> list[S
 
 
 async def answers(store: Any, stubs: Path) -> Any:
-    exporter, offset = Exporter(store.listen, None, 5.0), time.time_ns() - time.monotonic_ns()
+    exporter, offset = Exporter(store.listen, NOTHING, 5.0), time.time_ns() - time.monotonic_ns()
     for number, tenant, took_ms, violated in ((1, "acme", 80, True), (2, "acme", 9, False), (3, "bolt", 9, True)):
         records = [encoded(each, offset) for each in request(number, tenant, took_ms, violated=violated)]
         told = request_for({names.SERVICE_NAME: "apportion-frontend"}, records)

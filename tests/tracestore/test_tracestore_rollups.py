@@ -34,6 +34,7 @@ from services.cli.slo.figures import plain
 from services.cli.slo.text import lines
 from services.common import attributes as names
 from services.common import otlp_metrics
+from services.common.channel import NOTHING
 from services.common.errors import Reason, Refusal
 from services.common.exponential import LEAST, MOST, SCALE
 from services.common.otlp import Exporter, encoded, pairs, request_for
@@ -208,7 +209,7 @@ def violator(trace: int, stage: str, took_ms: int = 80) -> list[SpanRecord]:
 
 
 async def export_spans(listen: str, records: list[SpanRecord]) -> None:
-    exporter = Exporter(listen, None, 5.0)
+    exporter = Exporter(listen, NOTHING, 5.0)
     offset = time.time_ns() - time.monotonic_ns()
     request = request_for({names.SERVICE_NAME: "t"}, [encoded(each, offset) for each in records])
     assert await asyncio.to_thread(exporter.export, request)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from services._proto.apportion.v1 import common_pb2, registry_pb2
-from services.cli import remote, show
+from services.cli import remote, sharing, show
 from services.cli.errors import usage
 from services.cli.options import Data, Json, Mesh, Registry, Scheduler, find_mesh
 from services.cli.profiles import commands, objective
@@ -20,6 +20,8 @@ from services.cli.push import artefact, loading, parse, run
 app = typer.Typer(no_args_is_help=True)
 app.command("profile")(commands.profile_command)
 app.command("objective")(commands.objective_command)
+app.command("share")(sharing.share)
+app.command("unshare")(sharing.unshare)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 Tenant = Annotated[str, typer.Option("--tenant", metavar="T", help="Whose model it is.")]

@@ -21,6 +21,7 @@ import typer
 
 from services.cli.errors import CommandError
 from services.cli.options import Data, Mesh, Query, Registry, Scheduler, find_mesh
+from services.common.settings import is_loopback
 
 app = typer.Typer()
 
@@ -89,7 +90,7 @@ def _parts(mesh: Mesh, metrics: list[str], errors: list[str]) -> Iterator[tuple[
             yield name, text
     local = [address for name, address in mesh.written.items() if "metrics" in name]
     for address in dict.fromkeys([*local, *metrics]):
-        text = _scraped(address, errors)
+        text = _scraped(address, _metrics_token(address, mesh.environment), errors)
         if text is not None:
             yield f"metrics/{address.replace(':', '_')}.txt", text
     for path in sorted(mesh.data.glob("logs/*.log")):
@@ -112,9 +113,17 @@ def _asked(mesh: Mesh, arguments: tuple[str, ...], errors: list[str]) -> str | N
     return done.stdout
 
 
-def _scraped(address: str, errors: list[str]) -> str | None:
+def _metrics_token(address: str, environment: Mapping[str, str]) -> str | None:
+    """What is shown to whoever tells metrics there: as the services have it, who ask for the mesh token beyond loopback."""
+    token = environment.get("APPORTION_METRICS_TOKEN")
+    return token or (None if is_loopback(address) else environment.get("APPORTION_MESH_TOKEN"))
+
+
+def _scraped(address: str, token: str | None, errors: list[str]) -> str | None:
+    shown = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=SCRAPE_S) as answer:
+        request = urllib.request.Request(f"http://{address}/metrics", headers=shown)
+        with urllib.request.urlopen(request, timeout=SCRAPE_S) as answer:
             return answer.read().decode(errors="replace")
     except (OSError, ValueError) as error:
         errors.append(f"metrics of {address}: {error}")

@@ -17,6 +17,8 @@ key_app = typer.Typer(no_args_is_help=True, help="Make and end API keys.")
 app.add_typer(key_app, name="key")
 
 MOST_MILLIDEVICES = 64_000
+ROLES = {registry_pb2.KEY_ROLE_TENANT: "tenant", registry_pb2.KEY_ROLE_TENANT_ADMIN: "tenant-admin"}
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 
 
@@ -64,8 +66,11 @@ def show_tenant(name: Name, as_json: Json = False, data: Data = None, registry: 
     show.out.print(
         f"[bold]{tenant.name}[/]  {show.share(tenant.reservation.millidevices)} devices, weight {tenant.weight}"
     )
-    rows = [[key.id, key.created_at.ToJsonString()] for key in tenant.keys]
-    show.print_table(show.table(None, ["key", "created"], rows))
+    rows = [
+        [key.id, ROLES.get(key.role, "tenant-admin"), key.created_at.ToJsonString()[:19], _ends(key)]
+        for key in tenant.keys
+    ]
+    show.print_table(show.table(None, ["key", "role", "created", "ends"], rows))
 
 
 @app.command()
@@ -81,19 +86,65 @@ def remove(name: Name, data: Data = None, registry: Registry = None) -> None:
 
 
 @key_app.command("create")
-def create_key(name: Name, as_json: Json = False, data: Data = None, registry: Registry = None) -> None:
+def create_key(
+    name: Name,
+    admin: Annotated[bool, typer.Option("--admin", help="It may change models and keys, not only run models.")] = False,
+    lifetime: Annotated[
+        str, typer.Option(metavar="TIME", help="How long it is good: 12h, 30d; 0: until revoked.")
+    ] = "0",
+    as_json: Json = False,
+    data: Data = None,
+    registry: Registry = None,
+) -> None:
     """Make one more key; prints it, once."""
+    role = registry_pb2.KEY_ROLE_TENANT_ADMIN if admin else registry_pb2.KEY_ROLE_TENANT
+    request = registry_pb2.CreateApiKeyRequest(tenant=name, role=role, lifetime_s=seconds("--lifetime", lifetime))
 
     async def call(mesh: Mesh) -> Any:
         async with remote.registry(mesh) as stub:
-            return await stub.CreateApiKey(registry_pb2.CreateApiKeyRequest(tenant=name), timeout=remote.CALL_S)
+            return await stub.CreateApiKey(request, timeout=remote.CALL_S)
 
-    answer = asyncio.run(call(find_mesh(data, registry=registry)))
+    _tell_key(name, asyncio.run(call(find_mesh(data, registry=registry))), as_json=as_json)
+
+
+@key_app.command("rotate")
+def rotate_key(
+    name: Name,
+    key_id: Annotated[str, typer.Argument(metavar="KEY", show_default=False)],
+    overlap: Annotated[str, typer.Option(metavar="TIME", help="How long the old one is still good: 30m, 24h.")] = "24h",
+    as_json: Json = False,
+    data: Data = None,
+    registry: Registry = None,
+) -> None:
+    """Make a key in place of another, which ends a while later; prints the new one, once."""
+    request = registry_pb2.RotateApiKeyRequest(tenant=name, key_id=key_id, overlap_s=seconds("--overlap", overlap))
+
+    async def call(mesh: Mesh) -> Any:
+        async with remote.registry(mesh) as stub:
+            return await stub.RotateApiKey(request, timeout=remote.CALL_S)
+
+    _tell_key(name, asyncio.run(call(find_mesh(data, registry=registry))), as_json=as_json)
+
+
+def _tell_key(name: str, answer: Any, *, as_json: bool) -> None:
     if as_json:
         show.print_json({"key_id": answer.key.id, "api_key": answer.api_key})
         return
-    show.out.print(f"key {answer.key.id} of tenant [bold]{name}[/]")
+    show.out.print(f"key {answer.key.id} of tenant [bold]{name}[/], {ROLES.get(answer.key.role, 'tenant-admin')}")
     show.out.print(f"api key {answer.api_key}  [dim](shown once)[/]")
+
+
+def _ends(key: Any) -> str:
+    return key.expires_at.ToJsonString()[:19] if key.HasField("expires_at") else "never"
+
+
+def seconds(flag: str, text: str) -> int:
+    """A time written like 90, 30m, 12h or 30d. Raises CommandError."""
+    unit = UNITS.get(text[-1:], 0)
+    number = text[:-1] if unit else text
+    if not number.isdecimal():
+        raise usage(f"{flag}: {text!r} is no time; write 90, 30m, 12h or 30d")
+    return int(number) * (unit or 1)
 
 
 @key_app.command("revoke")

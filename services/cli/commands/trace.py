@@ -95,8 +95,8 @@ async def _waterfall(mesh: Mesh, trace_id: str, linked: bool, tenant: str | None
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else REDIRECTED_COLUMNS
     address = mesh.address("query")
     try:
-        spans = await client.fetch_trace(address, trace_id, mesh_token=mesh.token)
-        more = await client.fetch_linked(address, spans, mesh_token=mesh.token) if linked else []
+        spans = await client.fetch_trace(address, trace_id, credentials=mesh.credentials)
+        more = await client.fetch_linked(address, spans, credentials=mesh.credentials) if linked else []
     except grpc.RpcError as error:
         raise remote.explained(error, "trace store", address) from error
     if tenant is not None:
@@ -117,7 +117,7 @@ async def _find(mesh: Mesh, wanted: dict[str, str], last_s: float, limit: int) -
             service=FRONTEND,
             wanted=wanted,
             limit=limit,
-            mesh_token=mesh.token,
+            credentials=mesh.credentials,
         )
     except grpc.RpcError as error:
         raise remote.explained(error, "trace store", address) from error

@@ -85,7 +85,7 @@ async def counted(mesh: Mesh, asked: Asked, objectives: Sequence[Objective], pro
             end_ns=asked.end_s * SECOND_NS,
             tenant=asked.tenant,
             model=asked.model,
-            mesh_token=mesh.token,
+            credentials=mesh.credentials,
         )
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
@@ -109,7 +109,7 @@ async def traced(mesh: Mesh, asked: Asked, frontend: str) -> list[SpanView]:
             end_ns=end_ns,
             service=frontend,
             wanted={**wanted, names.SLO_VIOLATED: "true"},
-            mesh_token=mesh.token,
+            credentials=mesh.credentials,
         )
         others = await client.find_traces(
             address,
@@ -118,7 +118,7 @@ async def traced(mesh: Mesh, asked: Asked, frontend: str) -> list[SpanView]:
             service=frontend,
             wanted={**wanted, names.SLO_VIOLATED: "false"},
             limit=OTHERS,
-            mesh_token=mesh.token,
+            credentials=mesh.credentials,
         )
     except grpc.RpcError as error:
         raise remote.explained(error, "trace store", address) from error

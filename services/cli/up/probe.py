@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from services._proto.apportion.v1 import scheduler_pb2, scheduler_pb2_grpc
-from services.common.channel import connect
+from services.common.channel import Credentials, connect
 
 EVERY_S = 0.1
 CALL_S = 2.0
@@ -32,11 +32,12 @@ def read_ready(path: Path) -> dict[str, str] | None:
 
 
 async def until_answering(
-    scheduler: str, frontend: str, token: str | None, *, executors: int = 1, says: Callable[[str], None]
+    scheduler: str, frontend: str, credentials: Credentials, *, executors: int = 1, says: Callable[[str], None]
 ) -> None:
     """Returns once the scheduler sees that many executors attached and the frontend says that it is ready."""
     started, told = time.monotonic(), False
-    async with connect(scheduler, mesh_token=token) as to_scheduler, connect(frontend) as to_frontend:
+    to_frontend = connect(frontend, to="frontend", credentials=credentials._replace(mesh_token=None))
+    async with connect(scheduler, to="scheduler", credentials=credentials) as to_scheduler, to_frontend:
         while True:
             missing = await _missing(to_scheduler, to_frontend, executors)
             if missing is None:

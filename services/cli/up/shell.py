@@ -132,9 +132,9 @@ class Shell:
 
     async def _probe(self) -> None:
         addresses = self._plan.mesh_addresses(self._addresses)
-        token = ServiceSettings().mesh_token
+        credentials = ServiceSettings().credentials
         await probe.until_answering(
-            addresses["scheduler"], addresses["frontend"], token, executors=self._plan.executors, says=self._says
+            addresses["scheduler"], addresses["frontend"], credentials, executors=self._plan.executors, says=self._says
         )
         self._events.put_nowait(core.Answering())
 

@@ -33,6 +33,7 @@ class RoutingTable:
         self._link = link
         self._routes: dict[tuple[str, str], Route] = {}
         self._replicas: dict[int, Replica] = {}
+        self._shared: dict[tuple[str, str], frozenset[str]] = {}
         self.known = False
         """Whether a whole snapshot has ever been seen."""
 
@@ -50,6 +51,18 @@ class RoutingTable:
             self._routes[route.tenant, route.model] = self._adopted(route)
         self._forget_replicas()
 
+    def share(self, owner: str, model: str, tenants: Iterable[str]) -> None:
+        """Says which other tenants a model is shared with; none: with nobody."""
+        found = frozenset(tenants)
+        if found:
+            self._shared[owner, model] = found
+        else:
+            self._shared.pop((owner, model), None)
+
+    def share_anew(self) -> None:
+        """Forgets what is shared: a whole snapshot follows."""
+        self._shared.clear()
+
     def addresses(self) -> set[str]:
         """Executors that some route mentions."""
         return {replica.address for replica in self._replicas.values()}
@@ -64,14 +77,22 @@ class RoutingTable:
         """A tenant's routes, by name."""
         return sorted((r for r in self._routes.values() if r.tenant == tenant), key=lambda r: r.model)
 
+    def shared(self, tenant: str) -> list[Route]:
+        """The routes of others' models that are shared with a tenant, by owner and name."""
+        keys = sorted(key for key, tenants in self._shared.items() if tenant in tenants)
+        return [self._routes[key] for key in keys if key in self._routes]
+
     def has(self, tenant: str, model: str, version: int | None = None) -> bool:
         """Whether there is such a model, with this version where one is named."""
-        route = self._routes.get((tenant, model))
+        route = self._find(tenant, model)
         return route is not None and (version is None or version in route.versions)
 
     def route(self, tenant: str, model: str) -> Route:
-        """A model's route. Raises Refusal: MODEL_NOT_FOUND, or NOT_SERVING before the first snapshot."""
-        route = self._routes.get((tenant, model))
+        """A model's route; `OWNER/MODEL` is another tenant's that is shared with this one.
+
+        Raises Refusal: MODEL_NOT_FOUND, or NOT_SERVING before the first snapshot.
+        """
+        route = self._find(tenant, model)
         if route is not None:
             return route
         if not self.known:
@@ -85,6 +106,14 @@ class RoutingTable:
             field="model_name",
             facts={"tenant": tenant, "model": model},
         )
+
+    def _find(self, tenant: str, model: str) -> Route | None:
+        route = self._routes.get((tenant, model))
+        if route is not None or "/" not in model:
+            return route
+        owner, _, name = model.partition("/")
+        # Asked of what is shared first: whether the owner has such a model makes no difference to anybody else.
+        return self._routes.get((owner, name)) if tenant in self._shared.get((owner, name), ()) else None
 
     def version(self, route: Route, named: str) -> Version:
         """The version that a request gets. named: as the client wrote it; empty: by the splits.

@@ -28,13 +28,22 @@ class Inspection(IntEnum):
     REFUSED = 3
 
 
+class KeyRole(IntEnum):
+    """Numbers as on the wire."""
+
+    TENANT = 1
+    TENANT_ADMIN = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An API key as it is kept: its text is nowhere."""
+    """An API key as it is kept: its text is nowhere. expires_at_us: from then on it is refused; None: never."""
 
     id: str
     sha256: bytes
     created_at_us: int
+    role: KeyRole = KeyRole.TENANT_ADMIN
+    expires_at_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,7 @@ class Model:
     """A model; versions by number, traffic as (version, ppm) by number, slos by name.
 
     last_version: the highest number ever given, so that a removed version's number is never handed out again.
-    unloaded: nobody is to hold it until that is taken back.
+    unloaded: nobody is to hold it until that is taken back. shared_with: tenants that may read and run it, sorted.
     """
 
     tenant: str
@@ -123,6 +132,7 @@ class Model:
     revision: int = 0
     unloaded: bool = False
     slos: tuple[NamedSlo, ...] = ()
+    shared_with: tuple[str, ...] = ()
 
     def find(self, number: int) -> Version | None:
         """The version of that number."""

@@ -108,6 +108,16 @@ def updated(model: Model, wish: Wish, splits: Sequence[tuple[int, int]], expecte
     return replace(wish.applied(model), traffic=traffic)
 
 
+def shared(model: Model, grantee: str, *, revoked: bool) -> Model:
+    """The model shared with one more tenant, or with one fewer."""
+    if grantee == model.tenant:
+        raise invalid("with_tenant", "a model is its owner's already")
+    kept = set(model.shared_with) - {grantee} if revoked else {*model.shared_with, grantee}
+    if len(kept) > rules.MOST_GRANTS:
+        raise invalid("with_tenant", f"a model may be shared with at most {rules.MOST_GRANTS} tenants")
+    return replace(model, shared_with=tuple(sorted(kept)))
+
+
 def without(model: Model, number: int) -> Model:
     """The model without one version. Refused while the version has a part of the traffic."""
     if model.find(number) is None:

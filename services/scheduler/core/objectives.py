@@ -45,15 +45,16 @@ class Unpromised:
     message: str
 
 
+def missing(key: Key) -> Refusal:
+    """The refusal of a model that is not there, or is not there for whoever asks: nobody can tell which."""
+    return Refusal(Reason.MODEL_NOT_FOUND, f"key: tenant {key.tenant!r} has no model {key.name!r}", field="key")
+
+
 def find(state: State, question: Question) -> tuple[int, list[Found]]:
     """The version's number and the answer for each kind of lane that the fleet has. Refusal where the question makes no sense."""
     model = state.models.get(question.key)
     if model is None:
-        raise Refusal(
-            Reason.MODEL_NOT_FOUND,
-            f"key: tenant {question.key.tenant!r} has no model {question.key.name!r}",
-            field="key",
-        )
+        raise missing(question.key)
     highest = max((each.number for each in model.versions), default=0)
     version = model.version(question.version or highest)
     if version is None:

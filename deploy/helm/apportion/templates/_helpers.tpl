@@ -50,12 +50,26 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | quote }}
 {{ default (printf "%s-mesh" (include "apportion.fullname" .)) .Values.meshToken.existingSecret }}
 {{- end -}}
 
+{{/* Where the token is that whoever reads metrics shows: the chart's own, else one's own; a mesh token of one's own, where nothing
+     else is named. */}}
+{{- define "apportion.metricsToken" -}}
+{{- $token := .Values.metrics.token -}}
+{{- if and .Values.meshToken.existingSecret (not $token.existingSecret) -}}
+{ name: {{ .Values.meshToken.existingSecret }}, key: {{ .Values.meshToken.key }} }
+{{- else -}}
+{ name: {{ default (include "apportion.meshSecret" .) $token.existingSecret }}, key: {{ $token.key }} }
+{{- end -}}
+{{- end -}}
+
 {{/* What every service is told. Arguments: root, component, values, metrics (port). */}}
 {{- define "apportion.env" -}}
 {{- $prefix := printf "APPORTION_%s_" (upper .component) -}}
 - name: APPORTION_MESH_TOKEN
   valueFrom:
     secretKeyRef: { name: {{ include "apportion.meshSecret" .root }}, key: {{ .root.Values.meshToken.key }} }
+- name: APPORTION_METRICS_TOKEN
+  valueFrom:
+    secretKeyRef: {{ include "apportion.metricsToken" .root }}
 - name: APPORTION_LOG_FORMAT
   value: {{ .root.Values.log.format | quote }}
 - name: APPORTION_LOG_LEVEL

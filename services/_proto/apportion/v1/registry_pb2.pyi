@@ -11,6 +11,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class KeyRole(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    KEY_ROLE_UNSPECIFIED: _ClassVar[KeyRole]
+    KEY_ROLE_TENANT: _ClassVar[KeyRole]
+    KEY_ROLE_TENANT_ADMIN: _ClassVar[KeyRole]
+
 class ArtefactFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ARTEFACT_FORMAT_UNSPECIFIED: _ClassVar[ArtefactFormat]
@@ -29,6 +35,9 @@ class Isolation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ISOLATION_UNSPECIFIED: _ClassVar[Isolation]
     ISOLATION_SHARED: _ClassVar[Isolation]
     ISOLATION_PROCESS: _ClassVar[Isolation]
+KEY_ROLE_UNSPECIFIED: KeyRole
+KEY_ROLE_TENANT: KeyRole
+KEY_ROLE_TENANT_ADMIN: KeyRole
 ARTEFACT_FORMAT_UNSPECIFIED: ArtefactFormat
 ARTEFACT_FORMAT_ONNX: ArtefactFormat
 ARTEFACT_FORMAT_TORCH_EXPORT: ArtefactFormat
@@ -77,14 +86,18 @@ class Quota(_message.Message):
     def __init__(self, millirequests_per_s: _Optional[int] = ..., burst: _Optional[int] = ..., concurrent_requests: _Optional[int] = ..., device_ms: _Optional[int] = ..., device_interval_s: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., stored_bytes: _Optional[int] = ...) -> None: ...
 
 class ApiKey(_message.Message):
-    __slots__ = ("id", "sha256", "created_at")
+    __slots__ = ("id", "sha256", "created_at", "role", "expires_at")
     ID_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     id: str
     sha256: bytes
     created_at: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., sha256: _Optional[bytes] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    role: KeyRole
+    expires_at: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., sha256: _Optional[bytes] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., role: _Optional[_Union[KeyRole, str]] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class VersionConfig(_message.Message):
     __slots__ = ("format", "max_batch_size", "batch_axes", "warmup", "declared", "queue")
@@ -162,7 +175,7 @@ class TrafficSplit(_message.Message):
     def __init__(self, version: _Optional[int] = ..., ppm: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("key", "slo", "traffic_class", "isolation", "replicas", "versions", "traffic", "revision", "unloaded", "slos")
+    __slots__ = ("key", "slo", "traffic_class", "isolation", "replicas", "versions", "traffic", "revision", "unloaded", "slos", "shared_with")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SLO_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +186,7 @@ class Model(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     UNLOADED_FIELD_NUMBER: _ClassVar[int]
     SLOS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_WITH_FIELD_NUMBER: _ClassVar[int]
     key: _common_pb2.ModelKey
     slo: _common_pb2.Slo
     traffic_class: _common_pb2.TrafficClass
@@ -183,7 +197,8 @@ class Model(_message.Message):
     revision: int
     unloaded: bool
     slos: _containers.RepeatedCompositeFieldContainer[ModelSlo]
-    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., isolation: _Optional[_Union[Isolation, str]] = ..., replicas: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., traffic: _Optional[_Iterable[_Union[TrafficSplit, _Mapping]]] = ..., revision: _Optional[int] = ..., unloaded: bool = ..., slos: _Optional[_Iterable[_Union[ModelSlo, _Mapping]]] = ...) -> None: ...
+    shared_with: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., isolation: _Optional[_Union[Isolation, str]] = ..., replicas: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., traffic: _Optional[_Iterable[_Union[TrafficSplit, _Mapping]]] = ..., revision: _Optional[int] = ..., unloaded: bool = ..., slos: _Optional[_Iterable[_Union[ModelSlo, _Mapping]]] = ..., shared_with: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelSlo(_message.Message):
     __slots__ = ("name", "slo")
@@ -272,12 +287,34 @@ class DeleteTenantResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class CreateApiKeyRequest(_message.Message):
-    __slots__ = ("tenant",)
+    __slots__ = ("tenant", "role", "lifetime_s")
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_S_FIELD_NUMBER: _ClassVar[int]
     tenant: str
-    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+    role: KeyRole
+    lifetime_s: int
+    def __init__(self, tenant: _Optional[str] = ..., role: _Optional[_Union[KeyRole, str]] = ..., lifetime_s: _Optional[int] = ...) -> None: ...
 
 class CreateApiKeyResponse(_message.Message):
+    __slots__ = ("key", "api_key")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    API_KEY_FIELD_NUMBER: _ClassVar[int]
+    key: ApiKey
+    api_key: str
+    def __init__(self, key: _Optional[_Union[ApiKey, _Mapping]] = ..., api_key: _Optional[str] = ...) -> None: ...
+
+class RotateApiKeyRequest(_message.Message):
+    __slots__ = ("tenant", "key_id", "overlap_s")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_S_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    key_id: str
+    overlap_s: int
+    def __init__(self, tenant: _Optional[str] = ..., key_id: _Optional[str] = ..., overlap_s: _Optional[int] = ...) -> None: ...
+
+class RotateApiKeyResponse(_message.Message):
     __slots__ = ("key", "api_key")
     KEY_FIELD_NUMBER: _ClassVar[int]
     API_KEY_FIELD_NUMBER: _ClassVar[int]
@@ -434,6 +471,58 @@ class DeleteModelRequest(_message.Message):
 class DeleteModelResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ShareModelRequest(_message.Message):
+    __slots__ = ("key", "with_tenant", "revoked")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    WITH_TENANT_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_FIELD_NUMBER: _ClassVar[int]
+    key: _common_pb2.ModelKey
+    with_tenant: str
+    revoked: bool
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., with_tenant: _Optional[str] = ..., revoked: bool = ...) -> None: ...
+
+class ShareModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class ListAuditRequest(_message.Message):
+    __slots__ = ("tenant", "page_size", "page_token")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    page_size: int
+    page_token: str
+    def __init__(self, tenant: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class AuditEntry(_message.Message):
+    __slots__ = ("at", "actor", "actor_tenant", "action", "tenant", "object", "revision")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_TENANT_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    at: _timestamp_pb2.Timestamp
+    actor: str
+    actor_tenant: str
+    action: str
+    tenant: str
+    object: str
+    revision: int
+    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., actor_tenant: _Optional[str] = ..., action: _Optional[str] = ..., tenant: _Optional[str] = ..., object: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class ListAuditResponse(_message.Message):
+    __slots__ = ("entries", "next_page_token")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[AuditEntry]
+    next_page_token: str
+    def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class SetModelSloRequest(_message.Message):
     __slots__ = ("key", "slo")

@@ -30,7 +30,10 @@ class RegistryServiceStub(object):
 
     Every failure carries google.rpc.ErrorInfo (domain "apportion", a reason in capitals) and, where a field is wrong,
     google.rpc.BadRequest naming it. Reasons that callers may rely on:
-    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, SLO_NOT_FOUND
+    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, KEY_NOT_FOUND,
+    SLO_NOT_FOUND; also for what is another tenant's: a caller cannot tell which
+    UNAUTHENTICATED      KEY_MISSING, KEY_UNKNOWN
+    PERMISSION_DENIED    PERMISSION_DENIED: the caller's role does not allow the method
     ALREADY_EXISTS       TENANT_EXISTS, VERSION_EXISTS (the same version with other content)
     INVALID_ARGUMENT     FIELD_INVALID
     FAILED_PRECONDITION  TENANT_NOT_EMPTY, REVISION_CONFLICT
@@ -95,6 +98,11 @@ class RegistryServiceStub(object):
                 request_serializer=apportion_dot_v1_dot_registry__pb2.CreateApiKeyRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_registry__pb2.CreateApiKeyResponse.FromString,
                 _registered_method=True)
+        self.RotateApiKey = channel.unary_unary(
+                '/apportion.v1.RegistryService/RotateApiKey',
+                request_serializer=apportion_dot_v1_dot_registry__pb2.RotateApiKeyRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_registry__pb2.RotateApiKeyResponse.FromString,
+                _registered_method=True)
         self.RevokeApiKey = channel.unary_unary(
                 '/apportion.v1.RegistryService/RevokeApiKey',
                 request_serializer=apportion_dot_v1_dot_registry__pb2.RevokeApiKeyRequest.SerializeToString,
@@ -135,6 +143,16 @@ class RegistryServiceStub(object):
                 request_serializer=apportion_dot_v1_dot_registry__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_registry__pb2.DeleteModelResponse.FromString,
                 _registered_method=True)
+        self.ShareModel = channel.unary_unary(
+                '/apportion.v1.RegistryService/ShareModel',
+                request_serializer=apportion_dot_v1_dot_registry__pb2.ShareModelRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_registry__pb2.ShareModelResponse.FromString,
+                _registered_method=True)
+        self.ListAudit = channel.unary_unary(
+                '/apportion.v1.RegistryService/ListAudit',
+                request_serializer=apportion_dot_v1_dot_registry__pb2.ListAuditRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_registry__pb2.ListAuditResponse.FromString,
+                _registered_method=True)
         self.SetModelSlo = channel.unary_unary(
                 '/apportion.v1.RegistryService/SetModelSlo',
                 request_serializer=apportion_dot_v1_dot_registry__pb2.SetModelSloRequest.SerializeToString,
@@ -162,7 +180,10 @@ class RegistryServiceServicer(object):
 
     Every failure carries google.rpc.ErrorInfo (domain "apportion", a reason in capitals) and, where a field is wrong,
     google.rpc.BadRequest naming it. Reasons that callers may rely on:
-    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, SLO_NOT_FOUND
+    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, KEY_NOT_FOUND,
+    SLO_NOT_FOUND; also for what is another tenant's: a caller cannot tell which
+    UNAUTHENTICATED      KEY_MISSING, KEY_UNKNOWN
+    PERMISSION_DENIED    PERMISSION_DENIED: the caller's role does not allow the method
     ALREADY_EXISTS       TENANT_EXISTS, VERSION_EXISTS (the same version with other content)
     INVALID_ARGUMENT     FIELD_INVALID
     FAILED_PRECONDITION  TENANT_NOT_EMPTY, REVISION_CONFLICT
@@ -244,8 +265,17 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateApiKey(self, request, context):
+        """Makes a key in place of another, which goes on being good for overlap_s, so that callers can change over. The new one
+        has its role. NOT_FOUND (KEY_NOT_FOUND) where the tenant has no such key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeApiKey(self, request, context):
-        """Ends a key. Idempotent.
+        """Ends a key. Idempotent. Frontends refuse it within a second while they reach the registry, otherwise within what their
+        setting keys_max_age_s says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -299,6 +329,22 @@ class RegistryServiceServicer(object):
 
     def DeleteModel(self, request, context):
         """Removes a version, or the model with all of them where no version is named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShareModel(self, request, context):
+        """Lets another tenant read and run a model, or takes that back. Grants are by name: nobody is told whether there is such a
+        tenant. What it runs is counted to the model's owner's share.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAudit(self, request, context):
+        """What was changed, by whom and when, the latest first: the caller's tenant's lines, or everybody's for an operator who
+        names no tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -388,6 +434,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=apportion_dot_v1_dot_registry__pb2.CreateApiKeyRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_registry__pb2.CreateApiKeyResponse.SerializeToString,
             ),
+            'RotateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateApiKey,
+                    request_deserializer=apportion_dot_v1_dot_registry__pb2.RotateApiKeyRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_registry__pb2.RotateApiKeyResponse.SerializeToString,
+            ),
             'RevokeApiKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeApiKey,
                     request_deserializer=apportion_dot_v1_dot_registry__pb2.RevokeApiKeyRequest.FromString,
@@ -428,6 +479,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=apportion_dot_v1_dot_registry__pb2.DeleteModelRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_registry__pb2.DeleteModelResponse.SerializeToString,
             ),
+            'ShareModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareModel,
+                    request_deserializer=apportion_dot_v1_dot_registry__pb2.ShareModelRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_registry__pb2.ShareModelResponse.SerializeToString,
+            ),
+            'ListAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAudit,
+                    request_deserializer=apportion_dot_v1_dot_registry__pb2.ListAuditRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_registry__pb2.ListAuditResponse.SerializeToString,
+            ),
             'SetModelSlo': grpc.unary_unary_rpc_method_handler(
                     servicer.SetModelSlo,
                     request_deserializer=apportion_dot_v1_dot_registry__pb2.SetModelSloRequest.FromString,
@@ -461,7 +522,10 @@ class RegistryService(object):
 
     Every failure carries google.rpc.ErrorInfo (domain "apportion", a reason in capitals) and, where a field is wrong,
     google.rpc.BadRequest naming it. Reasons that callers may rely on:
-    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, SLO_NOT_FOUND
+    NOT_FOUND            TENANT_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ARTEFACT_NOT_FOUND, KEY_NOT_FOUND,
+    SLO_NOT_FOUND; also for what is another tenant's: a caller cannot tell which
+    UNAUTHENTICATED      KEY_MISSING, KEY_UNKNOWN
+    PERMISSION_DENIED    PERMISSION_DENIED: the caller's role does not allow the method
     ALREADY_EXISTS       TENANT_EXISTS, VERSION_EXISTS (the same version with other content)
     INVALID_ARGUMENT     FIELD_INVALID
     FAILED_PRECONDITION  TENANT_NOT_EMPTY, REVISION_CONFLICT
@@ -741,6 +805,33 @@ class RegistryService(object):
             _registered_method=True)
 
     @staticmethod
+    def RotateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.RegistryService/RotateApiKey',
+            apportion_dot_v1_dot_registry__pb2.RotateApiKeyRequest.SerializeToString,
+            apportion_dot_v1_dot_registry__pb2.RotateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RevokeApiKey(request,
             target,
             options=(),
@@ -946,6 +1037,60 @@ class RegistryService(object):
             '/apportion.v1.RegistryService/DeleteModel',
             apportion_dot_v1_dot_registry__pb2.DeleteModelRequest.SerializeToString,
             apportion_dot_v1_dot_registry__pb2.DeleteModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.RegistryService/ShareModel',
+            apportion_dot_v1_dot_registry__pb2.ShareModelRequest.SerializeToString,
+            apportion_dot_v1_dot_registry__pb2.ShareModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.RegistryService/ListAudit',
+            apportion_dot_v1_dot_registry__pb2.ListAuditRequest.SerializeToString,
+            apportion_dot_v1_dot_registry__pb2.ListAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,
