@@ -6,8 +6,8 @@ import asyncio
 
 import grpc
 import pytest
-from conftest import Start
 from frontend_fakes import FakeExecutor, infer_request
+from frontend_world import Start
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services._proto.apportion.v1 import executor_pb2
