@@ -41,7 +41,7 @@ PURE_ROOMS = sorted(
 # Data and mathematics: nothing that reads a clock, draws a lot or touches the world.
 ALLOWED = {
     "__future__", "abc", "base64", "binascii", "bisect", "collections", "contextlib", "copy", "dataclasses", "enum", "fractions",
-    "functools", "hashlib", "heapq", "itertools", "json", "math", "msgspec", "numpy", "operator", "re", "statistics",
+    "array", "functools", "hashlib", "heapq", "itertools", "json", "math", "msgspec", "numpy", "operator", "re", "statistics",
     "string", "struct", "types", "typing",
 }  # fmt: skip
 # Our own modules that a pure room may use: other pure rooms, errors that know no transport, names in traces.

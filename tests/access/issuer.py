@@ -25,9 +25,9 @@ class Issuer:
         return {**made, "kid": self.kid, "use": "sig", "alg": "ES256"}
 
     def token(self, **claims: Any) -> str:
-        """A token that is good for a minute; None for a claim leaves it out."""
+        """A token that is good for an hour, longer than a run of tests takes; None for a claim leaves it out."""
         now = int(time.time())
-        given = {"iss": ISSUER, "aud": AUDIENCE, "sub": "someone", "exp": now + 60, "iat": now, **claims}
+        given = {"iss": ISSUER, "aud": AUDIENCE, "sub": "someone", "exp": now + 3600, "iat": now, **claims}
         kept = {name: value for name, value in given.items() if value is not None}
         return jwt.encode(kept, self.key, algorithm="ES256", headers={"kid": self.kid})
 

@@ -59,7 +59,7 @@ def shared_secret(signs: issuer.Issuer) -> str:
     public = signs.key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    claims = {"iss": issuer.ISSUER, "aud": issuer.AUDIENCE, "sub": "x", "exp": time.time() + 60, "role": "operator"}
+    claims = {"iss": issuer.ISSUER, "aud": issuer.AUDIENCE, "sub": "x", "exp": time.time() + 3600, "role": "operator"}
     head = unsigned(claims, {"alg": "HS256", "kid": signs.kid}).rstrip(".")
     mac = base64.urlsafe_b64encode(hmac.digest(public, head.encode(), hashlib.sha256)).rstrip(b"=").decode()
     return f"{head}.{mac}"
@@ -75,7 +75,7 @@ BAD = {
     "that is over": SIGNS.token(role="operator", exp=int(time.time()) - 6),
     "without an end": SIGNS.token(role="operator", exp=None),
     "without a subject": SIGNS.token(role="operator", sub=None),
-    "that is not good yet": SIGNS.token(role="operator", nbf=int(time.time()) + 60),
+    "that is not good yet": SIGNS.token(role="operator", nbf=int(time.time()) + 1800),
     "of a role that there is not": SIGNS.token(role="mesh"),
     "of a service's role": SIGNS.token(role="service"),
     "of a tenant's role without a tenant": SIGNS.token(role="tenant"),
