@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import services.common.attributes as names
@@ -25,6 +26,7 @@ from tests.mesh.tiny import slow
 X = np.ones((1, 4), np.float32)
 
 
+@pytest.mark.slow
 def test_whatever_a_request_is_held_up_by_its_trace_says_so(tmp_path: Path) -> None:
     found, sent = trace_truth.run(tmp_path / "data", each=3, rounds=1)
     assert not found.missing
@@ -36,6 +38,7 @@ def test_whatever_a_request_is_held_up_by_its_trace_says_so(tmp_path: Path) -> N
     assert found.over() <= 1, found.worst
 
 
+@pytest.mark.slow
 async def test_counted_told_and_kept_violations_are_the_same_one_by_one(mesh: RunningMesh, tmp_path: Path) -> None:
     mesh.create_tenant(trace_match.TENANT)
     mesh.push(trace_match.MODEL, elementwise(tmp_path / "identity.onnx", "Identity"), tenant=trace_match.TENANT)
@@ -44,6 +47,7 @@ async def test_counted_told_and_kept_violations_are_the_same_one_by_one(mesh: Ru
     assert matched.counted >= 1000 // trace_match.EVERY
 
 
+@pytest.mark.slow
 async def test_a_trace_store_that_hangs_costs_counted_spans_and_no_request(mesh: RunningMesh, tmp_path: Path) -> None:
     mesh.push("through-a-stall", elementwise(tmp_path / "abs.onnx", "Abs"))
     late = request("through-a-stall", {"x": X}, slo_ms=0.001)
