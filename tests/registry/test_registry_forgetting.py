@@ -12,9 +12,11 @@ from registry_world import served
 from services._proto.apportion.v1 import common_pb2, registry_pb2
 from services.registry.settings import RegistrySettings
 
-NAMES = 100
+NAMES = 50
 BYTES_A_NAME = 400
 """Less than any record of a model takes."""
+ROUNDS = 3
+"""A leak grows in each; what an allocator, a pool or a cache takes once shows in one at most."""
 
 
 async def test_the_registry_keeps_nothing_of_models_that_are_gone(tmp_path: Path) -> None:
@@ -38,10 +40,12 @@ async def test_the_registry_keeps_nothing_of_models_that_are_gone(tmp_path: Path
         try:
             for number in range(20):
                 await lives(f"warm-{number:05}")
-            before = await held()
-            for number in range(NAMES):
-                await lives(f"model-{number:05}")
-            grown = await held() - before
+            grown = []
+            for turn in range(ROUNDS):
+                before = await held()
+                for number in range(NAMES):
+                    await lives(f"model-{turn}-{number:05}")
+                grown.append(await held() - before)
         finally:
             tracemalloc.stop()
-        assert grown < NAMES * BYTES_A_NAME, f"{grown / NAMES:.0f} bytes a name"
+        assert min(grown) < NAMES * BYTES_A_NAME, f"bytes a name: {[each / NAMES for each in grown]}"
