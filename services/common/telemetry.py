@@ -18,7 +18,8 @@ from prometheus_client import Counter
 
 from services.common import attributes
 from services.common.channel import NOTHING, Credentials
-from services.common.otlp import Exporter, encoded, request_for
+from services.common.otlp import Exporter
+from services.common.span_bytes import encoded, request_for
 from services.common.spans import (
     Kind,
     SpanRecord,
@@ -45,7 +46,7 @@ log = structlog.get_logger()
 SPANS = Counter("apportion_telemetry_spans", "Spans that this process was to export.", ["outcome"])
 EXPORT_SPANS = 256
 """Spans in one export message."""
-SLICE_SPANS = 16
+SLICE_SPANS = 48
 PAUSE_S = 0.0002
 """After each slice the exporter's thread sleeps this long. Without, the event loop waits whole switch intervals of the
 interpreter's lock behind a batch (docs/decisions/0001); sleeping for no time at all gives the lock back too late."""
