@@ -1,13 +1,15 @@
 """What traces cost a request: CPU time with tracing off, as it comes (5 %), and with every trace kept, interleaved in one run.
 
-    python -m bench.trace_cost [--rounds 15] [--seconds 2] [--at-once 16] [--profile FILE] [--json FILE]
+    python -m bench.trace_cost [--rounds 30] [--seconds 1.2] [--at-once 16] [--profile FILE] [--json FILE]
 
-Three meshes stand at once, alike but for their tracing, and are loaded one after another in every round, the order turning; a mesh
-that is not asked anything is idle. What counts is processor time of frontend, executor and worker over the requests that were
-answered, which neighbours disturb little; that of the trace store is told apart, since it may stand on another machine. Ratios are
-taken within a round, and their median is what the last line says, with the spread. With --profile, or py-spy on the PATH, a sampling
-profile of frontend and executor with every trace kept: the functions of tracing by their part of the time.
-Ends with a line of JSON, and with status 1 where the default costs more than 8 % over off.
+Three meshes stand at once, alike but for their tracing, and are loaded one after another in short turns, the order of each round
+another one; a mesh that is not asked anything is idle. What counts is processor time of frontend, executor and worker over the
+requests that were answered, from the turn's begin until the spans of its last requests have left; that of the trace store is told
+apart, since it may stand on another machine. Ratios are taken within a round, so that what a machine does from one half minute to
+the next cancels; the last line has their median and the interval it lies in with 95 % confidence.
+
+With --profile, or py-spy on the PATH, a sampling profile of frontend and executor with every trace kept: the functions of tracing by
+their part of the time. Ends with a line of JSON, and with status 1 where the default costs more than 8 % over off.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,9 +33,9 @@ from typing import Any
 
 import grpc
 import numpy as np
-import psutil
 
 from bench.models import elementwise
+from bench.tracing import cpu_ns, middle
 from tests.mesh.calling import request
 from tests.mesh.running import RunningMesh, running
 
@@ -48,9 +50,11 @@ MODES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
 PATH, STORE = ("frontend", "executor", "worker"), "tracestore"
 MOST = 1.08
 WARM_S = 3.0
+DRAINED_S = 0.5
+"""After a turn, until its last spans have been sent: more than twice telemetry.EXPORT_EVERY_S."""
 CALLERS_A_CHANNEL = 4
 PROFILE_S = 15
-TRACING = ("spans.py", "stages.py", "telemetry.py", "otlp.py", "waits.py")
+TRACING = ("spans.py", "stages.py", "telemetry.py", "otlp.py", "span_bytes.py", "waits.py")
 """Files whose code runs for traces alone."""
 SAMPLE_HZ = 250
 
@@ -62,33 +66,50 @@ class Mode:
         self.mesh = mesh
         self.payload: bytes = request(MODEL, {"x": np.ones((1, 16), np.float32)}).SerializeToString()
         pids = mesh.pids()
-        self._processes = {name: [psutil.Process(pids[name])] for name in ("frontend", "executor", STORE)}
-        self._processes["worker"] = mesh.workers()
+        self._pids = {name: [pids[name]] for name in ("frontend", "executor", STORE)}
+        self._pids["worker"] = [worker.pid for worker in mesh.workers()]
 
-    def cpu_s(self) -> dict[str, float]:
+    def cpu_us(self) -> dict[str, float]:
         """So far, by process."""
-        return {name: sum(sum(each.cpu_times()[:2]) for each in members) for name, members in self._processes.items()}
+        return {name: sum(cpu_ns(pid) for pid in members) / 1e3 for name, members in self._pids.items()}
 
     def turn(self, callers: Connection, at_once: int, seconds: float) -> dict[str, float]:
         """Loads it; processor microseconds a request by process, and `per_second`."""
-        before = self.cpu_s()
+        before = self.cpu_us()
         callers.send((self.mesh.addresses["frontend"], self.payload, self.mesh.metadata(TENANT), at_once, seconds))
         answered, took_s = callers.recv()
-        used = {name: (each - before[name]) / answered * 1e6 for name, each in self.cpu_s().items()}
+        time.sleep(DRAINED_S)
+        used = {name: (each - before[name]) / answered for name, each in self.cpu_us().items()}
         return used | {"path": sum(used[name] for name in PATH), "per_second": answered / took_s}
 
 
 def call_as_told(told: Connection) -> None:
-    """A process of its own that calls as it is told to."""
-    while (order := told.recv()) is not None:
-        told.send(asyncio.run(_call(*order)))
+    """A process of its own that calls as it is told to, over connections that stay."""
+    asyncio.run(_call_as_told(told))
+
+
+async def _call_as_told(told: Connection) -> None:
+    channels: dict[str, list[grpc.aio.Channel]] = {}
+    while (order := await asyncio.to_thread(told.recv)) is not None:
+        address, payload, metadata, at_once, seconds = order
+        if address not in channels:
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            connections = range(-(-at_once // CALLERS_A_CHANNEL))
+            channels[address] = [grpc.aio.insecure_channel(address, options=options) for _ in connections]
+        told.send(await _call(channels[address], payload, metadata, at_once, seconds))
+    for members in channels.values():
+        for channel in members:
+            await channel.close()
 
 
 async def _call(
-    address: str, payload: bytes, metadata: tuple[tuple[str, str], ...], at_once: int, seconds: float
+    channels: Sequence[grpc.aio.Channel],
+    payload: bytes,
+    metadata: tuple[tuple[str, str], ...],
+    at_once: int,
+    seconds: float,
 ) -> tuple[int, float]:
-    options = (("grpc.use_local_subchannel_pool", 1),)
-    channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(-(-at_once // CALLERS_A_CHANNEL))]
+    """Requests answered, and in what time."""
     begun, answered = time.perf_counter(), 0
 
     async def caller(channel: grpc.aio.Channel) -> None:
@@ -99,10 +120,7 @@ async def _call(
             answered += 1
 
     await asyncio.gather(*(caller(channels[number % len(channels)]) for number in range(at_once)))
-    took_s = time.perf_counter() - begun
-    for channel in channels:
-        await channel.close()
-    return answered, took_s
+    return answered, time.perf_counter() - begun
 
 
 @contextmanager
@@ -145,14 +163,7 @@ def measured(modes: dict[str, Mode], callers: Connection, rounds: int, seconds: 
             name: {what: round(statistics.median(turn[what] for turn in each), 1) for what in each[0]}
             for name, each in turns.items()
         },
-        "of_off": {
-            name: {
-                "median": round(statistics.median(each), 4),
-                "least": round(min(each), 4),
-                "most": round(max(each), 4),
-            }
-            for name, each in ratios.items()
-        },
+        "of_off": {name: middle(each) for name, each in ratios.items()},
         "rounds": rounds,
     }
 
@@ -195,13 +206,13 @@ def tracing_of(stacks: str) -> dict[str, Any]:
 def show(told: dict[str, Any]) -> None:
     print(f"CPU µs a request, medians of {told['rounds']} rounds")
     columns = ("path", *PATH, STORE, "per_second")
-    print(f"{'tracing':<9}" + "".join(f"{column:>12}" for column in columns) + f"{'of off':>10}{'least':>8}{'most':>8}")
+    print(f"{'tracing':<9}" + "".join(f"{column:>12}" for column in columns) + f"{'of off':>10}{'from':>8}{'to':>8}")
     for name, used in told["us_a_request"].items():
         ratio = told["of_off"][name]
         print(
             f"{name:<9}"
             + "".join(f"{used[column]:>12.1f}" for column in columns)
-            + f"{ratio['median']:>10.3f}{ratio['least']:>8.3f}{ratio['most']:>8.3f}"
+            + f"{ratio['median']:>10.3f}{ratio['from']:>8.3f}{ratio['to']:>8.3f}"
         )
     for name, profile in told.get("profile_of_all", {}).items():
         print(f"{name}, every trace kept: {profile['tracing']:.1%} of {profile['samples']} samples in tracing")
@@ -211,8 +222,8 @@ def show(told: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=1.2, help="of each turn")
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument(
         "--profile", type=Path, default=shutil.which("py-spy"), help="py-spy, where it is not on the PATH"
