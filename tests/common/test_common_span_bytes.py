@@ -19,7 +19,7 @@ from services.common.span_bytes import encoded, request_for, varint
 from services.common.spans import Kind, SpanRecord, Value
 
 INT64 = st.integers(-(1 << 63) + 1, (1 << 63) - 1)
-texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=300)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 # Beyond what OTLP holds, too: integers of more bits, and things that are no attribute at all.
 values: st.SearchStrategy[Any] = st.one_of(
     texts, st.booleans(), INT64, st.integers(0, 300), st.integers(), st.floats(allow_nan=False), st.none(),
