@@ -1,4 +1,4 @@
-"""Finished spans as the bytes of OTLP's `Span`, written directly. PURE.
+"""Finished spans as the bytes of OTLP's `Span`, written directly.
 
 Most of what a kept trace costs is its encoding. Building protobuf messages for it makes an object for each attribute, three
 deep; here the few hundred pairs that spans say again and again are bytes already, and the rest is put between them. What comes
