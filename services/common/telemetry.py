@@ -111,7 +111,7 @@ class Tracer:
             self._refused += 1
             return
         self._queue.append(record)
-        if waiting == EXPORT_SPANS:
+        if waiting + 1 == EXPORT_SPANS:
             self._wake.set()
 
     def emit_all(self, records: Sequence[SpanRecord], *, spare: bool = False) -> bool:
@@ -126,7 +126,8 @@ class Tracer:
             self._refused += len(records)
             return False
         self._queue.extend(records)
-        if waiting + len(records) >= EXPORT_SPANS:
+        if waiting < EXPORT_SPANS <= waiting + len(records):
+            # Once, as the mark is passed: the thread goes on until nothing waits, and telling it again costs each request.
             self._wake.set()
         return True
 
