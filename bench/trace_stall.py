@@ -6,7 +6,8 @@ Two meshes stand beside each other, alike, each with its own callers, and are lo
 machine does meets both. First both stores work; then the first mesh's hangs; then, once that has caught up, the second's, so that
 what makes the two differ cancels. The ratio is the geometric mean of what a mesh answers while its store hangs over what the other
 one answers meanwhile, once each way; the same of windows of four seconds says how much of it is chance. One request in ten has an
-objective that nobody could meet, so that there are many more traces than usual.
+objective that nobody could meet, so that there are many more traces than usual. The ratio of processor time a request, which
+chance moves less, says whether a store that hangs costs anything at all.
 
 Every failed request counts; and what was lost must have been counted by the processes that lost it: spans, at least as many as the
 violators' traces that the store has not got would have had. Ends with a line of JSON, and with status 1 where a request failed, the
@@ -36,7 +37,7 @@ import numpy as np
 import psutil
 
 from bench.models import elementwise
-from bench.tracing import FRONTEND_STAGES, Callers, kept, middle, quantile
+from bench.tracing import FRONTEND_STAGES, Callers, cpu_ns, kept, middle, quantile
 from tests.mesh.calling import request
 from tests.mesh.running import RunningMesh, running
 
@@ -51,7 +52,8 @@ WHERE = {"frontend": "metrics", "executor": "executor_metrics"}
 
 
 class Phase(NamedTuple):
-    """What one phase of the load came to for one mesh. windows: requests answered in each, whole ones alone."""
+    """What one phase of the load came to for one mesh. windows: requests answered in each, whole ones alone. cpu_us: processor time
+    of a request at the frontend, its executor and its worker."""
 
     windows: list[int]
     answered: int
@@ -59,6 +61,7 @@ class Phase(NamedTuple):
     seconds: float
     p50_ms: float
     p99_ms: float
+    cpu_us: float = 0.0
 
     def told(self) -> dict[str, Any]:
         """Without the windows."""
@@ -111,9 +114,12 @@ class Side:
     def __init__(self, mesh: RunningMesh, callers: Connection, at_once: int) -> None:
         self.mesh, self._callers, self._at_once = mesh, callers, at_once
         self._pids = mesh.pids()
+        self._path = [self._pids[name] for name in WHERE] + [worker.pid for worker in mesh.workers()]
+        self._before_ns = 0
 
     def begin(self, begin_s: float, seconds: float) -> None:
         """Loads it; `end` has what came of it."""
+        self._before_ns = sum(map(cpu_ns, self._path))
         self._callers.send(
             (self.mesh.addresses["frontend"], self.mesh.metadata(TENANT), self._at_once, begin_s, seconds)
         )
@@ -121,7 +127,8 @@ class Side:
     def end(self) -> Phase:
         """Waits for the end of the load."""
         told: Phase = self._callers.recv()
-        return told
+        used_us = (sum(map(cpu_ns, self._path)) - self._before_ns) / 1e3
+        return told._replace(cpu_us=round(used_us / max(1, told.answered), 1))
 
     def signal(self, number: int) -> None:
         """Stops the store, or has it go on."""
@@ -206,6 +213,7 @@ def measured(sides: Sequence[Side], seconds: float) -> dict[str, Any]:
         "rss_mib_before": rss,
         "turns": turns,
         "ratio": round(whole, 4),
+        "cpu_ratio": round(math.prod(turn["hung"]["cpu_us"] / turn["working"]["cpu_us"] for turn in turns) ** 0.5, 4),
         "ratio_of_windows": middle(ratios),
         "failed": sum(turn["failed"] for turn in turns) + sum(sum(phase.failed.values()) for phase in both),
         "spans_exported_after": again,
@@ -241,14 +249,24 @@ def counted(turn: dict[str, Any]) -> bool:
 
 
 def show(told: dict[str, Any]) -> None:
-    print(f"{'store':<8} {'req/s':>8} {'p50 ms':>8} {'p99 ms':>8}  failed")
+    print(f"{'store':<8} {'req/s':>8} {'p50 ms':>8} {'p99 ms':>8} {'CPU µs':>8}  failed")
     rows = [("working", each) for each in told["both_work"]]
     rows += [(name, turn[name]) for turn in told["turns"] for name in ("hung", "working")]
     for name, each in rows:
-        print(f"{name:<8} {each['per_second']:8.0f} {each['p50_ms']:8.2f} {each['p99_ms']:8.2f}  {each['failed']}")
+        print(
+            f"{name:<8} {each['per_second']:8.0f} {each['p50_ms']:8.2f} {each['p99_ms']:8.2f} {each['cpu_us']:8.0f}  {each['failed']}"
+        )
     for turn in told["turns"]:
         print({name: value for name, value in turn.items() if name not in ("hung", "working")})
-    for name in ("both_work_ratio", "ratio_of_windows", "ratio", "failed", "spans_exported_after", "rss_mib_before"):
+    for name in (
+        "both_work_ratio",
+        "ratio_of_windows",
+        "ratio",
+        "cpu_ratio",
+        "failed",
+        "spans_exported_after",
+        "rss_mib_before",
+    ):
         print(f"{name:<22} {told[name]}")
 
 

@@ -1,7 +1,8 @@
 """Spans, made afterwards from monotonic timestamps, and exported off the path of requests.
 
-A request's code notes times; when it is over it hands `SpanRecord`s to a `Tracer`. `Tracer.emit` appends to a bounded queue and returns; a thread of its own encodes and sends them. A backend
-that is slow, hung or absent costs spans, which are counted, and never time.
+A request's code notes times; when it is over it hands `SpanRecord`s to a `Tracer`. `Tracer.emit` appends to a bounded queue and
+returns; a thread of its own encodes and sends them. A backend that is slow, hung or absent costs spans, which are counted, and
+never time.
 """
 
 from __future__ import annotations
