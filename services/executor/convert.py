@@ -10,8 +10,8 @@ from google.protobuf.message import DecodeError
 from gpu_sharing.measurements import Profile, ProfilePoint, SegmentCost
 from gpu_sharing.tensors import Signature, TensorSpec, WarmupTensor
 from services._proto.apportion.v1 import common_pb2, executor_pb2, registry_pb2, scheduler_pb2
+from services.executor.core.replica import Phase, Replica
 from services.executor.core.replica_events import Changed, Queueing, Wanted
-from services.executor.core.replicas import Phase, Replica
 from services.executor.core.statistics import Counts
 
 FORMATS = {

@@ -22,7 +22,7 @@ from gpu_sharing.tensors import Signature, TensorSpec
 from services._proto.inference import grpc_service_pb2 as pb
 from services.common.errors import Reason, Refusal
 from services.common.status import CODES, from_rpc_error, to_status
-from services.executor.core.requests import Limits as ExecutorLimits
+from services.executor.core.heads import Limits as ExecutorLimits
 from services.executor.decode import Decoder, check_elements, shape_key
 from services.frontend.core.wire import Limits, request_id, scan
 

@@ -122,21 +122,9 @@ class LayoutSet(msgspec.Struct, frozen=True):
     lanes: tuple[int, ...]
 
 
-Happened: TypeAlias = (
-    Wanted
-    | LayoutSet
-    | Unwanted
-    | Changed
-    | Fetching
-    | Fetched
-    | NotFetched
-    | WorkerUp
-    | WorkerDown
-    | Stage
-    | Loaded
-    | LoadFailed
-    | Unloaded
-)
+OfReplica: TypeAlias = Unwanted | Changed | Fetching | Fetched | NotFetched | Stage | Loaded | LoadFailed | Unloaded
+"""What happens to one replica that is known."""
+Happened: TypeAlias = Wanted | LayoutSet | WorkerUp | WorkerDown | OfReplica
 
 
 class Fetch(msgspec.Struct, frozen=True):
