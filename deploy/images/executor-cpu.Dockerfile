@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # An executor on processor cores.
-# docker build -f deploy/images/executor-cpu.Dockerfile -t apportion-executor-cpu:0.1.0 .
+# docker build -f deploy/images/executor-cpu.Dockerfile -t apportion-executor-cpu:0.2.0 .
 
 ARG PYTHON=3.11.14-slim-bookworm
 

@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # An executor with CUDA. The libraries of CUDA come with the wheels, the driver with the node's container toolkit: the base
 # is the same small one.
-# docker build -f deploy/images/executor-cuda.Dockerfile -t apportion-executor-cuda:0.1.0 .
+# docker build -f deploy/images/executor-cuda.Dockerfile -t apportion-executor-cuda:0.2.0 .
 
 ARG PYTHON=3.11.14-slim-bookworm
 

@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # Frontend, registry, scheduler, trace store and the command line: no model framework inside.
-# docker build -f deploy/images/services.Dockerfile -t apportion-services:0.1.0 .
+# docker build -f deploy/images/services.Dockerfile -t apportion-services:0.2.0 .
 
 ARG PYTHON=3.11.14-slim-bookworm
 

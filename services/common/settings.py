@@ -84,6 +84,9 @@ class ServiceSettings(BaseSettings):
     reflection: bool = False
     """Whether the service describes itself to tools like grpcurl, whose callers need a credential. It tells of methods, not of
     tenants."""
+    health_listen: Address | None = None
+    """HOST:PORT where health is told without TLS, and nothing else is: for probes that speak none, like Kubernetes'; none: only
+    where calls are taken."""
     otlp_endpoint: str | None = None
     """HOST:PORT of an OTLP/gRPC collector for traces; none, or empty: spans are not exported."""
     metrics_listen: str | None = None

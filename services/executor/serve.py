@@ -231,7 +231,7 @@ async def _drain(executor: Executor, reports: Reports, attachment: Attachment, s
     """Tells the scheduler and health checks, then waits for calls in hand and those still on their way, at most `drain_s`."""
     reports.draining = True
     executor.changed.set()
-    await server.health.enter_graceful_shutdown()
+    await server.say_leaving()
     with suppress(TimeoutError):
         async with asyncio.timeout(drain_s):
             if attachment.attached.is_set():
