@@ -49,6 +49,7 @@ from services.executor.encode import Encoder
 from services.executor.forgetting import Forgetting
 from services.executor.inflight import Lane, Serving
 from services.executor.session import Session
+from services.executor.signed import Signatures
 from services.executor.watching import Watching
 
 log = structlog.get_logger()
@@ -113,6 +114,7 @@ class Executor:
         self.calls: Calls
         self._workers, self._cache, self._download = workers, cache, download
         self._start_worker, self._load_interval_s, self._limits = start_worker, load_interval_s, limits or Limits()
+        self._signatures = Signatures()
         self._fetches: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: dict[int, Expected] = {}
@@ -349,6 +351,7 @@ class Executor:
                     wanted.size_bytes,
                     lambda: self._download(wanted.tenant, wanted.digest),
                 )
+                await self._signatures.check(wanted.digest, wanted.artefact_signature, wanted.signers)
                 kind = wanted.format
                 if kind is None:
                     kind = await asyncio.to_thread(format_of, path)
