@@ -25,9 +25,9 @@ from grpc_reflection.v1alpha import reflection
 
 from services.common.access.callers import LOCAL, Caller, Role, caller_of
 from services.common.access.certificates import Tls
-from services.common.access.revocations import Revocations
 from services.common.access.guard import Guard, answering
 from services.common.access.keys import Keys
+from services.common.access.revocations import Revocations
 from services.common.access.token_rules import TokenRules
 from services.common.errors import Reason, Refusal
 from services.common.leaving import send_away

@@ -70,6 +70,12 @@ def made(strategy: st.SearchStrategy[bytes], examples: int) -> list[bytes]:
     return found
 
 
+def breach(refusal: Refusal) -> None:
+    """What ends a stream says that the contract was broken, and nothing else."""
+    typed(refusal)
+    assert refusal.reason is Reason.PROTOCOL, refusal.message
+
+
 class Frontend:
     """A session that nobody's network carries. Where one breaks the contract, the next begins.
 
@@ -129,8 +135,7 @@ class Frontend:
         try:
             self._session.take(request, 0)
         except Refusal as refusal:
-            assert refusal.reason is Reason.PROTOCOL, refusal.message
-            typed(refusal)
+            breach(refusal)
             self.end()
             self.broken += 1
             self.begin()
@@ -141,6 +146,8 @@ class Frontend:
             request = pb.ExecuteRequest.FromString(data)
         except DecodeError:
             return
+        self.end()
+        self.begin()
         self._last += 1
         self._session.take(pb.ExecuteRequest(infers=[pb.Infer(call=self._last, replica_id=1, bulk_bytes=40)]), 0)
         for chunk in request.chunks:
@@ -148,7 +155,7 @@ class Frontend:
         try:
             await self._session.take_chunks(request)
         except Refusal as refusal:
-            assert refusal.reason is Reason.PROTOCOL, refusal.message
+            breach(refusal)
         self.end()
         self.begin()
 

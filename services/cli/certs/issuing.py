@@ -66,7 +66,6 @@ class Authority:
         _write(path, signed.public_bytes(serialization.Encoding.PEM))
         return path
 
-
     def revoke(self, certificate: Path) -> Path:
         """Puts a certificate of this authority on its list, crl.pem in its folder; the list's path. Raises CommandError."""
         try:
@@ -74,7 +73,9 @@ class Authority:
             gone.verify_directly_issued_by(self.certificate)
         except (OSError, ValueError, TypeError, InvalidSignature) as error:
             problem = str(error) or type(error).__name__
-            raise CommandError(f"{certificate} is no certificate of the authority in {self.folder}: {problem}") from None
+            raise CommandError(
+                f"{certificate} is no certificate of the authority in {self.folder}: {problem}"
+            ) from None
         path, now = self.folder / "crl.pem", datetime.datetime.now(datetime.UTC)
         held = list(x509.load_pem_x509_crl(path.read_bytes())) if path.exists() else []
         builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject).last_update(now)
