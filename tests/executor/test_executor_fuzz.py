@@ -132,13 +132,26 @@ class Frontend:
             return
         for infer in request.infers:
             infer.bulk_bytes = min(infer.bulk_bytes, LARGEST_CHUNKED)
+        if self.sent % 4:
+            self._mended(request)
         try:
             self._session.take(request, 0)
         except Refusal as refusal:
             breach(refusal)
+            self.collect(all_known=False)
             self.end()
             self.broken += 1
             self.begin()
+
+    def _mended(self, request: pb.ExecuteRequest) -> None:
+        """Most messages would end their stream by the number of their first call: these get as far as their payloads."""
+        request.ClearField("hello")
+        request.ClearField("chunks")
+        for infer in request.infers:
+            self._last += 1
+            infer.call, infer.replica_id = self._last, infer.replica_id % 3
+            if infer.payload:
+                infer.bulk_bytes = 0
 
     async def chunks(self, data: bytes) -> None:
         """Bytes as a message of the bulk stream, after a call that expects some. No call is waited for that never comes."""
@@ -146,6 +159,7 @@ class Frontend:
             request = pb.ExecuteRequest.FromString(data)
         except DecodeError:
             return
+        self.collect(all_known=False)
         self.end()
         self.begin()
         self._last += 1
@@ -244,7 +258,8 @@ async def test_any_bytes_as_a_request_are_answered_once_and_leave_nothing_behind
 async def test_any_message_is_taken_or_ends_its_stream_alone() -> None:
     frontend = await fuzzed_messages(often(made(messages(), 40)))
     assert frontend.broken > 10
-    assert frontend.answered
+    assert sum(frontend.answered.values()) > 100
+    assert {Reason.FIELD_INVALID, Reason.MODEL_NOT_READY} <= set(frontend.answered)
 
 
 @pytest.mark.slow
