@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services._proto.apportion.v1 import executor_pb2 as pb
+from services._proto.inference import grpc_service_pb2 as oip
 from services.common.errors import Reason, Refusal
 from services.common.status import from_status
 from services.executor.session import Session
@@ -35,11 +36,31 @@ SIGNED = st.one_of(st.integers(-3, 10**7), st.sampled_from([-(1 << 63), (1 << 63
 
 
 @st.composite
+def fitting(draw: st.DrawFn) -> bytes:
+    """A request that fits the model, or nearly: what becomes of it when it is spoilt is refused late, if at all."""
+    request = oip.ModelInferRequest(model_name="echo", id=draw(st.text(max_size=5)))
+    rows = draw(st.integers(1, 8))
+    request.inputs.add(name="x", datatype="FP32", shape=[rows, 4])
+    request.inputs.add(name="m", datatype="BYTES", shape=[rows])
+    texts = draw(st.lists(st.binary(max_size=6), min_size=rows, max_size=rows))
+    if draw(st.integers(0, 3)):
+        request.raw_input_contents.append(draw(st.binary(min_size=rows * 16, max_size=rows * 16)))
+        request.raw_input_contents.append(b"".join(len(each).to_bytes(4, "little") + each for each in texts))
+    else:
+        request.inputs[0].contents.fp32_contents.extend([0.5] * rows * 4)
+        request.inputs[1].contents.bytes_contents.extend(texts)
+    return request.SerializeToString()
+
+
+REQUESTS = st.one_of(ANYTHING, fitting())
+
+
+@st.composite
 def messages(draw: st.DrawFn) -> bytes:
     """A message of a stream, with anything in it that its types allow."""
     request = pb.ExecuteRequest()
     for _ in range(draw(st.integers(0, 3))):
-        infer = request.infers.add(call=draw(NUMBERS), replica_id=draw(NUMBERS), payload=draw(ANYTHING))
+        infer = request.infers.add(call=draw(NUMBERS), replica_id=draw(NUMBERS), payload=draw(REQUESTS))
         infer.bulk_bytes = draw(st.sampled_from([0, 0, 1, 40, LARGEST_CHUNKED]))
         infer.tenant, infer.priority = draw(st.sampled_from(["", "acme", "bob"])), draw(st.integers(0, (1 << 32) - 1))
         if draw(st.booleans()):
@@ -249,9 +270,10 @@ def often(bases: list[bytes]) -> Iterator[bytes]:
 
 
 async def test_any_bytes_as_a_request_are_answered_once_and_leave_nothing_behind() -> None:
-    frontend = await fuzzed_requests(often(made(ANYTHING, 40)))
+    frontend = await fuzzed_requests(often(made(REQUESTS, 40)))
     assert frontend.sent == 40 * VARIANTS
-    assert frontend.answered["OK"] + frontend.answered[Reason.FIELD_INVALID] > 0
+    assert frontend.answered["OK"] > 10
+    assert frontend.answered[Reason.FIELD_INVALID] > 100
     assert frontend.answered[Reason.INTERNAL] == 0
 
 
@@ -268,22 +290,10 @@ async def test_any_message_is_taken_or_ends_its_stream_alone() -> None:
 async def test_any_bytes_are_taken_or_refused_with_a_reason_very_often(fuzzed: object) -> None:
     bases = max(1, EXAMPLES // VARIANTS)
     if fuzzed is fuzzed_requests:
-        frontend = await fuzzed_requests(often(made(ANYTHING, bases)))
+        frontend = await fuzzed_requests(often(made(REQUESTS, bases)))
         assert frontend.answered["OK"] > 0
     else:
         frontend = await fuzzed_messages(often(made(messages(), bases)))
         assert frontend.broken > 0
     assert frontend.sent >= bases
     print(f"{frontend.sent} inputs, {frontend.broken} broken sessions, {dict(frontend.answered)}")
-
-
-async def test_a_request_that_is_one_is_answered_among_them() -> None:
-    """So that what is above cannot pass by refusing everything."""
-    from services._proto.inference import grpc_service_pb2 as oip
-
-    request = oip.ModelInferRequest(model_name="echo")
-    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
-    request.inputs.add(name="m", datatype="BYTES", shape=[1])
-    request.raw_input_contents.extend([bytes(16), b"\x01\x00\x00\x00a"])
-    frontend = await fuzzed_requests(iter([request.SerializeToString()] * 3))
-    assert frontend.answered == {"OK": 3}

@@ -67,6 +67,8 @@ def show_tenant(name: Name, as_json: Json = False, data: Data = None, registry: 
     show.out.print(
         f"[bold]{tenant.name}[/]  {show.share(tenant.reservation.millidevices)} devices, weight {tenant.weight}"
     )
+    for signer in tenant.signers:
+        show.out.print(f"artefacts signed by {signer.id}")
     rows = [
         [key.id, ROLES.get(key.role, "tenant-admin"), key.created_at.ToJsonString()[:19], _ends(key)]
         for key in tenant.keys
