@@ -71,7 +71,7 @@ def test_a_key_that_cannot_sign_is_told_without_its_content(
     ):
         with pytest.raises(CommandError, match=f"m.onnx cannot be signed with {key}") as caught:
             signing.signed(pushed, key, certificate)
-        assert "BEGIN" not in str(caught.value)
+        assert not {line for line in key.read_text().splitlines() if len(line) > 40 and line in str(caught.value)}
     monkeypatch.setenv(signing.PASSWORD, "hunter2")
     bundle = signing.signed(pushed, locked.private, None)
     assert json.loads(bundle)["verificationMaterial"]["publicKey"]["hint"] == locked.signer.hint
