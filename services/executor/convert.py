@@ -73,6 +73,8 @@ def wanted_from(load: scheduler_pb2.LoadReplica) -> Wanted:
         declared=signature_from(config.declared) if config.HasField("declared") else None,
         labels={each.name: tuple(each.labels) for each in config.declared.outputs if each.labels},
         queueing=_queueing(config.queue),
+        signers=tuple(load.signers),
+        artefact_signature=load.artefact_signature,
     )
 
 

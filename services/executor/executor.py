@@ -51,6 +51,7 @@ from services.executor.inflight import Lane, Serving
 from services.executor.loads import Loads
 from services.executor.meters import Meters
 from services.executor.session import Session
+from services.executor.signed import Signatures
 from services.executor.watching import Watching
 
 log = structlog.get_logger()
@@ -103,6 +104,7 @@ class Executor:
         self.loads = Loads(lambda: self.calls.serving, lambda: self.sessions(), load_interval_s)
         self._workers, self._cache, self._download = workers, cache, download
         self._start_worker, self._limits = start_worker, limits or Limits()
+        self._signatures = Signatures()
         self._fetches: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = {number: asyncio.Event() for number in workers}
@@ -293,6 +295,7 @@ class Executor:
                     wanted.size_bytes,
                     lambda: self._download(wanted.tenant, wanted.digest),
                 )
+                await self._signatures.check(wanted.digest, wanted.artefact_signature, wanted.signers)
                 kind = wanted.format
                 if kind is None:
                     kind = await asyncio.to_thread(format_of, path)
