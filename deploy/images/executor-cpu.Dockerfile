@@ -14,7 +14,7 @@ COPY services services
 COPY gpu_sharing gpu_sharing
 RUN python -m venv /opt/apportion \
  && /opt/apportion/bin/pip install --only-binary :all: --constraint constraints.txt "setuptools>=77" \
- && /opt/apportion/bin/pip install --prefer-binary --no-build-isolation --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" ".[executor]" \
+ && /opt/apportion/bin/pip install --prefer-binary --no-build-isolation --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" ".[executor,signing]" \
  && /opt/apportion/bin/pip uninstall --yes pip
 
 FROM python:${PYTHON}

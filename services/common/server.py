@@ -27,6 +27,7 @@ from services.common.access.callers import LOCAL, Caller, Role, caller_of
 from services.common.access.certificates import Tls
 from services.common.access.guard import Guard, answering
 from services.common.access.keys import Keys
+from services.common.access.revocations import Revocations
 from services.common.access.token_rules import TokenRules
 from services.common.errors import Reason, Refusal
 from services.common.leaving import send_away
@@ -106,6 +107,7 @@ class Server:
             public=public,
             tokens=self._tokens,
             certificates=self._clients,
+            revoked=_revoked(settings, self._tls, name) if self._clients else None,
             more=permissions,
         )
         self._serves, self._work = serves, set[asyncio.Task[None]]()
@@ -343,7 +345,16 @@ class Refusals(grpc.aio.ServerInterceptor):
                         return
                     # Closed at once when the caller goes, so that the method's own clean-up never waits for collection.
                     async with aclosing(responses):
+                        if guard.revoked is None:
+                            async for response in responses:
+                                yield response
+                            return
+                        seen = guard.revoked.generation
                         async for response in responses:
+                            if guard.revoked.look() != seen:
+                                # Whoever has lost its certificate since gets nothing more.
+                                seen = guard.revoked.generation
+                                guard.revoked.check(context.auth_context())
                             yield response
                     return
                 except Exception as error:
@@ -373,6 +384,15 @@ class Refusals(grpc.aio.ServerInterceptor):
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
         return make(single, handler.request_deserializer, handler.response_serializer)
+
+
+def _revoked(settings: ServiceSettings, tls: Tls | None, name: str) -> Revocations | None:
+    if settings.tls_crl is None or tls is None:
+        return None
+    try:
+        return Revocations(settings.tls_crl.expanduser(), tls.authority)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"{name}: tls_crl: {error}") from None
 
 
 def _alone(error: Exception) -> Exception:

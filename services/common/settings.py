@@ -64,6 +64,9 @@ class ServiceSettings(BaseSettings):
     """PEM file of the certificate's private key."""
     tls_ca: Path | None = None
     """PEM file of the authority whose certificates are trusted, clients' and servers'."""
+    tls_crl: Path | None = None
+    """PEM file of the authority's list of revoked certificates (a CRL); callers with one of these are refused. Read again within a
+    second of a change."""
     jwt_jwks: str | None = None
     """File or https URL of the keys that sign JSON Web Tokens (a JWKS); none: tokens are not taken."""
     jwt_issuer: str = ""

@@ -28,7 +28,7 @@ from services.executor.attach import Attachment
 from services.executor.books import Books
 from services.executor.cache import ArtefactCache
 from services.executor.calls import Calls
-from services.executor.core.requests import Limits
+from services.executor.core.heads import Limits
 from services.executor.core.watchdog import Patience
 from services.executor.device import Serving
 from services.executor.executor import Executor
@@ -173,7 +173,7 @@ def _build(
         owners=lambda replica: executor.usage.models.get(replica),
     )
     executor.calls = Calls(
-        settings.inline_bytes, spans, executor.load_changed, most=WORKERS_SHARE * settings.queue_limit
+        settings.inline_bytes, spans, executor.loads.changed, most=WORKERS_SHARE * settings.queue_limit
     )
     return executor, spans
 
