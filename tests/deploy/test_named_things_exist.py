@@ -33,7 +33,7 @@ IMAGES = {path.name: path for path in dockerfiles.files()}
 
 def variables() -> set[str]:
     """Every variable that a service or a command reads."""
-    known = set(HEALTH) | {f"APPORTION_{name}" for name in (*(each.upper() for each in options.DEFAULTS), "MESH_TOKEN", "CREDENTIAL", "DATA", "DEBUG")}  # fmt: skip
+    known = set(HEALTH) | {f"APPORTION_{name}" for name in (*(each.upper() for each in options.DEFAULTS), "MESH_TOKEN", "CREDENTIAL", "SIGN_PASSWORD", "DATA", "DEBUG")}  # fmt: skip
     for service in (*schema.COMPONENTS, "tracestore"):
         settings = schema.settings_class(service)
         prefix = settings.model_config["env_prefix"]
@@ -85,6 +85,7 @@ def test_an_image_installs_extras_that_there_are_and_only_executors_a_framework(
     assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
     assert ("s3" in extras.split(",")) == name.startswith("services")
     assert ("executor" in extras or "gpu" in extras) != name.startswith("services")
+    assert "signing" in extras.split(",")
 
 
 @pytest.mark.parametrize("name", sorted(IMAGES))
