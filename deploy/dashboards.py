@@ -81,6 +81,10 @@ TENANTS = Dashboard(
             Panel("Requests that wait for their answer", "short", (Query(f"sum by (tenant, model) (apportion_frontend_in_flight{{{OF_MODEL}}})", "{{tenant}}/{{model}}"),)),
             Panel("Bytes held", "bytes", (Query(f"sum by (tenant, what) (apportion_frontend_held_bytes{{{OF_TENANT}}})", "{{tenant}}: {{what}}"),)),
         ),
+        (
+            Panel("Beyond a quota", "reqps", (Query(f'sum by (tenant) (rate(apportion_frontend_requests_total{{outcome="QUOTA_EXCEEDED",{OF_TENANT}}}[1m]))', "{{tenant}}"),), about="`apportion quota show` tells which, and what of it is used"),
+            Panel("Calls turned away before anybody looked at them", "reqps", (Query("sum by (job, reason) (rate(apportion_access_refused_total[1m]))", "{{job}}: {{reason}}"),), about="bad keys, and callers who may not"),
+        ),
     ),
 )  # fmt: skip
 
@@ -102,6 +106,11 @@ SLO = Dashboard(
         ),
         (
             Panel("Wait for a batch, mean", "s", (Query(f"apportion:executor_queue_delay_seconds:mean1m{{{OF_MODEL}}}", "{{tenant}}/{{model}}"),)),
+            Panel("Within objectives that were set for models", "percentunit", (Query(f'sum by (tenant, model, objective_us) (rate(apportion_frontend_slo_requests_total{{met="true",{OF_MODEL}}}[5m])) / (sum by (tenant, model, objective_us) (rate(apportion_frontend_slo_requests_total{{{OF_MODEL}}}[5m])) > 0)', "{{tenant}}/{{model}}, {{objective_us}} µs"),),
+                  about="`apportion slo set`; what requests were promised is above"),
+        ),
+        (
+            Panel("Traces that executors let go of without a verdict", "reqps", (Query("sum by (instance) (rate(apportion_executor_traces_dropped_total[1m]))", "{{instance}}"),), about="violators among them lack their executor's spans"),
             Panel("Spans", "ops", (Query("sum by (job, outcome) (rate(apportion_telemetry_spans_total[1m]))", "{{job}}: {{outcome}}"),), about="dropped ones are verdicts that no trace can prove"),
         ),
     ),

@@ -33,7 +33,7 @@ IMAGES = {path.name: path for path in dockerfiles.files()}
 
 def variables() -> set[str]:
     """Every variable that a service or a command reads."""
-    known = set(HEALTH) | {f"APPORTION_{name}" for name in (*(each.upper() for each in options.DEFAULTS), "MESH_TOKEN", "CREDENTIAL", "DATA", "DEBUG")}  # fmt: skip
+    known = set(HEALTH) | {f"APPORTION_{name}" for name in (*(each.upper() for each in options.DEFAULTS), "MESH_TOKEN", "CREDENTIAL", "SIGN_PASSWORD", "DATA", "DEBUG")}  # fmt: skip
     for service in (*schema.COMPONENTS, "tracestore"):
         settings = schema.settings_class(service)
         prefix = settings.model_config["env_prefix"]
@@ -83,7 +83,9 @@ def test_an_image_installs_extras_that_there_are_and_only_executors_a_framework(
     run = " ".join(text for kind, text in dockerfiles.stages(IMAGES[name])[0] if kind == "RUN")
     (extras,) = re.findall(r'"\.\[([a-z0-9,-]+)\]"', run)
     assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
-    assert (extras == "s3") == name.startswith("services")
+    assert ("s3" in extras.split(",")) == name.startswith("services")
+    assert ("executor" in extras or "gpu" in extras) != name.startswith("services")
+    assert "signing" in extras.split(",")
 
 
 @pytest.mark.parametrize("name", sorted(IMAGES))
@@ -165,7 +167,9 @@ def test_the_chart_names_variables_ports_commands_images_and_volumes_that_there_
             assert (ROOT / "services/registry/migrate.py").is_file()
         else:
             assert (container["command"], container["args"]) == (["apportion"], [component])
-            assert {port["containerPort"] for port in container["ports"]} == PORTS[component]
+            assert {port["containerPort"] for port in container["ports"] if port["name"] != "health"} == PORTS[
+                component
+            ]
         mounted = {mount["name"] for mount in container["volumeMounts"]}
         claimed = {"data"} if component == "executor" else set()
         assert mounted <= {volume["name"] for volume in template["volumes"]} | claimed, component

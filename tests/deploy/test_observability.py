@@ -48,6 +48,11 @@ def exposed(tmp_path_factory: pytest.TempPathFactory) -> Exposed:
         key = mesh.create_tenant("search", reserve=0.25)
         model = echo(folder / "echo.onnx", "float32")
         mesh.push("echo", model, tenant="search", options=("--slo-ms", "500"))
+        mesh.command("slo", "set", "echo", "99 % within 400 ms over 1 day", "--tenant", "search")
+        # Counted from when the frontend has heard of it.
+        wait_until(lambda: ask(mesh.addresses["frontend"], key, 1) or mesh.total("apportion_frontend_slo_requests_total", met="true"), what="a request that was judged")  # fmt: skip
+        with pytest.raises(grpc.RpcError):
+            ask(mesh.addresses["frontend"], "ap_nobodys", 1)
         ask(mesh.addresses["frontend"], key)
         mesh.apportion("model", "push", "wide", str(model), "--tenant", "search", "--replicas", "3", "--no-wait")
         wait_until(lambda: mesh.total("apportion_scheduler_unplaced_versions", others["SCHEDULER"]), what="a model without a place")  # fmt: skip
