@@ -20,13 +20,14 @@ from artefact_samples import linear_python, written
 
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel
 from gpu_sharing.runtimes.python_code import PythonRuntime
-from gpu_sharing.runtimes.python_device import DevicePlace
+from gpu_sharing.runtimes.python_device import CupyLibrary, DevicePlace
 from gpu_sharing.runtimes.python_place import HostPool, Place
 from gpu_sharing.runtimes.python_source import read_approved
 from gpu_sharing.runtimes.ragged import Ragged, pad, starts_of, unpad
 from gpu_sharing.runtimes.registry import runtime_for
 from gpu_sharing.runtimes.warmup import finish
 from gpu_sharing.units import MiB
+from gpu_sharing.worker.cuda_seats import place_on_cuda
 
 CONFIG = LoadConfig(threads=1, compute_units=1)
 TENSORS = """
@@ -435,3 +436,128 @@ def test_rows_are_padded_and_taken_apart_by_numpy_as_the_kernels_do_it() -> None
     assert Ragged(padded, np.array([2, 0, 3, 1])).mask(np).sum() == 6
     deep = np.arange(12).reshape(6, 2)
     assert unpad(pad(deep, starts, 4), starts, 6).tolist() == deep.tolist()
+
+
+class Cupy:
+    """As much of CuPy as the runtime's own part takes, by NumPy, and what was asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.allocators: list[Any] = []
+        self.cuda = SimpleNamespace(
+            PythonFunctionAllocator=lambda malloc, free: SimpleNamespace(malloc=(malloc, free)),
+            Stream=SimpleNamespace(from_external=self._external),
+            Device=lambda ordinal: self._entered("device", ordinal),
+            using_allocator=self._using,
+        )
+
+    def _external(self, stream: Any) -> Any:
+        return self._entered("stream", stream)
+
+    @contextmanager
+    def _entered(self, *what: Any) -> Iterator[None]:
+        self.asked.append(what)
+        yield
+
+    @contextmanager
+    def _using(self, allocator: Any) -> Iterator[None]:
+        self.allocators.append(allocator)
+        yield
+        self.allocators.pop()
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Cupy:
+    import torch
+
+    made = Cupy()
+    monkeypatch.setitem(sys.modules, "cupy", made)  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"lane of {device}")
+    return made
+
+
+def test_cupys_arrays_are_drawn_where_torchs_are_and_on_the_same_stream(
+    cupy: Cupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    drawn: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(torch.cuda, "caching_allocator_alloc", lambda *how: drawn.append(how) or 0x1000)
+    monkeypatch.setattr(torch.cuda, "caching_allocator_delete", lambda address: drawn.append((address,)))
+    library = CupyLibrary(3)
+    with library.computing(library.current()):
+        malloc, free = cupy.allocators[0]
+        assert malloc(0, 3) == malloc(512, 3) == 0x1000
+        free(0x1000, 3)
+        free(0, 3)
+    assert cupy.asked == [("stream", "lane of 3"), ("device", 3)] or cupy.asked == [
+        ("device", 3),
+        ("stream", "lane of 3"),
+    ]
+    assert drawn == [(1, 3, "lane of 3"), (512, 3, "lane of 3"), (0x1000,)]
+    assert cupy.allocators == []
+
+
+def test_beyond_the_budget_torchs_error_is_cupys_memory_error(cupy: Cupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def full(*how: Any) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "caching_allocator_alloc", full)
+    library = CupyLibrary(0)
+    with library.computing(library.current()), pytest.raises(MemoryError, match="CUDA out of memory"):
+        cupy.allocators[0][0](1 << 40, 0)
+
+
+def test_a_gpu_without_what_code_needs_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)  # type: ignore[arg-type]
+    with pytest.raises(ArtefactRefused, match=r"python is not served on this device: .*cupy"):
+        place_on_cuda(Backend(), MiB, 0, threads=1, compute_units=1)  # type: ignore[arg-type]
+
+
+def test_a_gpu_whose_torch_has_no_pools_with_budgets_serves_no_code(
+    cupy: Cupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.delattr(torch._C, "_cuda_customAllocator", raising=False)
+    with pytest.raises(ArtefactRefused, match="takes no allocator of others' making"):
+        place_on_cuda(Backend(), MiB, 0, threads=1, compute_units=1)  # type: ignore[arg-type]
+
+
+def test_on_cupys_arrays_the_kernel_is_launched_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[tuple[Any, ...]] = []
+
+    class Foreign:
+        """An array that is no numpy.ndarray, as CuPy's are not."""
+
+        def __init__(self, held: np.ndarray) -> None:
+            self.held, self.dtype, self.shape, self.ndim = held, held.dtype, held.shape, held.ndim
+
+        def view(self, dtype: Any) -> Foreign:
+            return Foreign(self.held.view(dtype))
+
+        def __len__(self) -> int:
+            return len(self.held)
+
+    def kernel(name: str, item_bytes: int) -> Any:
+        return lambda blocks, threads, arguments: launched.append((name, item_bytes, blocks, threads, arguments))
+
+    fake = SimpleNamespace(empty=lambda shape, dtype: Foreign(np.zeros(shape, dtype)), ascontiguousarray=lambda a: a)
+    monkeypatch.setitem(sys.modules, "cupy", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr("gpu_sharing.runtimes.ragged.kernel", kernel)
+    flat, starts = Foreign(np.arange(6, dtype=np.float32)), Foreign(starts_of([2, 0, 4]))
+    padded = pad(flat, starts, 4, filler=7)
+    assert padded.shape == (3, 4)
+    name, item_bytes, blocks, threads, arguments = launched.pop()
+    assert (name, item_bytes, blocks, threads) == ("pad", 4, (1,), (256,))
+    assert [each.dtype for each in arguments[:3]] == [np.uint32, np.int64, np.uint32]
+    assert [int(each) for each in arguments[3:]] == [3, 4, 1, 7]
+    assert arguments[-1].dtype == np.uint32
+    again = unpad(padded, starts, 6)
+    assert again.shape == (6,)
+    name, _, _, _, arguments = launched.pop()
+    assert (name, [int(each) for each in arguments[3:]]) == ("unpad", [3, 4, 1])
+    pad(Foreign(np.zeros(0, np.uint8)), Foreign(starts_of([0, 0])), 0)
+    assert launched == [], "nothing is launched for nothing"
