@@ -34,8 +34,8 @@ CHECKS: dict[str, Callable[[], dict[str, Any]]] = {}
 NOT_BUILT = {
     "a model's weights by layer, under its first layers": "swap-in is measured as one copy; streaming by layer is not served yet",
     "100 models of 90 MB with memory for 20, on a window of the Azure trace": "weights are not moved out of device memory yet",
-    "MiniLM through the whole mesh": "no scenario: `python -m bench.gpu` measures one worker, without frontend and executor",
-    "MPS beside green contexts": "workers under MPS can be started; no scenario compares them yet",
+    "MiniLM through the whole mesh": "a command of its own: python -m bench.gpu.whole_mesh",
+    "MPS beside green contexts": "a command of its own: python -m bench.gpu.ways",
 }
 """Asked for, and not to be had from this command."""
 

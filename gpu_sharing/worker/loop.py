@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import socket
@@ -14,6 +15,7 @@ from gpu_sharing.arbiter.policies import arbiter_of
 from gpu_sharing.devices.base import Device
 from gpu_sharing.memory.arena import Arena, ArenaView
 from gpu_sharing.memory.ledger import Ledger
+from gpu_sharing.runtimes.base import Runtime
 from gpu_sharing.units import MS, Nanoseconds
 from gpu_sharing.worker import wire
 from gpu_sharing.worker.ahead import AheadLane
@@ -80,7 +82,7 @@ class WorkerLoop:
             device_kind=device.device_kind,
             compute_units=units,
             clock=clock,
-            runtime_for=runtime_for or (seat.runtime_for if seat is not None else None),
+            runtime_for=runtime_for or self._runtime_for,
             watch=self._watch,
             load_limit_ns=config.load_limit_ns,
             threads=None if seat is None else seat.threads,
@@ -102,6 +104,21 @@ class WorkerLoop:
         self._told: tuple[ArbiterStatistics, int] = (arbiter.statistics(), self._ledger.used_bytes)
         self._tell_at: Nanoseconds = 0
         self._exit_at: Nanoseconds | None = None
+
+    def _runtime_for(self, name: str) -> Runtime:
+        """The runtime of that name, where this worker's models live. Python code is the operators' alone, wherever that is."""
+        seat, config = self._seat, self._config
+        if name != "python" and seat is not None and seat.runtime_for is not None:
+            return seat.runtime_for(name)
+        from gpu_sharing.runtimes.registry import runtime_for
+
+        place_for = seat.place_for if seat is not None else None
+        if place_for is None:
+            from gpu_sharing.runtimes.python_place import Place
+
+            limit_bytes = self._device.memory_bytes if config.memory_bytes is None else config.memory_bytes
+            place_for = functools.partial(Place, limit_bytes=limit_bytes)
+        return runtime_for(name, approved=config.python_artefacts, place_for=place_for)
 
     def _lane_on(
         self,

@@ -222,6 +222,7 @@ def _workers(settings: ExecutorSettings, serving: Serving, partitions: Partition
             hang_after_ns=int(settings.hang_after_s * 1e9),
             load_limit_ns=int(settings.load_limit_s * 1e9),
             slow_copies=slow_copies(settings),
+            python_artefacts=settings.python_artefacts,
         )
         for number, cores in enumerate(partitions.lanes)
     }

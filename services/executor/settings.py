@@ -71,6 +71,9 @@ class ExecutorSettings(ServiceSettings):
     """Frontends are told of changed load at most this often."""
     prewarm: tuple[str, ...] = ("onnx",)
     """Runtimes ("onnx", "torch_export") whose libraries workers import at start, so that the first load is quick."""
+    python_artefacts: tuple[Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")], ...] = ()
+    """Python code that an operator has approved, by digest, as a JSON list: it runs in workers as it is, with all that they may do
+    (SECURITY.md, docs/python.md). None unless set; the registry has to have approved it, too."""
     max_rows: int = Field(default=4096, ge=1)
     """Rows that one request may hold, whatever its model would take; one more is refused as FIELD_INVALID."""
     max_string_bytes: int = Field(default=16 * _MIB, ge=1)
