@@ -63,7 +63,6 @@ class _Model:
     rate: float = 0.0
     seen_at: Nanoseconds | None = None
     objective: Nanoseconds = NO_OBJECTIVE
-    due: Nanoseconds | None = None
     owes: bool = False
     kept: bool = False
 
@@ -114,15 +113,18 @@ class Residence:
         self.pace = pace or Pace()
         self._memory, self._horizon = memory, horizon
         self._models: dict[int, _Model] = {}
+        # What is wanted and not there, by when somebody is due; what leaves; what is on its way.
+        self._due: dict[int, Nanoseconds] = {}
+        self._leaving: set[int] = set()
+        self._moving: int | None = None
 
     # What is known of models.
 
     def add(self, model: int, size_bytes: Bytes) -> None:
-        """A model exists, on the host. ValueError for one that is here already, or larger than all there is."""
-        if model in self._models or not 0 <= size_bytes <= self.capacity_bytes:
-            raise ValueError(
-                f"model {model} of {size_bytes} bytes: is here already, or does not fit {self.capacity_bytes}"
-            )
+        """A model exists, on the host. ValueError for one that is here already, or larger than all that others do not keep."""
+        room = self.capacity_bytes - self._kept_bytes()
+        if model in self._models or not 0 <= size_bytes <= room:
+            raise ValueError(f"model {model} of {size_bytes} bytes: is here already, or does not fit {room}")
         self._models[model] = _Model(size_bytes, Place.OUT)
 
     def remove(self, model: int) -> None:
@@ -131,15 +133,36 @@ class Residence:
         if found.users or found.place in (Place.COMING, Place.GOING):
             raise ValueError(f"model {model} is in use, or on its way")
         del self._models[model]
+        self._due.pop(model, None)
+        self._leaving.discard(model)
         self.used_bytes -= found.size_bytes if found.place is not Place.OUT else 0
 
     def resize(self, capacity_bytes: Bytes) -> None:
-        """There is more or less from now on; `next_move` evicts what is too much."""
+        """There is more or less from now on; `next_move` evicts what is too much. ValueError, and nothing has changed, where
+        some model could never come in beside those that are kept."""
+        if capacity_bytes < self.floor_bytes:
+            raise ValueError(f"capacity_bytes: {capacity_bytes} are less than {self.floor_bytes}, which are needed")
         self.capacity_bytes = capacity_bytes
 
-    def keep(self, model: int, kept: bool) -> None:
-        """Whether it is never evicted: memory is part of what a reservation promises."""
-        self._models[model].kept = kept
+    def keep(self, model: int, kept: bool) -> bool:
+        """Whether it is to be never evicted: memory is part of what a reservation promises. Whether that can be: the largest of the
+        others must have room beside those that are kept."""
+        found = self._models[model]
+        found.kept = kept
+        if kept and self.floor_bytes > self.capacity_bytes:
+            found.kept = False
+        return found.kept
+
+    @property
+    def floor_bytes(self) -> Bytes:
+        """The least there must be: for those that are kept, and for the largest of the others."""
+        others = max((each.size_bytes for each in self._models.values() if not each.kept), default=0)
+        return self._kept_bytes() + others
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something is wanted that is not there, is on its way out, or too much is there."""
+        return bool(self._due or self._leaving) or self.excess_bytes > 0
 
     def place(self, model: int) -> Place:
         """Where it is."""
@@ -169,9 +192,8 @@ class Residence:
 
     def want(self, model: int, due: Nanoseconds) -> None:
         """It is to be brought in, for somebody who is due by then. Nothing changes where it is there, or was wanted earlier."""
-        found = self._models[model]
-        if found.place is not Place.IN:
-            found.due = due if found.due is None else min(found.due, due)
+        if self._models[model].place not in (Place.IN, Place.COMING):
+            self._due[model] = min(due, self._due.get(model, due))
 
     def start(self, model: int) -> None:
         """A batch of it starts. ValueError where it is not there."""
@@ -192,12 +214,13 @@ class Residence:
         """What a FILL or an EVICT asked for has been done; failed: the fill could not be. ValueError where none was asked for."""
         found = self._models[model]
         if found.place is Place.COMING and not failed:
-            found.place, found.owes, found.due = Place.IN, True, None
+            found.place, found.owes = Place.IN, True
         elif found.place in (Place.GOING, Place.COMING):
             self.used_bytes -= found.size_bytes
-            found.place, found.due = Place.OUT, None if failed else found.due
+            found.place = Place.OUT
         else:
             raise ValueError(f"model {model} is {found.place.value}: nothing was to be moved")
+        self._moving = None
 
     # What to do.
 
@@ -206,16 +229,14 @@ class Residence:
 
         One fill or eviction at a time: ask again after `moved`. HOLD and KEEP are done at once.
         """
-        if any(each.place in (Place.COMING, Place.GOING) for each in self._models.values()):
+        if self._moving is not None or not self.is_behind:
             return None
         head = self._head()
         missing = self.excess_bytes + (self._models[head].size_bytes if head is not None else 0)
         if missing <= 0:
-            leaving = next((number for number, each in self._models.items() if each.place is Place.LEAVING), None)
-            if leaving is not None and leaving != head:
+            if self._leaving:
                 # Room has come about in another way.
-                self._models[leaving].place = Place.IN
-                return Move(Act.KEEP, leaving, "there is room again")
+                return self._stays(min(self._leaving))
             return None if head is None else self._filled(head)
         for_whom = "less memory" if head is None else f"model {head}"
         return self._evicted(missing, head, for_whom, now, waited)
@@ -224,11 +245,12 @@ class Residence:
         """When it will be there, if it is wanted now: behind what is on its way and what is due before it."""
         found = self._models[model]
         before = [
-            each.size_bytes
-            for number, each in self._models.items()
-            if each.place is Place.COMING
-            or (number != model and each.due is not None and (found.due is None or each.due < found.due))
+            self._models[number].size_bytes
+            for number, due in self._due.items()
+            if number != model and due < self._due.get(model, due + 1)
         ]
+        if self._moving is not None and found.place is not Place.COMING:
+            before.append(self._models[self._moving].size_bytes)
         return now + sum(map(self.pace.expect, before)) + self.pace.expect(found.size_bytes)
 
     def worth(self, model: int, now: Nanoseconds) -> float:
@@ -244,23 +266,34 @@ class Residence:
             raise AssertionError(f"{self.used_bytes} bytes counted, {there} there")
         if any(each.users and each.place in (Place.OUT, Place.GOING) for each in self._models.values()):
             raise AssertionError("a model in use is not there")
-        if sum(each.place in (Place.COMING, Place.GOING) for each in self._models.values()) > 1:
-            raise AssertionError("two move at once")
+        moving = [number for number, each in self._models.items() if each.place in (Place.COMING, Place.GOING)]
+        if moving != ([] if self._moving is None else [self._moving]):
+            raise AssertionError(f"{moving} move, {self._moving} is said to")
+        if {number for number, each in self._models.items() if each.place is Place.LEAVING} != self._leaving:
+            raise AssertionError(f"{self._leaving} are said to leave")
+        if any(self._models[number].place in (Place.IN, Place.COMING) for number in self._due):
+            raise AssertionError(f"of {sorted(self._due)}, some are wanted and there")
 
     # Inside.
 
+    def _kept_bytes(self) -> Bytes:
+        return sum(each.size_bytes for each in self._models.values() if each.kept)
+
     def _head(self) -> int | None:
         """Of those that are wanted, the earliest due. Whoever asked first may have given up: others ask for it, too."""
-        queue = [
-            (each.due, number)
-            for number, each in self._models.items()
-            if each.due is not None and each.place is Place.OUT
-        ]
+        queue = [(due, number) for number, due in self._due.items() if self._models[number].place is Place.OUT]
         return min(queue)[1] if queue else None
+
+    def _stays(self, model: int) -> Move:
+        self._leaving.discard(model)
+        self._due.pop(model, None)
+        self._models[model].place = Place.IN
+        return Move(Act.KEEP, model, "there is room again")
 
     def _filled(self, model: int) -> Move:
         found = self._models[model]
-        found.place = Place.COMING
+        found.place, self._moving = Place.COMING, model
+        del self._due[model]
         self.used_bytes += found.size_bytes
         return Move(Act.FILL, model, f"{found.size_bytes} bytes, {-self.excess_bytes} left")
 
@@ -271,11 +304,13 @@ class Residence:
         chosen = self._victims(missing, head, now, waited)
         for number in chosen:
             if not self._models[number].users:
-                self._models[number].place = Place.GOING
+                self._models[number].place, self._moving = Place.GOING, number
+                self._leaving.discard(number)
                 return Move(Act.EVICT, number, self._reason(number, for_whom, now))
         for number in chosen:
             if self._models[number].place is Place.IN:
                 self._models[number].place = Place.LEAVING
+                self._leaving.add(number)
                 return Move(Act.HOLD, number, self._reason(number, for_whom, now))
         return None
 

@@ -26,6 +26,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
         stopped; where that does not help, the worker ends, to be replaced.
     load_limit_ns: a load that has not ended by then is given up likewise.
     slow_copies: for tests: how much longer the inputs of each batch of a tenant's model take to be put together.
+    host_bytes: what weights may take on the host, from where they come to the device and go back when others need the room; whole
+        pages; 0: they stay on the device, and what does not fit there is refused.
     quantum_ns: batches are kept so small that their longest slice fits it; None: they are not.
     """
 
@@ -45,3 +47,4 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     threads: int | None = None
     environment: dict[str, str] = {}
     slow_copies: tuple[tuple[str, str, Nanoseconds], ...] = ()
+    host_bytes: Bytes = 0

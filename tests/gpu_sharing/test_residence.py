@@ -140,12 +140,21 @@ def test_what_has_come_in_stays_until_it_has_served_whoever_waited() -> None:
 
 
 def test_what_a_reservation_keeps_is_never_evicted() -> None:
+    residence = made(40, 40, 40)
+    asked(residence, 0, 1)
+    assert residence.keep(0, True)
+    for now, model, other in ((10, 1, 2), (20, 2, 1), (30, 1, 2)):
+        assert asked(residence, model, 1000 * SECOND * now)[-2:] in ([("evict", other), ("fill", model)], [("fill", model)])
+    assert residence.place(0) is Place.IN
+    with pytest.raises(ValueError, match="80, which are needed"):
+        residence.resize(79)
+
+
+def test_a_reservation_keeps_nothing_where_some_other_model_would_never_come_in() -> None:
     residence = made(60, 60)
     asked(residence, 0, 1)
-    residence.keep(0, True)
-    assert asked(residence, 1, 1000 * SECOND) == []
-    residence.keep(0, False)
-    assert settled(residence, 1000 * SECOND) == [("evict", 0), ("fill", 1)]
+    assert not residence.keep(0, True)
+    assert asked(residence, 1, 2) == [("evict", 0), ("fill", 1)]
 
 
 def test_less_room_evicts_what_is_too_much() -> None:
