@@ -29,8 +29,8 @@ from gpu_sharing.runtimes.torch_segments import (
     whole,
 )
 from gpu_sharing.runtimes.torch_tensors import from_torch, to_torch
-from gpu_sharing.runtimes.torch_weights import TorchWeights
 from gpu_sharing.runtimes.torch_values import Interface, interface_of
+from gpu_sharing.runtimes.torch_weights import TorchWeights
 from gpu_sharing.runtimes.verification import verified
 from gpu_sharing.runtimes.warmup import Ranges, finish, made_up
 from gpu_sharing.tensors import Signature

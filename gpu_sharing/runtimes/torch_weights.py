@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ class TorchWeights:
     def __init__(self, module: Any, segments: Sequence[Any]) -> None:
         """segments: what each runs, in order. ValueError for weights that are not plain, dense memory."""
         parts = [list(_tensors(each)) for each in segments]
-        self._tensors = list({id(tensor): tensor for tensor in [*sum(parts, []), *_tensors(module)]}.values())
+        self._tensors = list({id(tensor): tensor for tensor in [*itertools.chain(*parts), *_tensors(module)]}.values())
         if any(tensor.layout is not torch.strided or tensor.is_quantized for tensor in self._tensors):
             raise ValueError("weights that are sparse or quantised stay where they are")
         storages = {_key(tensor): tensor.untyped_storage() for tensor in self._tensors}

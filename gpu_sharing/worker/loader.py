@@ -22,8 +22,8 @@ from gpu_sharing.units import SECOND, Bytes, ComputeUnits, MiB, Nanoseconds
 from gpu_sharing.worker.background import Background
 from gpu_sharing.worker.faults import OUT_OF_MEMORY, reason_of
 from gpu_sharing.worker.hosted import Hosted
-from gpu_sharing.worker.mover import Mover
 from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded
+from gpu_sharing.worker.mover import Mover
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.requests import Requests
 from gpu_sharing.worker.shelf import Measured, Shelf, Shelved, variant

@@ -93,11 +93,15 @@ class Mover:
             weights.save(berth.host)
             weights.drop()
             self.reserve(load.replica, 0)
-            self._decided(lambda: self._berth(self.residency.add(load.replica, weights.layout, berth.size_bytes), berth))
+            self._decided(
+                lambda: self._berth(self.residency.add(load.replica, weights.layout, berth.size_bytes), berth)
+            )
         except BaseException as error:
             self._space.give_back(berth)
             if isinstance(error, ValueError):
-                raise LedgerFull(berth.size_bytes, self.residency.residence.capacity_bytes, self._ledger.capacity_bytes) from error
+                raise LedgerFull(
+                    berth.size_bytes, self.residency.residence.capacity_bytes, self._ledger.capacity_bytes
+                ) from error
             raise
         self.pin(load.replica)
         weights.lie_over(berth.memory)

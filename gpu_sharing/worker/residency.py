@@ -217,9 +217,7 @@ class Residency:
 
     def _ready(self, number: int, arbiter: Arbiter, now: Nanoseconds) -> list[Action]:
         self.units[number].is_ready = True
-        return [
-            action for replica in self._served(number) for action in arbiter.handle(ReplicaReady(replica), now)
-        ]
+        return [action for replica in self._served(number) for action in arbiter.handle(ReplicaReady(replica), now)]
 
     def _served(self, number: int) -> Sequence[int]:
         return sorted(self.units[number].replicas & self._serving)

@@ -14,7 +14,18 @@ from msgspec.structs import asdict
 
 from gpu_sharing.worker.client import WorkerClient
 from gpu_sharing.worker.config import WorkerConfig
-from gpu_sharing.worker.messages import Done, Event, Failed, Load, Loaded, LoadFailed, Moved, Stage, Statistics, Unloaded
+from gpu_sharing.worker.messages import (
+    Done,
+    Event,
+    Failed,
+    Load,
+    Loaded,
+    LoadFailed,
+    Moved,
+    Stage,
+    Statistics,
+    Unloaded,
+)
 from services.common.channel import backoff
 from services.common.status import from_rpc_error
 from services.executor.books import Books, MeterPage

@@ -144,7 +144,10 @@ def test_what_a_reservation_keeps_is_never_evicted() -> None:
     asked(residence, 0, 1)
     assert residence.keep(0, True)
     for now, model, other in ((10, 1, 2), (20, 2, 1), (30, 1, 2)):
-        assert asked(residence, model, 1000 * SECOND * now)[-2:] in ([("evict", other), ("fill", model)], [("fill", model)])
+        assert asked(residence, model, 1000 * SECOND * now)[-2:] in (
+            [("evict", other), ("fill", model)],
+            [("fill", model)],
+        )
     assert residence.place(0) is Place.IN
     with pytest.raises(ValueError, match="80, which are needed"):
         residence.resize(79)

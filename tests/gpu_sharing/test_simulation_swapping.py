@@ -8,7 +8,7 @@ from gpu_sharing.memory.residence import Pace
 from gpu_sharing.simulation.models import Segment, SimulatedModel
 from gpu_sharing.simulation.run import is_met
 from gpu_sharing.simulation.swapping import simulate_swapping
-from gpu_sharing.units import GiB, MS, SECOND, MiB
+from gpu_sharing.units import MS, SECOND, GiB, MiB
 
 MODEL = SimulatedModel((Segment(1 * MS), Segment(1 * MS)), max_batch_size=4, weight_bytes=90 * MiB)
 BUS = 9.0 * 1024 * MiB
