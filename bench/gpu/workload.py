@@ -23,7 +23,7 @@ class Window(NamedTuple):
     span_ns: Nanoseconds
     per_s: float
     first: int = 600
-    minutes: int = 10
+    minutes: int = 60
     seed: int = 0
 
     def told(self, source: str) -> str:
