@@ -29,6 +29,10 @@ BY_THE_CHART: dict[str, frozenset[str]] = {
             "ready_file",
             "drain_s",
             "drain_notice_s",
+            "tls_certificate",
+            "tls_key",
+            "tls_ca",
+            "health_listen",
         ]
     ),
     "frontend": frozenset(
@@ -49,6 +53,7 @@ ANYTHING: dict[str, Any] = {"type": "object"}
 PORT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": 65535}
 SECONDS: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 3600}
 QUANTITY: dict[str, Any] = {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"}
+HOURS: dict[str, Any] = {"type": "string", "pattern": "^[1-9][0-9]*h$"}
 ADDRESS: dict[str, Any] = {"type": "string", "pattern": "^$|^[^\\s/]+:[0-9]{1,5}$"}
 
 
@@ -183,6 +188,24 @@ def frontend() -> dict[str, Any]:
     )
 
 
+def tls() -> dict[str, Any]:
+    """Where certificates come from. Every service needs one where they are given."""
+    by_cert_manager = closed(
+        issuerRef=closed(name=STRING, kind=WORD, group=WORD),
+        duration=HOURS,
+        renewBefore=HOURS,
+        hosts={"type": "array", "items": {"type": "string", "pattern": "^(\\*\\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"}},
+        operator={"type": "string", "pattern": "^[^/]*$"},
+    )
+    given = closed(**dict.fromkeys(COMPONENTS, STRING))
+    return closed(
+        mode=one_of("none", "existingSecrets", "certManager"), existingSecrets=given, certManager=by_cert_manager
+    ) | {
+        "if": {"properties": {"mode": {"const": "existingSecrets"}}, "required": ["mode"]},
+        "then": {"properties": {"existingSecrets": {"properties": dict.fromkeys(COMPONENTS, WORD)}}},
+    }
+
+
 def mesh() -> dict[str, dict[str, Any]]:
     """What all services share."""
     return {
@@ -195,7 +218,8 @@ def mesh() -> dict[str, dict[str, Any]]:
         "images": closed(services=IMAGE, executor=IMAGE),
         "meshToken": closed(existingSecret=STRING, key=WORD),
         "log": closed(level=one_of("debug", "info", "warning", "error"), format=one_of("json", "text")),
-        "telemetry": closed(otlpEndpoint=ADDRESS),
+        "telemetry": closed(otlpEndpoint=ADDRESS, tls=one_of("none", "public", "mesh")),
+        "tls": tls(),
         "metrics": closed(
             token=closed(existingSecret=STRING, key=WORD),
             serviceMonitor=closed(enabled=FLAG, interval=WORD, labels=WORDS),

@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # An executor on processor cores.
-# docker build -f deploy/images/executor-cpu.Dockerfile -t apportion-executor-cpu:0.1.0 .
+# docker build -f deploy/images/executor-cpu.Dockerfile -t apportion-executor-cpu:0.2.0 .
 
 ARG PYTHON=3.11.14-slim-bookworm
 
@@ -14,7 +14,7 @@ COPY services services
 COPY gpu_sharing gpu_sharing
 RUN python -m venv /opt/apportion \
  && /opt/apportion/bin/pip install --only-binary :all: --constraint constraints.txt "setuptools>=77" \
- && /opt/apportion/bin/pip install --prefer-binary --no-build-isolation --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" ".[executor]" \
+ && /opt/apportion/bin/pip install --prefer-binary --no-build-isolation --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" ".[executor,signing]" \
  && /opt/apportion/bin/pip uninstall --yes pip
 
 FROM python:${PYTHON}

@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # An executor with CUDA. The libraries of CUDA come with the wheels, the driver with the node's container toolkit: the base
 # is the same small one.
-# docker build -f deploy/images/executor-cuda.Dockerfile -t apportion-executor-cuda:0.1.0 .
+# docker build -f deploy/images/executor-cuda.Dockerfile -t apportion-executor-cuda:0.2.0 .
 
 ARG PYTHON=3.11.14-slim-bookworm
 
@@ -15,7 +15,7 @@ COPY services services
 COPY gpu_sharing gpu_sharing
 RUN python -m venv /opt/apportion \
  && /opt/apportion/bin/pip install --only-binary :all: --constraint constraints.txt "setuptools>=77" \
- && /opt/apportion/bin/pip install --prefer-binary --no-build-isolation --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" ".[gpu]" \
+ && /opt/apportion/bin/pip install --prefer-binary --no-build-isolation --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" ".[gpu,signing]" \
  && /opt/apportion/bin/pip uninstall --yes pip
 
 FROM python:${PYTHON}

@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # Frontend, registry, scheduler, trace store and the command line: no model framework inside.
-# docker build -f deploy/images/services.Dockerfile -t apportion-services:0.1.0 .
+# docker build -f deploy/images/services.Dockerfile -t apportion-services:0.2.0 .
 
 ARG PYTHON=3.11.14-slim-bookworm
 
@@ -13,7 +13,7 @@ COPY gpu_sharing gpu_sharing
 # Wheels only: nothing is compiled, so that no compiler is needed.
 RUN python -m venv /opt/apportion \
  && /opt/apportion/bin/pip install --only-binary :all: --constraint constraints.txt "setuptools>=77" \
- && /opt/apportion/bin/pip install --prefer-binary --no-build-isolation --constraint constraints.txt ".[s3]" \
+ && /opt/apportion/bin/pip install --prefer-binary --no-build-isolation --constraint constraints.txt ".[s3,signing]" \
  && /opt/apportion/bin/pip uninstall --yes setuptools \
  && /opt/apportion/bin/pip uninstall --yes pip
 

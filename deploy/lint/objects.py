@@ -48,6 +48,34 @@ _RULE = {
     },
 }
 
+# cert-manager's documented fields, and what its admission asks beyond them.
+_HOURS = {"type": "string", "pattern": "^[1-9][0-9]*h$"}
+_USAGES = ["digital signature", "cert sign", "crl sign", "server auth", "client auth"]
+_NAMES = {"type": "array", "minItems": 1, "uniqueItems": True}
+_HOST = {"type": "string", "pattern": "^(\\*\\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", "maxLength": 253}
+_CERTIFICATE = _closed(
+    "secretName issuerRef",
+    secretName=_WORD,
+    issuerRef=_closed("name", name=_WORD, kind=_WORD, group=_WORD),
+    isCA={"type": "boolean"},
+    commonName={"type": "string", "minLength": 1, "maxLength": 64},
+    dnsNames={**_NAMES, "items": _HOST},
+    uris={**_NAMES, "items": {"type": "string", "pattern": "^[a-z][a-z0-9+.-]*://[^ ]+$"}},
+    usages={**_NAMES, "items": {"enum": _USAGES}},
+    duration=_HOURS,
+    renewBefore=_HOURS,
+    privateKey=_closed(
+        "algorithm",
+        algorithm={"const": "ECDSA"},
+        size={"enum": [256, 384, 521]},
+        rotationPolicy={"enum": ["Never", "Always"]},
+    ),
+) | {"anyOf": [{"required": [name]} for name in ("commonName", "dnsNames", "uris")]}
+_ISSUER = _closed("", selfSigned=_closed(""), ca=_closed("secretName", secretName=_WORD)) | {
+    "minProperties": 1,
+    "maxProperties": 1,
+}
+
 CUSTOM: dict[tuple[str, str], dict[str, Any]] = {
     ("monitoring.coreos.com/v1", "ServiceMonitor"): _closed(
         "selector endpoints",
@@ -76,6 +104,8 @@ CUSTOM: dict[tuple[str, str], dict[str, Any]] = {
             ),
         },
     ),
+    ("cert-manager.io/v1", "Certificate"): _CERTIFICATE,
+    ("cert-manager.io/v1", "Issuer"): _ISSUER,
     ("keda.sh/v1alpha1", "ScaledObject"): _closed(
         "scaleTargetRef triggers",
         scaleTargetRef=_closed("name", apiVersion=_WORD, kind=_WORD, name=_WORD),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from gpu_sharing.devices.environment import system_variables
 from gpu_sharing.units import Bytes, MiB
 
 BINARY = "nvidia-cuda-mps-control"
@@ -127,7 +128,7 @@ def found() -> str | None:
     if program is None or not (Path(pipe) / "control").exists():
         return None
     try:
-        servers = pids(_ask(program, "get_server_list", os.environ.copy()))
+        servers = pids(_ask(program, "get_server_list", system_variables(os.environ)))
     except (MpsFailed, ValueError):
         return None
     return None if servers is None else f"a daemon answers at {pipe}"
@@ -227,4 +228,6 @@ class Daemon:
         return _ask(self._program, text, self._env())
 
     def _env(self) -> dict[str, str]:
-        return {**os.environ, "CUDA_MPS_PIPE_DIRECTORY": self.pipe, "CUDA_MPS_LOG_DIRECTORY": self.log}
+        # Its servers work for every tenant: none of what this process knows is theirs to have.
+        own = {"CUDA_MPS_PIPE_DIRECTORY": self.pipe, "CUDA_MPS_LOG_DIRECTORY": self.log}
+        return {**system_variables(os.environ), **own}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from gpu_sharing.devices.environment import driver_variables
 from gpu_sharing.devices.probe import BACKEND
 from gpu_sharing.units import MiB
 from gpu_sharing.worker.config import WorkerConfig
@@ -53,7 +54,7 @@ def environment(config: WorkerConfig) -> dict[str, str]:
 
 def cuda_environment(backend: str) -> dict[str, str]:
     """What CUDA must find in a process when it starts there; which devices are its own; which backend its probe is to choose."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith(("CUDA_", "NVIDIA_"))}
+    kept = driver_variables(os.environ)
     # Under MPS every client's queues are set aside: few are to be had.
     queues = {} if backend == "cuda_mps" else {"CUDA_DEVICE_MAX_CONNECTIONS": CONNECTIONS}
     return {**queues, **kept, BACKEND: backend}

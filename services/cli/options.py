@@ -23,6 +23,9 @@ DEFAULTS: dict[str, str] = {
 }
 """Where each service listens unless told otherwise."""
 
+OPERATOR = "operator-admin"
+"""What `apportion certs init` calls the operator's certificate."""
+
 Data = Annotated[
     Path | None,
     typer.Option(
@@ -45,12 +48,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @dataclass(frozen=True)
 class Mesh:
-    """Where the mesh is: a flag, else APPORTION_…, else what `apportion up` wrote into the data folder, else the default."""
+    """Where the mesh is: a flag, else APPORTION_…, else what `apportion up` wrote into the data folder, else the default.
+
+    certs: the folder of its certificates, where it was written too.
+    """
 
     data: Path
     flags: Mapping[str, str]
     written: Mapping[str, str]
     environment: Mapping[str, str]
+    certs: Path | None = None
 
     def address(self, service: str) -> str:
         """HOST:PORT of registry, scheduler, query or frontend. Raises CommandError where it is not of that form."""
@@ -68,14 +75,21 @@ class Mesh:
     @property
     def credentials(self) -> Credentials:
         """What commands show: APPORTION_CREDENTIAL (an API key or a token of one's own), else the mesh token; and a certificate
-        where APPORTION_TLS_… name one. Raises CommandError where they name half of one."""
+        where APPORTION_TLS_… name one, else an operator's where the local mesh was started with certificates. Raises
+        CommandError where they name half of one."""
         shown = self.environment.get("APPORTION_CREDENTIAL") or self.environment.get("APPORTION_MESH_TOKEN")
         paths = [self.environment.get(f"APPORTION_TLS_{name}") for name in ("CERTIFICATE", "KEY", "CA")]
         if not any(paths):
-            return Credentials(shown)
+            elsewhere = self.flags or any(f"APPORTION_{service.upper()}" in self.environment for service in DEFAULTS)
+            return Credentials(shown, None if self.certs is None or elsewhere else certificate(self.certs, OPERATOR))
         if not all(paths):
             raise usage("APPORTION_TLS_CERTIFICATE, APPORTION_TLS_KEY, APPORTION_TLS_CA: set all three, or none")
         return Credentials(shown, Tls(*(Path(path).expanduser() for path in paths if path)))
+
+
+def certificate(folder: Path, name: str) -> Tls:
+    """One of the certificates that `apportion certs init` makes in a folder."""
+    return Tls(folder / f"{name}.pem", folder / f"{name}.key", folder / "ca.pem")
 
 
 def data_folder(flag: Path | None, environment: Mapping[str, str] | None = None) -> Path:
@@ -92,14 +106,23 @@ def find_mesh(data: Path | None = None, **flags: str | None) -> Mesh:
     """Where the mesh is, from a command's options."""
     folder = data_folder(data)
     given = {name: value for name, value in flags.items() if value is not None}
-    return Mesh(folder, given, read_addresses(folder / "mesh.json"), dict(os.environ))
+    written = _written(folder / "mesh.json")
+    certs = written.get("certs")
+    return Mesh(folder, given, _addresses(written), dict(os.environ), Path(certs) if isinstance(certs, str) else None)
 
 
 def read_addresses(path: Path) -> dict[str, str]:
     """The addresses that a running `apportion up` wrote; empty where there are none."""
+    return _addresses(_written(path))
+
+
+def _addresses(written: Mapping[str, Any]) -> dict[str, str]:
+    return {str(name): str(address) for name, address in written.get("addresses", {}).items()}
+
+
+def _written(path: Path) -> dict[str, Any]:
     try:
         written: Any = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    addresses = written.get("addresses", {}) if isinstance(written, dict) else {}
-    return {str(name): str(address) for name, address in addresses.items()}
+    return written if isinstance(written, dict) else {}

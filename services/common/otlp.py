@@ -1,30 +1,25 @@
-"""OTLP on the wire: span records as protobuf, and the client that sends them."""
+"""OTLP on the wire: attributes as protobuf has them, and the client that sends spans."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import grpc
 import structlog
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 
 from services.common.access.certificates import server_name
 from services.common.channel import Credentials
-from services.common.spans import SpanRecord, Value
+from services.common.span_bytes import KEPT_CHARS
+from services.common.spans import Value
 
 log = structlog.get_logger()
 
-_SCOPE = InstrumentationScope(name="apportion")
 _INT64_MOST = (1 << 63) - 1
-KEPT_CHARS = 128
-"""Longer texts are not kept for the next span: errors, which differ."""
+_EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
 def value_of(value: Value) -> AnyValue:
@@ -58,36 +53,6 @@ def _text(key: str, value: str) -> KeyValue:
     return KeyValue(key=key, value=AnyValue(string_value=value))
 
 
-def encoded(record: SpanRecord, offset_ns: int) -> Span:
-    """A record as OTLP has it; `offset_ns` is what turns the monotonic clock into Unix time."""
-    failed = record.error is not None
-    span = Span(
-        trace_id=record.trace_id,
-        span_id=record.span_id,
-        parent_span_id=record.parent_span_id or b"",
-        trace_state=record.trace_state,
-        name=record.name,
-        kind=record.kind,  # type: ignore[arg-type]
-        start_time_unix_nano=record.start_ns + offset_ns,
-        end_time_unix_nano=record.end_ns + offset_ns,
-        attributes=pairs(record.attributes),
-        status=Status(code=Status.STATUS_CODE_ERROR, message=record.error or "") if failed else None,
-    )
-    for name, at_ns, attributes in record.events:
-        span.events.add(name=name, time_unix_nano=at_ns + offset_ns, attributes=pairs(attributes))
-    for trace_id, span_id, attributes in record.links:
-        span.links.add(trace_id=trace_id, span_id=span_id, attributes=pairs(attributes))
-    return span
-
-
-def request_for(resource: Mapping[str, Value], spans: Iterable[Span]) -> ExportTraceServiceRequest:
-    """One export message of one process."""
-    of_scope = ScopeSpans(scope=_SCOPE, spans=spans)
-    return ExportTraceServiceRequest(
-        resource_spans=[ResourceSpans(resource=Resource(attributes=pairs(resource)), scope_spans=[of_scope])]
-    )
-
-
 class Exporter:
     """A blocking OTLP/gRPC client for one thread. It does not retry: spans are worth less than the time of those behind."""
 
@@ -104,14 +69,14 @@ class Exporter:
             self._channel = grpc.secure_channel(address, credentials.tls.channel(), options=(*options, named))
         else:
             self._channel = grpc.insecure_channel(address, options=options)
-        self._export = TraceServiceStub(self._channel).Export
+        self._export = self._channel.unary_unary(_EXPORT)
         token = credentials.mesh_token
         self._metadata: Any = (("authorization", f"Bearer {token}"),) if token else ()
         self._timeout_s, self._failing = timeout_s, False
         self._closed = threading.Event()
 
-    def export(self, request: ExportTraceServiceRequest) -> bool:
-        """Sends; says whether the collector took it. Takes at most the timeout, or until `close`."""
+    def export(self, request: bytes) -> bool:
+        """Sends an ExportTraceServiceRequest; says whether the collector took it. Takes at most the timeout, or until `close`."""
         try:
             self._export(request, timeout=self._timeout_s, metadata=self._metadata)
         except (grpc.RpcError, ValueError) as error:

@@ -27,9 +27,11 @@ from services.common.access.callers import LOCAL, Caller, Role, caller_of
 from services.common.access.certificates import Tls
 from services.common.access.guard import Guard, answering
 from services.common.access.keys import Keys
+from services.common.access.revocations import Revocations
 from services.common.access.token_rules import TokenRules
 from services.common.errors import Reason, Refusal
 from services.common.leaving import send_away
+from services.common.probes import Probes
 from services.common.settings import ServiceSettings, is_loopback
 from services.common.status import abort
 
@@ -64,7 +66,8 @@ class Server:
     tenants). Raises StartupError where the port is taken; `flag` is the setting that the message points to.
     serves: full names of its services, for reflection. keys: whose calls are taken beside the mesh's; None: nobody's.
     anonymous: who a public server's callers without a credential are; None: nobody. clients: whether a public server asks
-    callers for certificates. permissions: of methods that no contract names.
+    callers for certificates. permissions: of methods that no contract names. probed: whether this is the server of the
+    process that answers at `health_listen`, where that is set.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Server:
         anonymous: Caller | None = None,
         clients: bool = False,
         permissions: Mapping[str, int] | None = None,
+        probed: bool = True,
         flag: str = "--listen",
         options: Sequence[tuple[str, int]] = (),
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
@@ -103,6 +107,7 @@ class Server:
             public=public,
             tokens=self._tokens,
             certificates=self._clients,
+            revoked=_revoked(settings, self._tls, name) if self._clients else None,
             more=permissions,
         )
         self._serves, self._work = serves, set[asyncio.Task[None]]()
@@ -112,7 +117,9 @@ class Server:
         self.grpc = grpc.aio.server(options=self._options, interceptors=[Refusals(self.guard), *interceptors])
         self.health = health or HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
-        self.address = ""
+        plain = settings.health_listen if probed else None
+        self._probes = Probes(plain, [Refusals(self.guard)]) if plain else None
+        self.address = self.probes_address = ""
 
     async def start(self) -> str:
         """Binds and serves; returns HOST:PORT with the port that was got."""
@@ -129,6 +136,8 @@ class Server:
                 f"{self.name}: cannot listen on {self._listen}: {problem or IN_USE} choose another with {self._flag}"
             )
         self.address = f"{host}:{port}"
+        if self._probes is not None:
+            self.probes_address = await self._probed(self._probes)
         if self._settings.reflection:
             reflection.enable_server_reflection((*self._serves, HEALTH, reflection.SERVICE_NAME), self.grpc)
         # Whether this process answers at all, whatever it waits for: what a liveness probe may depend on.
@@ -138,6 +147,14 @@ class Server:
             self._work.add(asyncio.create_task(self._tokens.run()))
         return self.address
 
+    async def _probed(self, probes: Probes) -> str:
+        problem = unbindable(probes.listen)
+        if problem is not None:
+            raise StartupError(
+                f"{self.name}: cannot listen on {probes.listen}: {problem} choose another with --health-listen"
+            )
+        return await probes.start()
+
     def _bind(self) -> int:
         if self._tls is None:
             return self.grpc.add_insecure_port(self._listen)
@@ -146,7 +163,16 @@ class Server:
     async def set_serving(self, serving: bool, service: str = "") -> None:
         """Says to health checks whether `service` ("" for the whole) can serve."""
         state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        await self.health.set(service, state)
+        for told in self._told():
+            await told.set(service, state)
+
+    async def say_leaving(self) -> None:
+        """Says NOT_SERVING to health checks from now on, whatever is set afterwards."""
+        for told in self._told():
+            await told.enter_graceful_shutdown()
+
+    def _told(self) -> tuple[HealthServicer, ...]:
+        return (self.health,) if self._probes is None else (self.health, self._probes.health)
 
     async def stop(self) -> None:
         """Drains: health says NOT_SERVING, and after `drain_notice_s` calls in flight get `drain_s`, then the port closes.
@@ -154,13 +180,15 @@ class Server:
         Where the server is public and speaks no TLS, callers are asked to go elsewhere first, so that none of their calls is
         lost.
         """
-        await self.health.enter_graceful_shutdown()
+        await self.say_leaving()
         await asyncio.sleep(self._settings.drain_notice_s)
         ends = time.monotonic() + self._settings.drain_s
         # Inside TLS only gRPC itself can write.
         if self._public and self.address and self._tls is None:
             await send_away(int(self.address.rpartition(":")[2]), self._settings.drain_s / 2)
         await self.grpc.stop(max(0.0, ends - time.monotonic()))
+        if self._probes is not None:
+            await self._probes.stop()
         for task in self._work:
             task.cancel()
 
@@ -317,7 +345,16 @@ class Refusals(grpc.aio.ServerInterceptor):
                         return
                     # Closed at once when the caller goes, so that the method's own clean-up never waits for collection.
                     async with aclosing(responses):
+                        if guard.revoked is None:
+                            async for response in responses:
+                                yield response
+                            return
+                        seen = guard.revoked.generation
                         async for response in responses:
+                            if guard.revoked.look() != seen:
+                                # Whoever has lost its certificate since gets nothing more.
+                                seen = guard.revoked.generation
+                                guard.revoked.check(context.auth_context())
                             yield response
                     return
                 except Exception as error:
@@ -347,6 +384,15 @@ class Refusals(grpc.aio.ServerInterceptor):
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
         return make(single, handler.request_deserializer, handler.response_serializer)
+
+
+def _revoked(settings: ServiceSettings, tls: Tls | None, name: str) -> Revocations | None:
+    if settings.tls_crl is None or tls is None:
+        return None
+    try:
+        return Revocations(settings.tls_crl.expanduser(), tls.authority)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"{name}: tls_crl: {error}") from None
 
 
 def _alone(error: Exception) -> Exception:

@@ -64,6 +64,9 @@ class ServiceSettings(BaseSettings):
     """PEM file of the certificate's private key."""
     tls_ca: Path | None = None
     """PEM file of the authority whose certificates are trusted, clients' and servers'."""
+    tls_crl: Path | None = None
+    """PEM file of the authority's list of revoked certificates (a CRL); callers with one of these are refused. Read again within a
+    second of a change."""
     jwt_jwks: str | None = None
     """File or https URL of the keys that sign JSON Web Tokens (a JWKS); none: tokens are not taken."""
     jwt_issuer: str = ""
@@ -84,6 +87,9 @@ class ServiceSettings(BaseSettings):
     reflection: bool = False
     """Whether the service describes itself to tools like grpcurl, whose callers need a credential. It tells of methods, not of
     tenants."""
+    health_listen: Address | None = None
+    """HOST:PORT where health is told without TLS, and nothing else is: for probes that speak none, like Kubernetes'; none: only
+    where calls are taken."""
     otlp_endpoint: str | None = None
     """HOST:PORT of an OTLP/gRPC collector for traces; none, or empty: spans are not exported."""
     metrics_listen: str | None = None

@@ -34,6 +34,8 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.DIGEST_MISMATCH: grpc.StatusCode.DATA_LOSS,
     Reason.SIZE_MISMATCH: grpc.StatusCode.DATA_LOSS,
     Reason.ARTEFACT_REFUSED: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.SIGNATURE_MISSING: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.SIGNATURE_REFUSED: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.OVERSOLD: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.REPLACED: grpc.StatusCode.ABORTED,
     Reason.PROTOCOL: grpc.StatusCode.INVALID_ARGUMENT,

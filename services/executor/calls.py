@@ -15,8 +15,9 @@ from gpu_sharing.worker.messages import Cancel, Done, Failed, Release, Submit
 from services._proto.apportion.v1.executor_pb2 import Infer, Result
 from services.common.errors import Reason, Refusal
 from services.common.status import to_status
+from services.executor.core.elements import walk_elements
+from services.executor.core.heads import Invalid
 from services.executor.core.load import smoothed
-from services.executor.core.requests import Invalid, walk_elements
 from services.executor.core.statistics import StatisticsLedger
 from services.executor.decode import (
     ALIGNMENT,

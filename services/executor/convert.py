@@ -10,8 +10,8 @@ from google.protobuf.message import DecodeError
 from gpu_sharing.measurements import Profile, ProfilePoint, SegmentCost
 from gpu_sharing.tensors import Signature, TensorSpec, WarmupTensor
 from services._proto.apportion.v1 import common_pb2, executor_pb2, registry_pb2, scheduler_pb2
+from services.executor.core.replica import Phase, Replica
 from services.executor.core.replica_events import Changed, Queueing, Wanted
-from services.executor.core.replicas import Phase, Replica
 from services.executor.core.statistics import Counts
 
 FORMATS = {
@@ -73,6 +73,8 @@ def wanted_from(load: scheduler_pb2.LoadReplica) -> Wanted:
         declared=signature_from(config.declared) if config.HasField("declared") else None,
         labels={each.name: tuple(each.labels) for each in config.declared.outputs if each.labels},
         queueing=_queueing(config.queue),
+        signers=tuple(load.signers),
+        artefact_signature=load.artefact_signature,
     )
 
 

@@ -14,18 +14,9 @@ from gpu_sharing.tensors import Signature
 from gpu_sharing.worker.messages import TensorRef
 from services._proto.inference.grpc_service_pb2 import ModelInferRequest
 from services.common.errors import Reason, Refusal, invalid
-from services.executor.core.requests import (
-    TEXT_AT_ONCE,
-    InputHead,
-    Invalid,
-    Limits,
-    OutputHead,
-    Plan,
-    PlannedInput,
-    check_length,
-    plan,
-    walk_elements,
-)
+from services.executor.core.elements import TEXT_AT_ONCE, walk_elements
+from services.executor.core.heads import InputHead, Invalid, Limits, OutputHead, Plan, PlannedInput
+from services.executor.core.requests import check_length, plan
 from services.executor.core.typed import AS_THEY_ARE, Values
 from services.executor.core.wire import Malformed, scan
 

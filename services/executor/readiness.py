@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from services._proto.apportion.v1 import executor_pb2
 from services.common.server import Server
-from services.executor.core.replicas import Phase
+from services.executor.core.replica import Phase
 
 SERVICE = executor_pb2.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 LOOK_S = 0.5

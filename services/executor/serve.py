@@ -29,7 +29,7 @@ from services.executor.attach import Attachment
 from services.executor.books import Books
 from services.executor.cache import ArtefactCache
 from services.executor.calls import Calls
-from services.executor.core.requests import Limits
+from services.executor.core.heads import Limits
 from services.executor.core.watchdog import Patience
 from services.executor.device import Serving
 from services.executor.executor import Executor
@@ -174,7 +174,7 @@ def _build(
         owners=lambda replica: executor.usage.models.get(replica),
     )
     executor.calls = Calls(
-        settings.inline_bytes, spans, executor.load_changed, most=WORKERS_SHARE * settings.queue_limit
+        settings.inline_bytes, spans, executor.loads.changed, most=WORKERS_SHARE * settings.queue_limit
     )
     return executor, spans
 
@@ -246,7 +246,7 @@ async def _drain(executor: Executor, reports: Reports, attachment: Attachment, s
     """Tells the scheduler and health checks, then waits for calls in hand and those still on their way, at most `drain_s`."""
     reports.draining = True
     executor.changed.set()
-    await server.health.enter_graceful_shutdown()
+    await server.say_leaving()
     with suppress(TimeoutError):
         async with asyncio.timeout(drain_s):
             if attachment.attached.is_set():

@@ -11,7 +11,7 @@ import structlog
 from gpu_sharing.measurements import Profile
 from gpu_sharing.units import Nanoseconds
 from gpu_sharing.worker.messages import Event
-from services.executor.core.replicas import Phase as ReplicaPhase
+from services.executor.core.replica import Phase as ReplicaPhase
 from services.executor.core.replicas import Replicas
 from services.executor.core.watchdog import Patience, Watch, longest_ns
 from services.executor.inflight import Lane, Phase

@@ -166,7 +166,7 @@ class Accounts:
         if outcome in BROKEN:
             self._tell(request, outcome, ended_ns)
         if keep and self._tracer.enabled:
-            counts.measured.exemplars.append((elapsed_ns, request.trace_id, request.span_id))
+            counts.measured.exemplars.append((elapsed_ns, ended_ns, request.trace_id, request.span_id))
             self._tracer.emit_all(spans_of(request, judgement, ended_ns), spare=not judgement.violated)
         return keep
 

@@ -32,7 +32,7 @@ CUMULATIVE = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
 class Measures:
     """Makes the export messages of one frontend process. May be called from any thread.
 
-    frontend_id: another one for every process. clock_ns: Unix time. pause: called after each model, so that the event loop need not
+    frontend_id: another one for every process. clock_ns: Unix time. monotonic_ns: what requests' ends are told by. pause: called after each model, so that the event loop need not
     wait for the interpreter's lock until all are told.
     """
 
@@ -42,8 +42,10 @@ class Measures:
         accounts: Accounts,
         clock_ns: Callable[[], int] = time.time_ns,
         pause: Callable[[], None] = lambda: None,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._accounts, self._clock_ns, self._pause = accounts, clock_ns, pause
+        self._monotonic_ns = monotonic_ns
         self._built_ns = clock_ns()
         self._began: dict[tuple[str, str], tuple[Counts, int]] = {}
         self._resource = Resource(
@@ -101,8 +103,11 @@ class Measures:
             first, last = min(latencies), max(latencies)
             point.positive.offset = first
             point.positive.bucket_counts.extend(latencies.get(index, 0) for index in range(first, last + 1))
-        for elapsed_ns, trace_id, span_id in list(counts.measured.exemplars):
-            point.exemplars.add(time_unix_nano=now, as_double=elapsed_ns / 1e9, trace_id=trace_id, span_id=span_id)
+        to_unix_ns = now - self._monotonic_ns()
+        for elapsed_ns, ended_ns, trace_id, span_id in list(counts.measured.exemplars):
+            # Never later than the point that it belongs to: it may have ended since that was begun.
+            at_ns = min(now, ended_ns + to_unix_ns)
+            point.exemplars.add(time_unix_nano=at_ns, as_double=elapsed_ns / 1e9, trace_id=trace_id, span_id=span_id)
         return point
 
 

@@ -23,9 +23,11 @@ from services.common.errors import Reason, Refusal
 
 # Uploads that were left behind by a process that died are removed once nothing has written to them for this long.
 STALE_S = 3600.0
-# What a local disk says when there is no room: the device, the quota, the largest file it takes.
 DIGITS = re.compile(r"[0-9a-f]{64}")
+# What a local disk says when there is no room: the device, the quota, the largest file it takes.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What fsspec raises for a storage that keeps no times of writing, as its base class does.
+KEEPS_NO_TIMES = NotImplementedError
 
 
 class Artefacts(Protocol):
@@ -246,9 +248,10 @@ class RemoteArtefacts:
         return [entry["name"] for entry in self._filesystem.ls(folder, detail=True) if entry["type"] == "file"]
 
     def _written_s(self, path: str, now_s: float) -> float:
+        """When it was written; now, where the storage keeps no times or the file has just gone: nothing is old enough then."""
         try:
             return float(self._filesystem.modified(path).timestamp())
-        except (NotImplementedError, FileNotFoundError):
+        except (KEEPS_NO_TIMES, FileNotFoundError):
             return now_s
 
 

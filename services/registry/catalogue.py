@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services._proto.apportion.v1 import common_pb2
 from services.common.errors import Reason, Refusal
+from services.common.signing import Signer, check
 from services.registry import rows
 from services.registry.core import keys, rules, slos, versions
 from services.registry.core.records import Key, KeyRole, Model, NamedSlo, Quota, Tenant
@@ -52,7 +54,12 @@ class Tenants:
         return await self._store.read(lambda connection: rows.stored_bytes(connection, name))
 
     async def update(
-        self, name: str, reservation_millidevices: int | None, weight: int | None, quota: Quota | None = None
+        self,
+        name: str,
+        reservation_millidevices: int | None,
+        weight: int | None,
+        quota: Quota | None = None,
+        signers: tuple[tuple[str, str], ...] | None = None,
     ) -> Tenant:
         """The tenant with what is not None changed."""
 
@@ -63,7 +70,12 @@ class Tenants:
             )
             held = before.quota if quota is None else quota
             after = replace(before, reservation_millidevices=reservation, weight=weight or before.weight, quota=held)
-            return await writing.save_tenant(before, after)
+            if signers is not None:
+                after = replace(after, signers=signers)
+            saved = await writing.save_tenant(before, after)
+            if before.signers != after.signers:
+                writing.tell(name, f"signers {' '.join(signer for signer, _ in after.signers) or 'none'}")
+            return saved
 
         return await self._store.write(operation)
 
@@ -141,18 +153,22 @@ class Models:
     async def push(self, push: Push) -> tuple[Model, int, bool]:
         """The model, the version's number, and whether it was there before.
 
-        Raises TENANT_NOT_FOUND, VERSION_EXISTS, ARTEFACT_NOT_FOUND, MESSAGE_TOO_LARGE.
+        Raises TENANT_NOT_FOUND, VERSION_EXISTS, ARTEFACT_NOT_FOUND, MESSAGE_TOO_LARGE, SIGNATURE_MISSING, SIGNATURE_REFUSED.
         """
+        signers = await self._signed(push)
         size_bytes = await self._store.read(lambda connection: owned_size(connection, push.tenant, push.digest))
         # Outside the transaction: storage may be slow. What is collected in between is no longer owned inside it.
         stored = size_bytes is not None and await self._uploads.holds(push.digest, size_bytes)
 
         async def operation(writing: Writing) -> tuple[Model, int, bool]:
-            await writing.tenant(push.tenant, "key.tenant")
+            owner = await writing.tenant(push.tenant, "key.tenant")
+            if owner.signers != signers:
+                raise Refusal(Reason.REVISION_CONFLICT, "who signs for the tenant has changed meanwhile; push again")
             before = await rows.model(writing.connection, push.tenant, push.name)
             held = versions.existing(before, push)
             if before is not None and held is not None:
-                return before, held.version, True
+                kept = versions.signed(before, held, push.artefact_signature)
+                return await writing.save_model(before, kept), held.version, True
             # Asked again: the tenant may have been removed, and made again, meanwhile.
             owned = await owned_size(writing.connection, push.tenant, push.digest)
             if owned is None or not stored:
@@ -162,6 +178,16 @@ class Models:
             return await writing.save_model(before, after), number, False
 
         return await self._store.write(operation)
+
+    async def _signed(self, push: Push) -> tuple[tuple[str, str], ...]:
+        """Who signs for the tenant, once the artefact has a signature of one of them where it needs any."""
+        owner = await self._store.read(lambda connection: rows.tenant(connection, push.tenant))
+        signers = found(owner, push.tenant, "key.tenant").signers
+        if signers:
+            held = [Signer(*each) for each in signers]
+            # In a thread: the first check loads the library.
+            await asyncio.to_thread(check, push.artefact_signature, push.digest, held)
+        return signers
 
     async def get(self, tenant: str, name: str, reader: str | None = None) -> Model:
         """One model; MODEL_NOT_FOUND. reader: the tenant that asks, which sees its own and what is shared with it; None: all.

@@ -32,6 +32,7 @@ from services.registry.tables import (
     models,
     profiles,
     quotas,
+    tenant_signers,
     tenants,
     traffic_splits,
     versions,
@@ -69,6 +70,10 @@ async def _tenants(connection: AsyncConnection, where: ColumnElement[bool], limi
         keys[row.tenant].append(_api_key(row))
     limits = select(quotas).where(quotas.c.tenant.between(rows[0].name, rows[-1].name))
     held = {row.tenant: _quota(row) for row in await connection.execute(limits)}
+    signers: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    within = tenant_signers.c.tenant.between(rows[0].name, rows[-1].name)
+    for row in await connection.execute(select(tenant_signers).where(within).order_by(tenant_signers.c.signer)):
+        signers[row.tenant].append((row.signer, row.pem))
     return [
         Tenant(
             row.name,
@@ -78,6 +83,7 @@ async def _tenants(connection: AsyncConnection, where: ColumnElement[bool], limi
             tuple(keys[row.name]),
             row.revision,
             held.get(row.name, Quota()),
+            tuple(signers[row.name]),
         )
         for row in rows
     ]
@@ -231,6 +237,7 @@ def _version(row: Row[Any], bodies: Sequence[tuple[str, bytes]]) -> Version:
         row.inspection_message,
         None if row.signature is None else bytes(row.signature),
         tuple(bodies),
+        bytes(row.artefact_signature or b""),
     )
 
 
@@ -259,6 +266,11 @@ async def save_tenant(connection: AsyncConnection, before: Tenant | None, after:
         await connection.execute(delete(quotas).where(quotas.c.tenant == after.name))
         if after.quota.limits:
             await connection.execute(insert(quotas).values(tenant=after.name, **asdict(after.quota)))
+    if (before.signers if before else ()) != after.signers:
+        await connection.execute(delete(tenant_signers).where(tenant_signers.c.tenant == after.name))
+        for signer, pem in after.signers:
+            row = {"tenant": after.name, "signer": signer, "pem": pem}
+            await connection.execute(insert(tenant_signers).values(row))
 
 
 async def remove_tenant(connection: AsyncConnection, name: str) -> None:
@@ -333,6 +345,7 @@ async def _save_version(connection: AsyncConnection, of: Model, before: Version 
         "inspection": int(after.inspection),
         "inspection_message": after.inspection_message,
         "signature": after.signature,
+        "artefact_signature": after.artefact_signature or None,
     }
     if before is None:
         made = {"digest": after.digest, "config": after.config, "created_at_us": after.created_at_us}

@@ -31,6 +31,7 @@ from services.registry.wire import (
     outcome_of,
     push_of,
     quota_of,
+    signers_of,
     splits_of,
     tenant_message,
     wish_of,
@@ -78,7 +79,8 @@ class TenantMethods:
         share = rules.reservation(request.reservation.millidevices) if request.HasField("reservation") else None
         weight = rules.weight(request.weight) if request.HasField("weight") else None
         quota = quota_of(request.quota) if request.HasField("quota") else None
-        tenant = await self.tenants.update(names.name("name", request.name), share, weight, quota)
+        signers = signers_of(request.signers.signers) if request.HasField("signers") else None
+        tenant = await self.tenants.update(names.name("name", request.name), share, weight, quota, signers)
         return pb.UpdateTenantResponse(tenant=tenant_message(tenant))
 
     async def DeleteTenant(self, request: pb.DeleteTenantRequest, context: Any) -> pb.DeleteTenantResponse:  # noqa: ARG002

@@ -81,6 +81,15 @@ api_keys = Table(
     Column("expires_at_us", BigInteger),
 )
 
+# Who signs a tenant's artefacts; none: they need no signature.
+tenant_signers = Table(
+    "tenant_signers",
+    metadata,
+    Column("tenant", Name, ForeignKey("tenants.name", ondelete="CASCADE"), primary_key=True),
+    Column("signer", Digest, primary_key=True),
+    Column("pem", Text, nullable=False),
+)
+
 artefacts = Table(
     "artefacts",
     metadata,
@@ -126,6 +135,8 @@ versions = Table(
     Column("inspection", SmallInteger, nullable=False),
     Column("inspection_message", Text, nullable=False),
     Column("signature", LargeBinary),
+    # Who made the artefact, as pushed; null: nobody says.
+    Column("artefact_signature", LargeBinary),
     ForeignKeyConstraint(["tenant", "name"], ["models.tenant", "models.name"], ondelete="CASCADE"),
 )
 

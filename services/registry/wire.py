@@ -9,6 +9,7 @@ from typing import cast
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services._proto.apportion.v1 import common_pb2, registry_pb2
+from services.common import signing
 from services.common.errors import Reason, Refusal, invalid
 from services.registry.core import names, quotas, rules
 from services.registry.core.records import Isolation, Key, Model, NamedSlo, Quota, Slo, Tenant, TrafficClass, Version
@@ -28,7 +29,22 @@ def tenant_message(record: Tenant, *, hashes: bool = False) -> registry_pb2.Tena
         created_at=timestamp(record.created_at_us),
         revision=record.revision,
         quota=quota_message(record.quota) if record.quota.limits else None,
+        signers=[registry_pb2.Signer(id=signer, pem=pem) for signer, pem in record.signers],
     )
+
+
+def signers_of(told: Sequence[registry_pb2.Signer]) -> tuple[tuple[str, str], ...]:
+    """Who signs, as (id, PEM) by id, checked."""
+    if len(told) > signing.MOST_SIGNERS:
+        raise invalid("signers", f"a tenant has at most {signing.MOST_SIGNERS}; got {len(told)}")
+    found: dict[str, str] = {}
+    for index, each in enumerate(told):
+        try:
+            signer = signing.signer_of(each.pem)
+        except ValueError as error:
+            raise invalid(f"signers[{index}].pem", str(error)) from None
+        found[signer.id] = signer.pem
+    return tuple(sorted(found.items()))
 
 
 def quota_message(record: Quota) -> registry_pb2.Quota:
@@ -100,6 +116,7 @@ def version_message(record: Version) -> registry_pb2.ModelVersion:
         inspection_message=record.inspection_message,
         signature=None if record.signature is None else common_pb2.Signature.FromString(record.signature),
         profiles=[common_pb2.Profile.FromString(body) for _, body in record.profiles],
+        artefact_signature=record.artefact_signature,
     )
 
 
@@ -124,9 +141,10 @@ def push_of(request: registry_pb2.CreateVersionRequest) -> Push:
     """A CreateVersion, checked as far as the request alone allows."""
     tenant, name = key_of(request.key)
     number = names.version("version", request.version) if request.HasField("version") else None
-    return Push(
-        tenant, name, number, names.digest("digest", request.digest), config_of(request.config), wish_of(request)
-    )
+    digest, bundle = names.digest("digest", request.digest), request.artefact_signature
+    if len(bundle) > signing.MOST_BUNDLE_BYTES:
+        raise invalid("artefact_signature", f"has {len(bundle)} bytes, more than {signing.MOST_BUNDLE_BYTES}")
+    return Push(tenant, name, number, digest, config_of(request.config), wish_of(request), bundle)
 
 
 def config_of(config: registry_pb2.VersionConfig) -> bytes:

@@ -70,7 +70,10 @@ def changes(message: registry_pb2.CatalogueChanges) -> CatalogueChanged:
 
 def tenant(message: registry_pb2.Tenant) -> cat.Tenant:
     """A tenant's promise, weight and quota."""
-    return cat.Tenant(message.name, message.reservation.millidevices, message.weight or 1, quota(message.quota))
+    signers = tuple(each.pem for each in message.signers)
+    return cat.Tenant(
+        message.name, message.reservation.millidevices, message.weight or 1, quota(message.quota), signers
+    )
 
 
 def quota(message: registry_pb2.Quota) -> cat.Quota:
@@ -110,6 +113,7 @@ def _version(message: registry_pb2.ModelVersion) -> cat.Version:
         message.inspection_message,
         signature(message.signature) if message.HasField("signature") else None,
         tuple(profile(each) for each in message.profiles),
+        message.artefact_signature,
     )
 
 

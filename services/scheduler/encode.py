@@ -69,6 +69,8 @@ def _load(value: SendLoad) -> pb.LoadReplica:
         size_bytes=value.size_bytes,
         config=value.config,
         lane=value.lane,
+        signers=value.signers,
+        artefact_signature=value.artefact_signature,
     )
     _put_terms(load, value.terms)
     if value.signature is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from services._proto.apportion.v1 import scheduler_pb2 as pb
 from services.common.errors import invalid
 from services.scheduler.core.limiting import Answer, HeldTime, QuotaReport, QuotaUse
-from services.scheduler.core.quotas import AGAIN_S, Asked, Grant, Part
+from services.scheduler.core.pools import Asked, Grant, Part
+from services.scheduler.core.quotas import AGAIN_S
 
 
 def quota_report(message: pb.ReportRequestsRequest) -> QuotaReport:

@@ -62,6 +62,7 @@ async def serve(settings: TraceStoreSettings, stop: asyncio.Event) -> None:
             name="tracestore",
             serves=(QUERY, ROLLUPS),
             keys=keys,
+            probed=False,
             flag="--query-listen",
         )
         add_QueryServiceServicer_to_server(Query(queries), query.grpc)  # type: ignore[no-untyped-call]

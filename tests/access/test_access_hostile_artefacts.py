@@ -8,13 +8,17 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.common.errors import Reason, Refusal
+from services.common.signing import check
 from services.executor.cache import ArtefactCache, FetchFailed
+from tests.access.signing_samples import DATA, Authority, digest_of, keys, wrong
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_GROWN_BYTES = 256 << 20
@@ -87,3 +91,25 @@ async def test_a_flipped_bit_anywhere_is_found_when_an_artefact_is_fetched_and_w
     with pytest.raises(FetchFailed, match="sha256"):
         await cache.fetch(2, digest, len(data), sends(bytes(flipped)))
     assert (await cache.fetch(3, digest, len(data), sends(data))).read_bytes() == data
+
+
+def test_an_artefact_with_a_wrong_signature_is_refused_where_its_tenants_are_signed_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks of signatures parse what strangers send, too: none of it runs, stays on the disk or is taken."""
+    good, authority = keys(tmp_path, "good"), Authority()
+    bundles = dict(wrong(tmp_path, good, authority))
+    left = tmp_path / "left"
+    left.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(left))
+    ran: list[str] = []
+    monkeypatch.setattr(os, "system", ran.append)
+    for what, bundle in bundles.items():
+        with pytest.raises(Refusal) as caught:
+            check(bundle, digest_of(DATA), [good.signer, authority.signer])
+        assert caught.value.reason in (Reason.SIGNATURE_MISSING, Reason.SIGNATURE_REFUSED), what
+        assert len(caught.value.message) < 1000, what
+    assert len(bundles) >= 30
+    assert not ran
+    assert list(left.iterdir()) == []
+    assert check(good.sign(), digest_of(DATA), [good.signer]) == good.signer.id

@@ -85,6 +85,15 @@ def test_an_archive_that_is_cut_short_is_not_taken_for_one_that_lies_inside_it(a
         inspect(cut)
 
 
+def test_an_archive_of_a_later_zip_format_is_refused_in_one_line(archive):
+    path = archive("a.pt2", "a/models/model.json")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99  # the version that reading this member needs
+    path.write_bytes(content)
+    with pytest.raises(CommandError, match=r"is a broken archive: zip file version 9\.9"):
+        inspect(path)
+
+
 def test_batch_axes_are_read_by_name():
     assert parse.batch_axes(["state=1", "sr=none", "x=0"]) == {"state": 1, "sr": -1, "x": 0}
     for wrong in ("state", "=1", "state=first", "state=-2"):

@@ -108,3 +108,16 @@ def test_cores_are_dealt_whole_and_to_one_executor_each(cores, parts):
     assert len(set(together)) == len(together)
     assert set(together) == (cores - {min(cores)} if len(cores) > parts else cores)
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+def test_each_service_has_its_own_certificate_whatever_all_of_them_share():
+    shared = {"APPORTION_TLS_CERTIFICATE": "/x.pem", "APPORTION_TLS_KEY": "/x.key", "APPORTION_TLS_CA": "/x-ca.pem"}
+    plan = Plan(Listen(), Path("/data"), executors=2, certs=Path("/certs"))
+    for name in ("registry", "scheduler", "tracestore", "executor-2", "frontend"):
+        kind = name.partition("-")[0]
+        told = environment(plan, name, inherited=shared)
+        assert told[f"APPORTION_{kind.upper()}_TLS_CERTIFICATE"] == f"/certs/{kind}.pem"
+        assert told[f"APPORTION_{kind.upper()}_TLS_KEY"] == f"/certs/{kind}.key"
+        assert told[f"APPORTION_{kind.upper()}_TLS_CA"] == "/certs/ca.pem"
+    assert environment(Plan(Listen(), Path("/data")), "frontend", inherited=shared).keys() >= shared.keys()
+    assert "APPORTION_FRONTEND_TLS_KEY" not in environment(Plan(Listen(), Path("/data")), "frontend", inherited=shared)

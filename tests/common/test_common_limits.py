@@ -138,6 +138,7 @@ async def test_a_caller_that_gives_no_sign_of_life_loses_its_connection_and_its_
     connection.close()
 
 
+@pytest.mark.slow
 async def test_a_caller_that_waits_long_for_its_answer_keeps_its_connection(serve) -> None:
     echo = Echo()
     address = await serve(echo, keepalive_s=1, keepalive_timeout_s=1)

@@ -176,6 +176,7 @@ async def test_grpc_says_nothing_of_its_own_when_a_port_is_taken(capfd: pytest.C
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 async def test_a_silent_stream_outlives_the_pings_that_keep_it_up() -> None:
     """gRPC ends the connection of a client that pings more often than the server allows, and takes any option's name."""
 

@@ -17,9 +17,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     TraceServiceServicer,
     add_TraceServiceServicer_to_server,
 )
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from services.common import telemetry
-from services.common.otlp import encoded
+from services.common.span_bytes import encoded
 from services.common.spans import parse_tracestate
 from services.common.telemetry import (
     SpanRecord,
@@ -225,7 +226,7 @@ def test_ids_are_of_the_right_length_and_differ() -> None:
 
 
 def test_encoding_turns_the_monotonic_clock_into_unix_time_by_one_offset() -> None:
-    span = encoded(record(start_ns=5, end_ns=9, events=[("e", 7, {})]), 1000)
+    span = Span.FromString(encoded(record(start_ns=5, end_ns=9, events=[("e", 7, {})]), 1000))
     assert (span.start_time_unix_nano, span.end_time_unix_nano, span.events[0].time_unix_nano) == (1005, 1009, 1007)
 
 

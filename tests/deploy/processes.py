@@ -21,11 +21,13 @@ ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = {"apportion": (sys.executable, "-m", "services.cli"), "python": (sys.executable,)}
 REFERENCE = re.compile(r"\$\(([A-Z_]+)\)")
 DATA = "/var/lib/apportion"
+CERTIFICATES = "/etc/apportion/tls"
 
 
 @dataclass
 class Container:
-    """What is to be run. host: the name that others know it by; ready: the health service that says so, on `port`."""
+    """What is to be run. host: the name that others know it by; ready: the health service that says so, on `probe_port`, else on
+    `port`; certificates: the name of the secret with its own."""
 
     name: str
     host: str
@@ -35,6 +37,8 @@ class Container:
     metrics_port: int | None = None
     ready: str = ""
     grace_s: float = 30.0
+    probe_port: int | None = None
+    certificates: str = ""
 
 
 @dataclass
@@ -64,6 +68,8 @@ class Machine:
                 return f"{self.hosts[container.host]}:{port}"
             if name in self.hosts:
                 return f"{self.hosts[name]}:{port}"
+        if value.startswith(CERTIFICATES):
+            return str(self.folder / container.certificates) + value.removeprefix(CERTIFICATES)
         return str(self.folder / container.name) + value.removeprefix(DATA) if value.startswith(DATA) else value
 
     def start(self, container: Container, source: Path = ROOT) -> None:
@@ -90,9 +96,10 @@ class Machine:
 
     def says(self, name: str, service: str) -> int:
         """What a container's health says of a service; -1: nothing."""
-        process = self.running[name][1]
+        container, process = self.running[name]
         assert process.poll() is None, f"{name} ended: {self.log(name)}"
-        with grpc.insecure_channel(self.address(name)) as channel:
+        where = f"{self.hosts[container.host]}:{container.probe_port or container.port}"
+        with grpc.insecure_channel(where) as channel:
             asked = health_pb2.HealthCheckRequest(service=service)
             try:
                 return health_pb2_grpc.HealthStub(channel).Check(asked, timeout=2).status
@@ -165,6 +172,8 @@ def of_manifest(manifest: Mapping[str, Any], secrets: Mapping[tuple[str, str], s
             text = secrets[chosen["name"], chosen["key"]]
         values[entry["name"]] = REFERENCE.sub(lambda found: values[found[1]], text)
     ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+    probe = container.get("readinessProbe", {}).get("grpc", {})
+    mounted = {volume["name"]: volume["secret"]["secretName"] for volume in template["volumes"] if "secret" in volume}
     return Container(
         container["name"],
         name,
@@ -172,8 +181,10 @@ def of_manifest(manifest: Mapping[str, Any], secrets: Mapping[tuple[str, str], s
         values,
         ports.get("grpc"),
         ports.get("metrics"),
-        container.get("readinessProbe", {}).get("grpc", {}).get("service", ""),
+        probe.get("service", ""),
         float(template.get("terminationGracePeriodSeconds", 30)) if kind != "Job" else 30.0,
+        probe.get("port"),
+        mounted.get("tls", ""),
     )
 
 

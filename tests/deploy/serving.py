@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import grpc
@@ -33,22 +33,30 @@ def apportion(environment: Mapping[str, str], folder: Path, *arguments: str) -> 
     return done.stdout
 
 
-def served(environment: Mapping[str, str], frontend: str, folder: Path, requests: int = 20) -> str:
+def served(
+    environment: Mapping[str, str],
+    frontend: str,
+    folder: Path,
+    requests: int = 20,
+    open_channel: Callable[[str], grpc.Channel] = grpc.insecure_channel,
+) -> str:
     """Creates the tenant, pushes the model, asks it; the tenant's key. environment: where registry and scheduler are."""
     made = apportion(environment, folder, "tenant", "create", TENANT, "--reserve", "0.25", "--json")
     key: str = json.loads(made)["api_key"]
     model = echo(folder / "echo.onnx", "float32")
     apportion(environment, folder, "model", "push", MODEL, str(model), "--tenant", TENANT, "--slo-ms", "500")
-    ask(frontend, key, requests)
+    ask(frontend, key, requests, open_channel)
     return key
 
 
-def ask(frontend: str, key: str, requests: int = 20) -> None:
+def ask(
+    frontend: str, key: str, requests: int = 20, open_channel: Callable[[str], grpc.Channel] = grpc.insecure_channel
+) -> None:
     """Asks the model and looks at its answers."""
     given = np.arange(8, dtype=np.float32).reshape(1, 8)
     request = pb.ModelInferRequest(model_name=MODEL, raw_input_contents=[given.tobytes()])
     request.inputs.add(name="in_float32", datatype="FP32", shape=[1, 8])
-    with grpc.insecure_channel(frontend) as channel:
+    with open_channel(frontend) as channel:
         stub = stubs.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         for _ in range(requests):
             answer = stub.ModelInfer(request, timeout=10, metadata=(("authorization", f"Bearer {key}"),))

@@ -30,8 +30,9 @@ def of_kind(manifests: list[chart.Manifest], kind: str) -> dict[str, chart.Manif
     return {each["metadata"]["name"]: each for each in manifests if each["kind"] == kind}
 
 
-def test_there_are_the_six_sets_that_are_promised() -> None:
-    assert set(SETS) == {"default", "gpu-plugin", "gpu-mig", "gpu-mps", "gpu-dra", "high-availability"}
+def test_there_are_the_sets_that_are_promised() -> None:
+    devices = {"default", "gpu-plugin", "gpu-mig", "gpu-mps", "gpu-dra"}
+    assert set(SETS) == {*devices, "high-availability", "tls-cert-manager", "tls-secrets"}
 
 
 @pytest.mark.parametrize("name", sorted(SETS))
@@ -64,6 +65,26 @@ def test_a_custom_resource_with_an_unknown_field_is_found() -> None:
 
 
 @pytest.mark.parametrize(
+    "broken",
+    [
+        {"dnsNames": ["not a name"]},
+        {"uris": ["frontend"]},
+        {"usages": ["tls client auth"]},
+        {"duration": "90d"},
+        {"renewBeforePercent": 20},
+        {"privateKey": {"algorithm": "ECDSA", "size": 2048}},
+    ],
+    ids=str,
+)
+def test_a_certificate_that_cert_manager_would_not_take_is_found(broken: dict[str, Any]) -> None:
+    certificate = of_kind(chart.rendered(SETS["tls-cert-manager"]), "Certificate")["apportion-frontend"]
+    assert list(objects.validated("tls", [certificate])) == []
+    certificate["spec"].update(broken)
+    (found,) = objects.validated("tls", [certificate])
+    assert next(iter(broken)) in found.what
+
+
+@pytest.mark.parametrize(
     ("values", "told"),
     [
         ({"frontend": {"replicas": "three"}}, "at '/frontend/replicas': got string, want integer"),
@@ -76,6 +97,10 @@ def test_a_custom_resource_with_an_unknown_field_is_found() -> None:
         ({"telemetry": {"otlpEndpoint": "http://collector:4317"}}, "at '/telemetry/otlpEndpoint'"),
         ({"images": {"services": {"digest": "latest"}}}, "at '/images/services/digest'"),
         ({"artefacts": {"url": "bucket"}}, "at '/artefacts/url'"),
+        ({"tls": {"mode": "existingSecrets", "existingSecrets": {"frontend": "a"}}}, "at '/tls/existingSecrets/executor'"),
+        ({"tls": {"mode": "certManager", "certManager": {"duration": "90d"}}}, "at '/tls/certManager/duration'"),
+        ({"frontend": {"settings": {"tls_key": "/x"}}}, "additional properties 'tls_key' not allowed"),
+        ({"telemetry": {"otlpEndpoint": "collector:4317", "tls": "mesh"}}, "telemetry.tls=mesh needs certificates"),
         ({"executor": {"kind": "DaemonSet", "autoscaling": {"kind": "keda"}}}, "executor.autoscaling needs executor.kind"),
     ],
 )  # fmt: skip
@@ -127,7 +152,9 @@ def test_liveness_asks_for_nothing_but_an_answer_and_readiness_for_the_service(r
         for container in template["spec"]["containers"]:
             if name == "Job/apportion-migration":
                 continue
-            ports = {port["containerPort"] for port in container["ports"] if port["name"] == "grpc"}
+            found = {port["name"]: port["containerPort"] for port in container["ports"]}
+            # Kubernetes' probes speak no TLS: where there is some, health has a port of its own.
+            ports = {found.get("health", found["grpc"])}
             live, ready = container["livenessProbe"]["grpc"], container["readinessProbe"]["grpc"]
             assert {live["port"]} == {ready["port"]} == ports, name
             assert live["service"] == "grpc.health.v1.Health", name

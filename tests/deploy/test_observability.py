@@ -162,7 +162,8 @@ def test_the_collector_keeps_violators_by_the_attribute_that_says_so() -> None:
     config = yaml.safe_load((OBSERVABILITY / "otel-collector" / "config.yaml").read_text())
     policies = {policy["name"]: policy for policy in config["processors"]["tail_sampling"]["policies"]}
     assert policies["violated"]["boolean_attribute"] == {"key": attributes.SLO_VIOLATED, "value": True}
-    assert f'attributes["{attributes.BATCH_ID}"]' in policies["batches"]["ottl_condition"]["span"][0]
+    assert policies["batches"]["ottl_condition"]["span"] == [f'name == "{attributes.SPAN_BATCH}"']
+    assert attributes.SPAN_BATCH not in attributes.STAGES, "the spans of requests are sampled"
 
 
 def test_prometheus_has_the_jobs_that_the_rules_tell_services_apart_by() -> None:

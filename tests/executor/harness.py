@@ -90,7 +90,7 @@ async def house(
         patience=Patience(int(config.watchdog_s * 1e9), int(config.load_patience_s * 1e9)),
     )
     spans = Spans(tracer or Tracer("executor", None), "e1", "i1", hold_ns=10**10, capacity=100)
-    executor.calls = Calls(config.inline_bytes, spans, executor.load_changed, most=2 * config.queue_limit)
+    executor.calls = Calls(config.inline_bytes, spans, executor.loads.changed, most=2 * config.queue_limit)
     servicer = ExecuteService(config, "i1", executor.calls, spans, executor.tenants)
     executor.sessions = lambda: servicer.sessions
     server = Server(config, config.listen, name="executor")

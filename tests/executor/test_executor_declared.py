@@ -9,8 +9,8 @@ from test_executor_replicas import PROFILE, phase, ready, sent, wanted
 from gpu_sharing.tensors import Signature, TensorSpec
 from gpu_sharing.worker.messages import Load, Loaded, Unload
 from services.executor.core.declared import Disagreement, agreed
+from services.executor.core.replica import Phase
 from services.executor.core.replica_events import Fetched, Serve
-from services.executor.core.replicas import Phase
 
 FOUND = Signature(
     inputs=(

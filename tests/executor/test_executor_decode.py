@@ -16,7 +16,8 @@ from gpu_sharing.memory.arena import Arena
 from gpu_sharing.tensors import NUMPY_NAMES, Signature, TensorSpec
 from services._proto.inference.grpc_service_pb2 import ModelInferRequest
 from services.common.errors import Reason, Refusal
-from services.executor.core.requests import Invalid, Limits, Plan, PlannedInput, walk_elements
+from services.executor.core.elements import walk_elements
+from services.executor.core.heads import Invalid, Limits, Plan, PlannedInput
 from services.executor.core.wire import MAX_FIELDS, Malformed, first_raw_start, scan, varint
 from services.executor.decode import Decoder, check_elements, in_place, place, shape_key
 

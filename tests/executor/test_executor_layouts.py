@@ -13,6 +13,7 @@ from gpu_sharing.measurements import Profile
 from gpu_sharing.tensors import Signature
 from gpu_sharing.worker.messages import Loaded, Unload, Unloaded
 from services.common.server import StartupError
+from services.executor.core.replica import Phase
 from services.executor.core.replica_events import (
     Fetched,
     LayoutSet,
@@ -24,7 +25,7 @@ from services.executor.core.replica_events import (
     WorkerDown,
     WorkerUp,
 )
-from services.executor.core.replicas import Phase, Replicas
+from services.executor.core.replicas import Replicas
 from services.executor.serve import choose_partitions
 from services.executor.settings import ExecutorSettings
 

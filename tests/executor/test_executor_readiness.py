@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.server import Server
 from services.common.settings import ServiceSettings
-from services.executor.core.replicas import Phase
+from services.executor.core.replica import Phase
 from services.executor.readiness import SERVICE, is_whole, tell
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

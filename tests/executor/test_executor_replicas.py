@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gpu_sharing.measurements import Profile
 from gpu_sharing.tensors import Signature
 from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded, Update
+from services.executor.core.replica import Phase
 from services.executor.core.replica_events import (
     Changed,
     Fetch,
@@ -27,7 +28,7 @@ from services.executor.core.replica_events import (
     WorkerDown,
     WorkerUp,
 )
-from services.executor.core.replicas import FIRST_RESTART_NS, STEADY_NS, Phase, Replicas
+from services.executor.core.replicas import FIRST_RESTART_NS, STEADY_NS, Replicas
 
 SIGNATURE = Signature((), ())
 PROFILE = Profile("d", "cpu", 1)

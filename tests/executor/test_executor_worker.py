@@ -19,8 +19,8 @@ from gpu_sharing.worker.client import WorkerClient
 from services._proto.inference.grpc_service_pb2 import ModelInferResponse
 from services.common.errors import Reason
 from services.common.status import from_status
+from services.executor.core.replica import Phase
 from services.executor.core.replica_events import Fetched, Unwanted, Wanted
-from services.executor.core.replicas import Phase
 
 SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)
 LARGE = np.arange(2 << 20, dtype=np.float32).reshape(2, -1)

@@ -114,10 +114,15 @@ def test_the_histogram_points_to_traces_that_are_kept() -> None:
     close(traced, 5)
     (metric,) = (
         metric
-        for metric in Measures("f1", traced).build().resource_metrics[0].scope_metrics[0].metrics
+        for metric in Measures("f1", traced, lambda: 7_000 * MS, monotonic_ns=lambda: 100 * MS)
+        .build()
+        .resource_metrics[0]
+        .scope_metrics[0]
+        .metrics
         if metric.name == otlp_metrics.DURATION
     )
     (point,) = metric.exponential_histogram.data_points
+    assert [each.time_unix_nano for each in point.exemplars] == [(6_900 + 83 + n) * MS for n in range(MOST_EXEMPLARS)]
     assert (metric.unit, point.scale, point.count) == ("s", SCALE, MOST_EXEMPLARS + 4)
     assert [round(each.as_double * 1000) for each in point.exemplars] == [83 + n for n in range(MOST_EXEMPLARS)]
     assert all(len(each.trace_id) == 16 and len(each.span_id) == 8 for each in point.exemplars)

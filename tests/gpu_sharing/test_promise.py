@@ -60,6 +60,7 @@ def tried(seeds: range) -> tuple[int, int, list[int]]:
     return near, pressed, wrong
 
 
+@pytest.mark.slow
 def test_workloads_drawn_by_chance_break_nothing_and_many_are_at_the_bound() -> None:
     near, pressed, wrong = tried(range(150))
     assert not wrong

@@ -17,6 +17,13 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def mesh_of_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
+    """A mesh of two frontends on one port whose processes tests may kill: whoever does so waits until it serves again."""
+    with running(tmp_path_factory.mktemp("two") / "data", "--frontends", "2") as started:
+        yield started
+
+
 @pytest.fixture
 def own_mesh(tmp_path: Path) -> Iterator[RunningMesh]:
     """A mesh that this test may break."""

@@ -21,6 +21,7 @@ import grpc
 import psutil
 
 from services.common.channel import connect
+from tests.mesh import commands
 
 FREE = "127.0.0.1:0"
 PORTS = ("frontend", "metrics", "registry", "scheduler", "executor", "otlp", "query", "executor-metrics")
@@ -51,13 +52,8 @@ class RunningMesh:
 
     def apportion(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Runs a command against this mesh; never raises for its exit status."""
-        return subprocess.run(
-            [sys.executable, "-m", "services.cli", *arguments, "--data", str(self.data)],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env=self.environment,
-            check=False,
+        return commands.apportion(
+            *arguments, "--data", str(self.data), environment=self.environment, timeout_s=timeout_s
         )
 
     def command(self, *arguments: str) -> str:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from services._proto.inference import grpc_service_pb2 as pb
 from tests.gpu_sharing.artefact_samples import linear_onnx
 from tests.mesh.calling import Caller
-from tests.mesh.running import RunningMesh, running
+from tests.mesh.running import RunningMesh
 
 TENANT = "loading"
 TRITON = Path(__file__).with_name("triton_loading.py")
@@ -33,12 +33,11 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loading_mesh(tmp_path_factory: pytest.TempPathFactory, artefact: Path) -> Iterator[RunningMesh]:
-    """A mesh of two frontends on one port, with a tenant whose model is `linear`."""
-    with running(tmp_path_factory.mktemp("mesh") / "data", "--frontends", "2") as mesh:
-        mesh.create_tenant(TENANT)
-        mesh.push("linear", artefact, tenant=TENANT)
-        yield mesh
+def loading_mesh(mesh_of_two: RunningMesh, artefact: Path) -> RunningMesh:
+    """With a tenant whose model is `linear`."""
+    mesh_of_two.create_tenant(TENANT)
+    mesh_of_two.push("linear", artefact, tenant=TENANT)
+    return mesh_of_two
 
 
 def until(holds: Callable[[], bool], timeout_s: float = 40.0) -> None:
@@ -49,8 +48,9 @@ def until(holds: Callable[[], bool], timeout_s: float = 40.0) -> None:
 
 
 def held(mesh: RunningMesh) -> list[Any]:
-    """Replicas that executors hold, as the scheduler knows them."""
-    return [each for executor in mesh.fleet()["executors"] for each in executor["report"]["replicas"]]
+    """The tenant's replicas that executors hold, as the scheduler knows them."""
+    replicas = (each for executor in mesh.fleet()["executors"] for each in executor["report"]["replicas"])
+    return [each for each in replicas if each["key"]["tenant"] == TENANT]
 
 
 def states(caller: Caller) -> list[tuple[str, str]]:

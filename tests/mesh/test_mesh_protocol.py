@@ -15,7 +15,7 @@ from services._proto.inference import grpc_service_pb2 as pb
 from tests.gpu_sharing.artefact_samples import linear_onnx
 from tests.mesh import tiny
 from tests.mesh.calling import Caller, outputs, request
-from tests.mesh.running import RunningMesh, running
+from tests.mesh.running import RunningMesh
 
 TENANT = "protocol"
 TRITON = Path(__file__).with_name("triton_protocol.py")
@@ -23,16 +23,15 @@ ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 @pytest.fixture(scope="module")
-def protocol_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
-    """A mesh of two frontends on one port, with a tenant whose models are `linear` and `words`."""
+def protocol_mesh(mesh_of_two: RunningMesh, tmp_path_factory: pytest.TempPathFactory) -> RunningMesh:
+    """With a tenant whose models are `linear` and `words`."""
     folder = tmp_path_factory.mktemp("protocol")
     linear = folder / "linear.onnx"
     linear.write_bytes(linear_onnx())
-    with running(folder / "data", "--frontends", "2") as mesh:
-        mesh.create_tenant(TENANT)
-        mesh.push("linear", linear, tenant=TENANT, options=("--max-batch", "8"))
-        mesh.push("words", tiny.echo(folder / "words.onnx", "object"), tenant=TENANT)
-        yield mesh
+    mesh_of_two.create_tenant(TENANT)
+    mesh_of_two.push("linear", linear, tenant=TENANT, options=("--max-batch", "8"))
+    mesh_of_two.push("words", tiny.echo(folder / "words.onnx", "object"), tenant=TENANT)
+    return mesh_of_two
 
 
 def test_tritonclient_uses_every_extension_unmodified(protocol_mesh: RunningMesh) -> None:

@@ -7,6 +7,7 @@ import gc
 import tracemalloc
 from pathlib import Path
 
+import pytest
 from registry_world import served
 
 from services._proto.apportion.v1 import common_pb2, registry_pb2
@@ -19,6 +20,7 @@ ROUNDS = 3
 """A leak grows in each; what an allocator, a pool or a cache takes once shows in one at most."""
 
 
+@pytest.mark.slow
 async def test_the_registry_keeps_nothing_of_models_that_are_gone(tmp_path: Path) -> None:
     async with served(RegistrySettings(data=tmp_path / "data")) as world:
         await world.tenant()

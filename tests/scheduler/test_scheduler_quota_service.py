@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from scheduler_fakes import FakeExecutor, FakeRegistry, Starts, key, tenant
 
 from services._proto.apportion.v1 import registry_pb2
 from services._proto.apportion.v1 import scheduler_pb2 as pb
+from services.scheduler import serve as serving
+from services.scheduler.core.limiting import LEASE_S
 
 
 def limited(name: str, **quota: int) -> registry_pb2.Tenant:
@@ -54,14 +58,25 @@ async def test_a_frontend_is_answered_with_its_part_of_a_quota(start: Starts, re
     assert not (await stub.GetQuotas(pb.GetQuotasRequest(tenant="free"))).quotas
 
 
+class Clock:
+    """The scheduler's, which this can put on."""
+
+    ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
 async def test_a_second_frontend_has_its_part_once_the_first_has_let_go_of_it(
-    start: Starts, registry: FakeRegistry
+    start: Starts, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = Clock()
+    monkeypatch.setattr(serving, "time", clock)
     registry.tenants = [limited("t", millirequests_per_s=50_000, burst=10)]
     stub = await start()
     held = {"microrequests_per_s": 50_000_000, "microburst": 10_000_000}
     first = await leased(stub, "one", **held)
-    await asyncio.sleep(3.1)
+    clock.ahead_s = LEASE_S + 0.1
     await leased(stub, "one", **held)
     asked = pb.QuotaDemand(tenant="t", microrequests_per_s=90_000_000, unleased=True)
     joins = pb.ReportRequestsRequest(frontend_id="two", demands=[asked], leases_whole=True)

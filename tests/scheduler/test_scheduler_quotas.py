@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from services.frontend.core.gate import MICRO, NEVER_NS, SECOND_NS, Gate, Lease, Terms
 from services.scheduler.core.budgets import DeviceBudgets
 from services.scheduler.core.catalogue import Key, Quota
-from services.scheduler.core.quotas import Asked, Grant, Leases, Part
+from services.scheduler.core.pools import Asked, Grant, Part
+from services.scheduler.core.quotas import Leases
 from services.scheduler.core.reports import UsageReport
 from services.scheduler.core.sharing import divide, divide_slots
 

@@ -16,7 +16,8 @@ from grpc_tools import protoc
 from services._proto.jaeger.api_v3 import query_service_pb2
 from services.common import attributes as names
 from services.common.channel import NOTHING
-from services.common.otlp import Exporter, encoded, request_for
+from services.common.otlp import Exporter
+from services.common.span_bytes import encoded, request_for
 from services.common.spans import Kind, SpanRecord
 
 HERE = Path(__file__).parent

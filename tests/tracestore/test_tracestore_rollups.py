@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     ExponentialHistogram,
     ExponentialHistogramDataPoint,
@@ -37,7 +38,8 @@ from services.common import otlp_metrics
 from services.common.channel import NOTHING
 from services.common.errors import Reason, Refusal
 from services.common.exponential import LEAST, MOST, SCALE
-from services.common.otlp import Exporter, encoded, pairs, request_for
+from services.common.otlp import Exporter, pairs
+from services.common.span_bytes import encoded, request_for
 from services.common.spans import Kind, SpanRecord
 from services.tracestore import rows
 from services.tracestore.client import fetch_trace, find_every, read_rollups
@@ -272,7 +274,8 @@ def test_whatever_spans_claim_they_are_settled_and_a_report_is_made_of_them(
             server.attributes = {names.TENANT_NAME: "acme", names.SLO_VIOLATED: violated, **facts}
             below.attributes |= facts
             records += [server, below]
-        told = request_for({names.SERVICE_NAME: "t"}, [encoded(each, 0) for each in records])
+        written = request_for({names.SERVICE_NAME: "t"}, [encoded(each, 0) for each in records])
+        told = ExportTraceServiceRequest.FromString(written)
         asyncio.run(store.insert(rows.decode(told).rows))
         store.close()
         connection = sqlite3.connect(folder / "traces.db")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -63,6 +64,28 @@ class Authority:
         _write(self.folder / f"{file}.key", _private(key), secret=True)
         path = self.folder / f"{file}.pem"
         _write(path, signed.public_bytes(serialization.Encoding.PEM))
+        return path
+
+    def revoke(self, certificate: Path) -> Path:
+        """Puts a certificate of this authority on its list, crl.pem in its folder; the list's path. Raises CommandError."""
+        try:
+            gone = x509.load_pem_x509_certificate(certificate.read_bytes())
+            gone.verify_directly_issued_by(self.certificate)
+        except (OSError, ValueError, TypeError, InvalidSignature) as error:
+            problem = str(error) or type(error).__name__
+            raise CommandError(
+                f"{certificate} is no certificate of the authority in {self.folder}: {problem}"
+            ) from None
+        path, now = self.folder / "crl.pem", datetime.datetime.now(datetime.UTC)
+        held = list(x509.load_pem_x509_crl(path.read_bytes())) if path.exists() else []
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject).last_update(now)
+        for each in held:
+            builder = builder.add_revoked_certificate(each)
+        if gone.serial_number not in {each.serial_number for each in held}:
+            more = x509.RevokedCertificateBuilder().serial_number(gone.serial_number).revocation_date(now)
+            builder = builder.add_revoked_certificate(more.build())
+        listed = builder.next_update(self.certificate.not_valid_after_utc).sign(self.key, hashes.SHA256())
+        _write(path, listed.public_bytes(serialization.Encoding.PEM))
         return path
 
 

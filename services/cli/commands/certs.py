@@ -48,3 +48,13 @@ def issue(
         raise usage(f"{name!r} is no name")
     path = issuing.opened(folder).issue(ROLES[role], name, hosts=(*issuing.LOCAL, *(host or ())), days=days)
     show.out.print(f"{path} and its key, for {days} days")
+
+
+@app.command()
+def revoke(
+    folder: Folder,
+    certificate: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, show_default=False)],
+) -> None:
+    """Take a certificate back before it ends: puts it on the authority's list, which services read again by themselves."""
+    path = issuing.opened(folder).revoke(certificate)
+    show.out.print(f"{certificate} is on {path}; each service: APPORTION_TLS_CRL")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from services._proto.apportion.v1 import common_pb2, registry_pb2
-from services.cli import remote, sharing, show
+from services.cli import remote, sharing, show, signing
 from services.cli.errors import usage
 from services.cli.options import Data, Json, Mesh, Registry, Scheduler, find_mesh
 from services.cli.profiles import commands, objective
@@ -80,6 +80,9 @@ def push(
     replicas: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=64, help="Copies on different executors.")
     ] = None,
+    sign_key: signing.SignKey = None,
+    sign_certificate: signing.SignCertificate = None,
+    signature: signing.SignatureFile = None,
     wait: Wait = True,
     timeout: Timeout = 300.0,
     strict: Annotated[
@@ -106,16 +109,18 @@ def push(
     for text in warmup or []:
         named, shape, filled = parse.warmup(text)
         request.config.warmup.append(registry_pb2.WarmupTensor(name=named, shape=shape, data=filled))
+    signs = signing.signs(sign_key, sign_certificate, signature, folder=path.is_dir())
     mesh, timeout_s = find_mesh(data, registry=registry, scheduler=scheduler), timeout if wait else None
     if path.is_dir():
-        asyncio.run(_folder(mesh, request, path, timeout_s=timeout_s, as_json=as_json, strict=strict))
+        asyncio.run(_folder(mesh, request, path, signs, timeout_s=timeout_s, as_json=as_json, strict=strict))
     else:
         found = artefact.inspect(path)
+        request.artefact_signature = signs(found)
         asyncio.run(run.push(mesh, request, found, timeout_s=timeout_s, as_json=as_json, strict=strict))
 
 
 async def _folder(
-    mesh: Mesh, request: Any, path: Path, *, timeout_s: float | None, as_json: bool, strict: bool
+    mesh: Mesh, request: Any, path: Path, signs: signing.Signs, *, timeout_s: float | None, as_json: bool, strict: bool
 ) -> None:
     """Pushes a folder. What was said on the command line goes before what config.pbtxt says."""
     # The messages of config.pbtxt cannot be loaded beside tritonclient's in one process.
@@ -133,7 +138,7 @@ async def _folder(
     request.config.MergeFrom(said)
     if plan.replicas is not None and not request.HasField("replicas"):
         request.replicas = plan.replicas
-    await pushing.push(mesh, request, plan, timeout_s=timeout_s, json=as_json, strict=strict)
+    await pushing.push(mesh, request, plan, signs, timeout_s=timeout_s, json=as_json, strict=strict)
 
 
 @app.command("list")

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from services._proto.apportion.v1 import common_pb2, registry_pb2, scheduler_pb2
-from services.cli import remote, show
+from services.cli import remote, show, signing
 from services.cli.errors import CommandError, usage
 from services.cli.options import Data, Json, Mesh, Registry, Scheduler, find_mesh
 
 app = typer.Typer(no_args_is_help=True)
 key_app = typer.Typer(no_args_is_help=True, help="Make and end API keys.")
 app.add_typer(key_app, name="key")
+app.command("signers")(signing.signers)
 
 MOST_MILLIDEVICES = 64_000
 ROLES = {registry_pb2.KEY_ROLE_TENANT: "tenant", registry_pb2.KEY_ROLE_TENANT_ADMIN: "tenant-admin"}
@@ -66,6 +67,8 @@ def show_tenant(name: Name, as_json: Json = False, data: Data = None, registry: 
     show.out.print(
         f"[bold]{tenant.name}[/]  {show.share(tenant.reservation.millidevices)} devices, weight {tenant.weight}"
     )
+    for signer in tenant.signers:
+        show.out.print(f"artefacts signed by {signer.id}")
     rows = [
         [key.id, ROLES.get(key.role, "tenant-admin"), key.created_at.ToJsonString()[:19], _ends(key)]
         for key in tenant.keys

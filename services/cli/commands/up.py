@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from services.cli import show
 from services.cli.errors import CommandError, usage
-from services.cli.options import Data, data_folder
+from services.cli.main import SERVICES
+from services.cli.options import OPERATOR, Data, certificate, data_folder
 from services.cli.up.files import Folder, Lock
 from services.cli.up.follow import stream_logs
 from services.cli.up.plan import MOST_OF_A_KIND, Listen, Plan, kind_of
@@ -48,18 +50,25 @@ def up(
     ] = None,
     executors: Annotated[int, _many("Executors, each with cores of its own where they suffice")] = 1,
     frontends: Annotated[int, _many("Frontends, all on one port")] = 1,
+    certs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Certificates of `apportion certs init`: all services, and callers, speak TLS."
+        ),
+    ] = None,
     logs: Annotated[bool, typer.Option("--logs", help="Show every service's log.")] = False,
 ) -> None:
     """Run the whole mesh as local processes, in the foreground, until Ctrl-C."""
     started = time.monotonic()
     listen = Listen(frontend, metrics, registry, scheduler, executor, otlp, query, executor_metrics)
     check(listen)
+    certs = None if certs is None else checked_certs(certs.expanduser().absolute())
     folder = Folder(data_folder(data).absolute())
     folder.make()
     lock = Lock(folder)
     lock.acquire()
     cores = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
-    plan = Plan(listen, folder.root, sampled(trace_sample), executors, frontends, cores)
+    plan = Plan(listen, folder.root, sampled(trace_sample), executors, frontends, cores, certs)
 
     def announce(addresses: dict[str, str]) -> None:
         _announce(addresses, folder, time.monotonic() - started, default_data=data is None)
@@ -107,6 +116,18 @@ def sampled(ratio: float | None) -> float | None:
     if ratio is not None and not 0 <= ratio <= 1:
         raise usage(f"--trace-sample: {ratio:g} is not within 0 to 1")
     return ratio
+
+
+def checked_certs(folder: Path) -> Path:
+    """The folder. Raises CommandError where a certificate of a service, or the operator's, cannot be read."""
+    for name in (*SERVICES, OPERATOR):
+        try:
+            certificate(folder, name).check()
+        except OSError as error:
+            raise usage(
+                f"--certs: cannot read {error.filename}: {error.strerror}; `apportion certs init {folder}` makes them"
+            ) from None
+    return folder
 
 
 def _announce(addresses: dict[str, str], folder: Folder, took_s: float, *, default_data: bool) -> None:

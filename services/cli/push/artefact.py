@@ -24,6 +24,8 @@ ZIP = b"PK\x03\x04"
 PICKLE = b"\x80"
 ONNX = b"\x08"
 """The tag of ir_version, with which exporters start a ModelProto."""
+UNREADABLE = (zipfile.BadZipFile, NotImplementedError)
+"""What zipfile raises for a directory that is broken, and for one whose members need a later zip format than it reads."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _not_torch_export(path: Path, head: bytes) -> str | None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             first = min((member.header_offset for member in archive.infolist()), default=0)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except UNREADABLE as error:
         return f"is a broken archive: {error}"
     if first:
         # What was read is the directory of an archive inside: the file's own, at its end, is missing.

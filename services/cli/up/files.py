@@ -42,10 +42,13 @@ class Folder:
         except OSError as error:
             raise CommandError(f"--data: cannot make {error.filename}: {error.strerror}") from None
 
-    def publish(self, up_pid: int, addresses: Mapping[str, str], pids: Mapping[str, int]) -> None:
-        """Writes mesh.json whole."""
+    def publish(
+        self, up_pid: int, addresses: Mapping[str, str], pids: Mapping[str, int], certs: Path | None = None
+    ) -> None:
+        """Writes mesh.json whole. certs: the folder with the certificates that the mesh was started with."""
         partial = self.mesh.with_suffix(".partial")
-        partial.write_text(json.dumps({"pid": up_pid, "addresses": dict(addresses), "pids": dict(pids)}, indent=2))
+        told = {"pid": up_pid, "addresses": dict(addresses), "pids": dict(pids)}
+        partial.write_text(json.dumps(told if certs is None else {**told, "certs": str(certs)}, indent=2))
         partial.replace(self.mesh)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.cli.options import certificate
 from services.cli.up.core import Addresses, Service, Start
 
 BASE = frozenset({"registry", "scheduler", "tracestore"})
@@ -35,6 +36,7 @@ class Plan:
     executors, frontends: how many processes of each. Frontends share one port; an executor's port and every metrics port
     counts up from the first one's.
     cores: the processor cores there are, for executors to have some each; empty: every executor sees to it by itself.
+    certs: a folder of `apportion certs init`, from which each service has its own; None: what the user's variables say.
     """
 
     listen: Listen
@@ -43,6 +45,7 @@ class Plan:
     executors: int = 1
     frontends: int = 1
     cores: tuple[int, ...] = ()
+    certs: Path | None = None
 
     @property
     def services(self) -> tuple[Service, ...]:
@@ -81,6 +84,9 @@ class Plan:
             own.update(self._frontend())
         if kind == "executor":
             own.update(self._executor(number_of(start.name), inherited))
+        if self.certs is not None:
+            tls = certificate(self.certs, kind)
+            own |= {"TLS_CERTIFICATE": str(tls.certificate), "TLS_KEY": str(tls.key), "TLS_CA": str(tls.authority)}
         prefix = f"APPORTION_{kind.upper()}_"
         return {**self._preferred(start), **inherited, **{prefix + name: value for name, value in own.items()}}
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from services.cli.options import OPERATOR, certificate
 from services.cli.up import core, probe
 from services.cli.up.files import Folder, last_error, rotate
 from services.cli.up.plan import Plan
@@ -81,7 +82,7 @@ class Shell:
                 self._spawn(self._probe())
             case core.Publish():
                 pids = {name: process.pid for name, process in self._processes.items()}
-                self._folder.publish(os.getpid(), self._plan.mesh_addresses(self._addresses), pids)
+                self._folder.publish(os.getpid(), self._plan.mesh_addresses(self._addresses), pids, self._plan.certs)
             case core.Announce():
                 self._announces(self._plan.mesh_addresses(self._addresses))
             case core.Notice(text):
@@ -133,6 +134,8 @@ class Shell:
     async def _probe(self) -> None:
         addresses = self._plan.mesh_addresses(self._addresses)
         credentials = ServiceSettings().credentials
+        if self._plan.certs is not None:
+            credentials = credentials._replace(tls=certificate(self._plan.certs, OPERATOR))
         await probe.until_answering(
             addresses["scheduler"], addresses["frontend"], credentials, executors=self._plan.executors, says=self._says
         )

@@ -19,6 +19,7 @@ from services.common.access import permissions
 from services.common.access.callers import CALLED, CALLING, PUBLIC, Caller, missing
 from services.common.access.certificates import caller_at
 from services.common.access.keys import Keys, bearer
+from services.common.access.revocations import Revocations
 from services.common.access.token_rules import is_token
 from services.common.errors import Reason, Refusal
 from services.common.status import CODES, DETAILS_KEY, to_status
@@ -41,7 +42,7 @@ class Guard:
     """Decides on every call of one server.
 
     without: who callers are that show no credential at all; None: nobody.
-    certificates: whether callers show certificates, which speak for those who show nothing else.
+    certificates: whether callers show certificates, which speak for those who show nothing else. revoked: those that do no more.
     more: permissions of methods that no contract names.
     """
 
@@ -53,9 +54,11 @@ class Guard:
         public: bool = False,
         tokens: TokenLooker | None = None,
         certificates: bool = False,
+        revoked: Revocations | None = None,
         more: Mapping[str, int] | None = None,
     ) -> None:
         self._keys, self._tokens, self._public, self.certificates = keys, tokens, public, certificates
+        self.revoked = revoked
         self._without: Caller | Refusal | None = without
         if without is None and not certificates:
             self._without = missing(public)
@@ -106,7 +109,10 @@ class Guard:
 
     def confirm(self, context: Any, method: str) -> None:
         """Takes the caller's certificate into account. Raises Refusal where it is needed and missing, or disagrees."""
-        certified, found = caller_at(context.auth_context()), CALLING.get()
+        shown = context.auth_context()
+        if self.revoked is not None:
+            self.revoked.check(shown)
+        certified, found = caller_at(shown), CALLING.get()
         if certified is None:
             return self._public_only(found, method)
         if isinstance(found, Caller):

@@ -40,7 +40,7 @@ class Wanted(msgspec.Struct, frozen=True):
     """A replica that shall be here. The fields are those of the worker's Load; format None: told by the artefact.
 
     declared: what its artefact has to agree with. labels: class names by output, which the worker needs not know.
-    queueing: how its requests wait.
+    queueing: how its requests wait. signers: whose signature its artefact must have, as PEM; artefact_signature: what it has.
     """
 
     replica: int
@@ -62,6 +62,8 @@ class Wanted(msgspec.Struct, frozen=True):
     declared: Signature | None = None
     labels: dict[str, tuple[str, ...]] = {}
     queueing: Queueing = Queueing()
+    signers: tuple[str, ...] = ()
+    artefact_signature: bytes = b""
 
 
 class Unwanted(msgspec.Struct, frozen=True):
@@ -122,21 +124,9 @@ class LayoutSet(msgspec.Struct, frozen=True):
     lanes: tuple[int, ...]
 
 
-Happened: TypeAlias = (
-    Wanted
-    | LayoutSet
-    | Unwanted
-    | Changed
-    | Fetching
-    | Fetched
-    | NotFetched
-    | WorkerUp
-    | WorkerDown
-    | Stage
-    | Loaded
-    | LoadFailed
-    | Unloaded
-)
+OfReplica: TypeAlias = Unwanted | Changed | Fetching | Fetched | NotFetched | Stage | Loaded | LoadFailed | Unloaded
+"""What happens to one replica that is known."""
+Happened: TypeAlias = Wanted | LayoutSet | WorkerUp | WorkerDown | OfReplica
 
 
 class Fetch(msgspec.Struct, frozen=True):

@@ -9,15 +9,13 @@ A lane has a worker while it is in the layout in force, or holds a replica: one 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum
 
 import msgspec
 
-from gpu_sharing.measurements import Profile
-from gpu_sharing.tensors import Signature
-from gpu_sharing.units import MS, SECOND, Bytes, Nanoseconds
-from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded, Update
+from gpu_sharing.units import MS, SECOND, Nanoseconds
+from gpu_sharing.worker.messages import Loaded, LoadFailed, Stage, Unload, Unloaded, Update
 from services.executor.core.declared import Disagreement, agreed
+from services.executor.core.replica import OVER, Phase, Replica
 from services.executor.core.replica_events import (
     Action,
     Changed,
@@ -28,6 +26,7 @@ from services.executor.core.replica_events import (
     LayoutSet,
     LetGo,
     NotFetched,
+    OfReplica,
     Send,
     Serve,
     StartWorker,
@@ -46,71 +45,6 @@ FIRST_RESTART_NS: Nanoseconds = 100 * MS
 LONGEST_RESTART_NS: Nanoseconds = 10 * SECOND
 STEADY_NS: Nanoseconds = 10 * SECOND
 """A worker that ran this long is started again at once when it is lost."""
-
-
-class Phase(Enum):
-    """Where a replica stands."""
-
-    FETCHING = "fetching"
-    WAITING = "waiting"
-    LOADING = "loading"
-    READY = "ready"
-    DRAINING = "draining"
-    REFUSED = "refused"
-    FAILED = "failed"
-
-
-TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.FETCHING: frozenset({Phase.WAITING, Phase.FAILED, Phase.REFUSED}),
-    Phase.WAITING: frozenset({Phase.LOADING}),
-    Phase.LOADING: frozenset({Phase.READY, Phase.WAITING, Phase.DRAINING, Phase.REFUSED, Phase.FAILED}),
-    Phase.READY: frozenset({Phase.WAITING, Phase.DRAINING}),
-    Phase.DRAINING: frozenset(),
-    Phase.REFUSED: frozenset(),
-    Phase.FAILED: frozenset({Phase.FETCHING}),
-}
-"""From each phase, where a replica may go; any phase may also end with the replica forgotten."""
-
-
-_OVER = (Phase.REFUSED, Phase.FAILED)
-"""Nothing of these is in a worker."""
-
-
-class Replica:
-    """A replica and what is known of it. Read by reports; changed by Replicas alone."""
-
-    def __init__(self, wanted: Wanted) -> None:
-        self.wanted = wanted
-        self.phase = Phase.FETCHING
-        self.message = self.stage = ""
-        self.path: str | None = None
-        self.format = wanted.format or ""
-        self.signature: Signature | None = None
-        self.profile: Profile | None = None
-        self.memory_bytes: Bytes = 0
-        self.crashes = 0
-
-    def load(self) -> Load:
-        """The command that loads it; what an earlier load has found out is not measured again."""
-        wanted = self.wanted
-        return Load(
-            replica=wanted.replica,
-            tenant=wanted.tenant,
-            model=wanted.model,
-            version=wanted.version,
-            digest=wanted.digest,
-            path=self.path or "",
-            format=self.format,
-            bandwidth=wanted.bandwidth,
-            weight=wanted.weight,
-            max_batch_size=wanted.max_batch_size,
-            batch_axes=wanted.batch_axes,
-            warmup=wanted.warmup,
-            objective_ns=wanted.objective_ns,
-            signature=self.signature or wanted.signature,
-            profile=self.profile or wanted.profile,
-            queue_limit=wanted.queueing.max_waiting,
-        )
 
 
 class _Lane:
@@ -164,6 +98,25 @@ class Replicas:
             return [Tell()] if isinstance(event, Unwanted) else []
         if lane is not None and replica.wanted.lane != lane:
             return []
+        return self._happened_to(replica, event)
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError where the books do not add up."""
+        for number, lane in self._lanes.items():
+            loading = [
+                each.wanted.replica
+                for each in self._replicas.values()
+                if each.phase is Phase.LOADING and each.wanted.lane == number
+            ]
+            assert len(loading) <= 1, f"lane {number} loads {loading} at once"
+            assert lane.up or lane.loading is None, f"lane {number} is down and loads {lane.loading}"
+            assert not loading or loading[0] == lane.loading, f"lane {number} loads {loading}, not {lane.loading}"
+        for replica in self._replicas.values():
+            served = replica.phase in (Phase.LOADING, Phase.READY, Phase.DRAINING)
+            assert not served or self._lanes[replica.wanted.lane].up, f"{replica.wanted.replica} is {replica.phase}"
+            assert replica.phase is not Phase.READY or replica.signature is not None
+
+    def _happened_to(self, replica: Replica, event: OfReplica) -> list[Action]:
         match event:
             case Unwanted():
                 return self._unwanted(replica, event.drain_ns)
@@ -182,30 +135,6 @@ class Replicas:
                 return self._load_failed(replica, event)
             case Unloaded():
                 return self._unloaded(replica)
-
-    def check_invariants(self) -> None:
-        """Raises AssertionError where the books do not add up."""
-        for number, lane in self._lanes.items():
-            loading = [
-                each.wanted.replica
-                for each in self._replicas.values()
-                if each.phase is Phase.LOADING and each.wanted.lane == number
-            ]
-            assert len(loading) <= 1, f"lane {number} loads {loading} at once"
-            assert lane.up or lane.loading is None, f"lane {number} is down and loads {lane.loading}"
-            assert not loading or loading[0] == lane.loading, f"lane {number} loads {loading}, not {lane.loading}"
-        for replica in self._replicas.values():
-            served = replica.phase in (Phase.LOADING, Phase.READY, Phase.DRAINING)
-            assert not served or self._lanes[replica.wanted.lane].up, f"{replica.wanted.replica} is {replica.phase}"
-            assert replica.phase is not Phase.READY or replica.signature is not None
-
-    def _move(self, replica: Replica, phase: Phase, *, message: str = "", stage: str = "") -> None:
-        if phase not in TRANSITIONS[replica.phase]:
-            raise AssertionError(
-                f"replica {replica.wanted.replica}: no way from {replica.phase.value} to {phase.value} "
-                f"(stage {replica.stage!r}, crashes {replica.crashes}, message {message!r})"
-            )
-        replica.phase, replica.message, replica.stage = phase, message, stage
 
     def _layout_set(self, event: LayoutSet) -> list[Action]:
         for number, lane in self._lanes.items():
@@ -228,7 +157,7 @@ class Replicas:
 
     def _needs_worker(self, number: int) -> bool:
         held = (each for each in self._replicas.values() if each.wanted.lane == number)
-        return self._lanes[number].in_force or any(each.phase not in _OVER for each in held)
+        return self._lanes[number].in_force or any(each.phase not in OVER for each in held)
 
     def _wanted(self, wanted: Wanted) -> list[Action]:
         replica = self._replicas.get(wanted.replica)
@@ -237,11 +166,11 @@ class Replicas:
             replica.stage = "fetching"
         elif replica.phase is Phase.FAILED:
             replica.wanted = wanted
-            self._move(replica, Phase.FETCHING, stage="fetching")
+            replica.move(Phase.FETCHING, stage="fetching")
         else:
             return [Tell()]
         if wanted.lane not in self._lanes:
-            self._move(replica, Phase.FAILED, message=f"lane: {wanted.lane} is none of {sorted(self._lanes)}")
+            replica.move(Phase.FAILED, message=f"lane: {wanted.lane} is none of {sorted(self._lanes)}")
             return [Tell()]
         return [Fetch(replica.wanted), Tell()]
 
@@ -251,7 +180,7 @@ class Replicas:
         if replica.phase not in (Phase.LOADING, Phase.READY):
             return self._forget(replica)
         withdraw: list[Action] = [Withdraw(replica.wanted.replica)] if replica.phase is Phase.READY else []
-        self._move(replica, Phase.DRAINING, stage="draining")
+        replica.move(Phase.DRAINING, stage="draining")
         unload = Unload(replica=replica.wanted.replica, drain_ns=drain_ns)
         return [*withdraw, Send(replica.wanted.lane, unload), Tell()]
 
@@ -272,13 +201,13 @@ class Replicas:
         if replica.phase is not Phase.FETCHING:
             return []
         replica.path, replica.format = event.path, event.format
-        self._move(replica, Phase.WAITING, stage="waiting for its worker")
+        replica.move(Phase.WAITING, stage="waiting for its worker")
         return [*self._load_next(replica.wanted.lane), Tell()]
 
     def _not_fetched(self, replica: Replica, event: NotFetched) -> list[Action]:
         if replica.phase is not Phase.FETCHING:
             return []
-        self._move(replica, Phase.REFUSED if event.refused else Phase.FAILED, message=event.message)
+        replica.move(Phase.REFUSED if event.refused else Phase.FAILED, message=event.message)
         return [LetGo(event.replica), Tell()]
 
     def _loaded(self, replica: Replica, event: Loaded) -> list[Action]:
@@ -290,13 +219,13 @@ class Replicas:
                 replica.signature = agreed(event.signature, replica.wanted.declared)
             except Disagreement as problem:
                 return self._disagreed(replica, str(problem))
-        self._move(replica, Phase.READY)
+        replica.move(Phase.READY)
         return [Serve(event.replica), *self._turn_over(replica), Tell()]
 
     def _disagreed(self, replica: Replica, problem: str) -> list[Action]:
         """It runs, and is not what was pushed: its worker lets go of it again."""
         number = replica.wanted.replica
-        self._move(replica, Phase.REFUSED, message=problem[:4000])
+        replica.move(Phase.REFUSED, message=problem[:4000])
         replica.signature = replica.profile = None
         unload = Send(replica.wanted.lane, Unload(replica=number, drain_ns=0))
         return [unload, LetGo(number), *self._turn_over(replica), Tell()]
@@ -306,7 +235,7 @@ class Replicas:
             return self._unloaded(replica)
         if replica.phase is not Phase.LOADING:
             return []
-        self._move(replica, Phase.REFUSED if event.refused else Phase.FAILED, message=event.message[:4000])
+        replica.move(Phase.REFUSED if event.refused else Phase.FAILED, message=event.message[:4000])
         return [LetGo(event.replica), *self._turn_over(replica), Tell()]
 
     def _unloaded(self, replica: Replica) -> list[Action]:
@@ -340,14 +269,14 @@ class Replicas:
         if replica.phase is Phase.DRAINING:
             return self._forget(replica)
         if replica.phase is Phase.READY:
-            self._move(replica, Phase.WAITING, stage=f"its worker is being replaced: {reason}"[:200])
+            replica.move(Phase.WAITING, stage=f"its worker is being replaced: {reason}"[:200])
             return [Withdraw(replica.wanted.replica)]
         if replica.phase is Phase.LOADING:
             replica.crashes += 1
             if replica.crashes >= MOST_CRASHES:
-                self._move(replica, Phase.REFUSED, message=f"crashes its worker while loading: {reason}")
+                replica.move(Phase.REFUSED, message=f"crashes its worker while loading: {reason}")
                 return [LetGo(replica.wanted.replica)]
-            self._move(replica, Phase.WAITING, stage=f"its worker was lost while it loaded: {reason}"[:200])
+            replica.move(Phase.WAITING, stage=f"its worker was lost while it loaded: {reason}"[:200])
         return []
 
     def _turn_over(self, replica: Replica) -> list[Action]:
@@ -366,5 +295,5 @@ class Replicas:
             return []
         replica = min(waiting, key=lambda each: (each.crashes, each.wanted.replica))
         state.loading = replica.wanted.replica
-        self._move(replica, Phase.LOADING, stage="loading")
+        replica.move(Phase.LOADING, stage="loading")
         return [Send(lane, replica.load())]

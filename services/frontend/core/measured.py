@@ -34,15 +34,15 @@ class Within:
 class Measured:
     """Of one tenant's model, since the process began.
 
-    latencies: requests by the bucket of `services.common.exponential`. exemplars: (nanoseconds, trace id, span id) of the last
-    requests whose trace was kept.
+    latencies: requests by the bucket of `services.common.exponential`. exemplars: (nanoseconds, when it ended on the monotonic
+    clock, trace id, span id) of the last requests whose trace was kept.
     """
 
     __slots__ = ("_judged_by", "exemplars", "latencies", "within")
 
     def __init__(self) -> None:
         self.latencies: dict[int, int] = {}
-        self.exemplars: deque[tuple[int, bytes, bytes]] = deque(maxlen=MOST_EXEMPLARS)
+        self.exemplars: deque[tuple[int, int, bytes, bytes]] = deque(maxlen=MOST_EXEMPLARS)
         self.within: dict[int, Within] = {}
         self._judged_by: tuple[Within, ...] = ()
 

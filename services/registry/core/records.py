@@ -75,6 +75,8 @@ class Tenant:
     keys: tuple[Key, ...] = ()
     revision: int = 0
     quota: Quota = Quota()
+    signers: tuple[tuple[str, str], ...] = ()
+    """Who signs its artefacts, as (id, PEM) by id; none: they need no signature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class Version:
     """An immutable version, and what inspection found.
 
     config, signature and the bodies of profiles are serialised messages; profiles are (device kind, body) by kind.
+    artefact_signature: who made the artefact, as pushed; empty: nobody says.
     """
 
     version: int
@@ -110,6 +113,7 @@ class Version:
     inspection_message: str = ""
     signature: bytes | None = None
     profiles: tuple[tuple[str, bytes], ...] = ()
+    artefact_signature: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ class Push:
     digest: str
     config: bytes
     wish: Wish = Wish()
+    artefact_signature: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,18 @@ def pushed(model: Model | None, push: Push, *, size_bytes: int, now_us: int) -> 
     number = push.number or model.last_version + 1
     if number > MOST_VERSION:
         raise invalid("version", "no number is left; name a free one")
-    version = Version(number, push.digest, size_bytes, push.config, now_us)
+    version = Version(number, push.digest, size_bytes, push.config, now_us, artefact_signature=push.artefact_signature)
     versions = tuple(sorted((*model.versions, version), key=lambda held: held.version))
     model = replace(model, versions=versions, last_version=max(model.last_version, number))
     return push.wish.applied(model), number
+
+
+def signed(model: Model, held: Version, artefact_signature: bytes) -> Model:
+    """The model with another signature of one of its versions; where none is given, as it is."""
+    if not artefact_signature:
+        return model
+    after = replace(held, artefact_signature=artefact_signature)
+    return replace(model, versions=tuple(after if each is held else each for each in model.versions))
 
 
 def updated(model: Model, wish: Wish, splits: Sequence[tuple[int, int]], expected_revision: int) -> Model:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from services.scheduler.core.catalogue import Quota
-from services.scheduler.core.quotas import DeviceTime
+from services.scheduler.core.pools import DeviceTime
 from services.scheduler.core.reports import TenantUsage, UsageReport
 
 NS = 1_000_000_000

@@ -73,12 +73,16 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant's promise (in millidevices), its weight in what is unused, and what it may use at the most."""
+    """A tenant's promise (in millidevices), its weight in what is unused, and what it may use at the most.
+
+    signers: whose signature its artefacts must have, which the core only passes on; none: they need none.
+    """
 
     name: str
     reservation: int = 0
     weight: int = 1
     quota: Quota = Quota()
+    signers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,8 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An immutable version. config and signature are serialised messages that the core only passes on."""
+    """An immutable version. config and signature are serialised messages that the core only passes on, like
+    artefact_signature, a bundle."""
 
     number: int
     digest: str
@@ -122,6 +127,7 @@ class Version:
     inspection_message: str = ""
     signature: bytes | None = None
     profiles: tuple[Profile, ...] = ()
+    artefact_signature: bytes = b""
 
     def measured(self, device_kind: str) -> tuple[Measured, ...]:
         """How long its smallest batch takes on such a device, ascending by compute units."""

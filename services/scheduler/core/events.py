@@ -113,6 +113,8 @@ class SendLoad:
     signature: bytes | None
     profile: Profile | None
     why: str
+    signers: tuple[str, ...] = ()
+    artefact_signature: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from services.scheduler.core.budgets import DeviceBudgets
 from services.scheduler.core.catalogue import Quota, Tenant
-from services.scheduler.core.quotas import Asked, DeviceTime, Grant, Leases
+from services.scheduler.core.pools import Asked, DeviceTime, Grant
+from services.scheduler.core.quotas import Leases
 from services.scheduler.core.reports import Report
 
 LEASE_S = 3.0

@@ -281,6 +281,8 @@ def _load(state: State, executor: Executor, replica: Replica) -> SendLoad:
         known.signature,
         profile,
         replica.why,
+        state.tenant(replica.ref.key.tenant).signers,
+        version.artefact_signature,
     )
 
 

@@ -201,6 +201,7 @@ class State:
             version.inspection_message,
             version.signature or learnt.signature,
             (*kept, *learnt.profiles),
+            version.artefact_signature,
         )
 
     def due(self, since: float, now: float) -> bool:

@@ -61,6 +61,56 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | quote }}
 {{- end -}}
 {{- end -}}
 
+{{/* The secret with a component's certificate; empty: there is no TLS. Arguments: root, component. */}}
+{{- define "apportion.tlsSecret" -}}
+{{- if eq .root.Values.tls.mode "existingSecrets" -}}
+{{ index .root.Values.tls.existingSecrets .component }}
+{{- else if eq .root.Values.tls.mode "certManager" -}}
+{{ include "apportion.fullname" .root }}-{{ .component }}-tls
+{{- end -}}
+{{- end -}}
+
+{{- define "apportion.tlsVolume" -}}
+{{- with include "apportion.tlsSecret" . }}
+- name: tls
+  secret: { secretName: {{ . }}, defaultMode: 0440 }
+{{- end }}
+{{- end -}}
+
+{{- define "apportion.tlsMount" -}}
+{{- if include "apportion.tlsSecret" . }}
+- { name: tls, mountPath: /etc/apportion/tls, readOnly: true }
+{{- end }}
+{{- end -}}
+
+{{/* What is spoken on gRPC ports. Argument: root. */}}
+{{- define "apportion.appProtocol" -}}
+{{ ternary "kubernetes.io/h2c" "https" (eq .Values.tls.mode "none") }}
+{{- end -}}
+
+{{/* Where health is told: Kubernetes' probes speak no TLS. Arguments: root, port (gRPC). */}}
+{{- define "apportion.healthPort" -}}
+{{ ternary .port 8090 (eq .root.Values.tls.mode "none") }}
+{{- end -}}
+
+{{/* Arguments: root, port (gRPC), metrics. */}}
+{{- define "apportion.ports" -}}
+- { name: grpc, containerPort: {{ .port }} }
+- { name: metrics, containerPort: {{ .metrics }} }
+{{- if ne .root.Values.tls.mode "none" }}
+- { name: health, containerPort: 8090 }
+{{- end }}
+{{- end -}}
+
+{{/* The collector, and how it is spoken to: without a scheme, services would ask it for a certificate of the mesh. */}}
+{{- define "apportion.otlpEndpoint" -}}
+{{- if and (eq .Values.tls.mode "none") (eq .Values.telemetry.tls "mesh") -}}
+{{- fail "telemetry.tls=mesh needs certificates: set tls.mode" -}}
+{{- end -}}
+{{- $plain := ternary "" "http://" (eq .Values.tls.mode "none") -}}
+{{ get (dict "none" $plain "public" "https://" "mesh" "") .Values.telemetry.tls }}{{ .Values.telemetry.otlpEndpoint }}
+{{- end -}}
+
 {{/* What every service is told. Arguments: root, component, values, metrics (port). */}}
 {{- define "apportion.env" -}}
 {{- $prefix := printf "APPORTION_%s_" (upper .component) -}}
@@ -76,9 +126,19 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | quote }}
   value: {{ .root.Values.log.level | quote }}
 - name: {{ $prefix }}METRICS_LISTEN
   value: "0.0.0.0:{{ .metrics }}"
-{{- with .root.Values.telemetry.otlpEndpoint }}
+{{- if .root.Values.telemetry.otlpEndpoint }}
 - name: APPORTION_OTLP_ENDPOINT
-  value: {{ . | quote }}
+  value: {{ include "apportion.otlpEndpoint" .root | quote }}
+{{- end }}
+{{- if include "apportion.tlsSecret" . }}
+- name: APPORTION_TLS_CERTIFICATE
+  value: /etc/apportion/tls/tls.crt
+- name: APPORTION_TLS_KEY
+  value: /etc/apportion/tls/tls.key
+- name: APPORTION_TLS_CA
+  value: /etc/apportion/tls/ca.crt
+- name: {{ $prefix }}HEALTH_LISTEN
+  value: "0.0.0.0:8090"
 {{- end }}
 {{- with .values.drainNoticeSeconds }}
 - name: {{ $prefix }}DRAIN_NOTICE_S
@@ -149,15 +209,15 @@ capabilities: { drop: [ALL] }
 {{- end -}}
 
 {{/* Readiness by what the service says of itself; liveness only by whether its process answers, never by a database, a queue
-     or another service. Arguments: ready (health service; empty: the whole). */}}
+     or another service. Arguments: root, port (gRPC), ready (health service; empty: the whole). */}}
 {{- define "apportion.probes" -}}
 readinessProbe:
-  grpc: { port: {{ .port }}{{ with .ready }}, service: {{ . }}{{ end }} }
+  grpc: { port: {{ include "apportion.healthPort" . }}{{ with .ready }}, service: {{ . }}{{ end }} }
   periodSeconds: 5
   timeoutSeconds: 3
   failureThreshold: 2
 livenessProbe:
-  grpc: { port: {{ .port }}, service: grpc.health.v1.Health }
+  grpc: { port: {{ include "apportion.healthPort" . }}, service: grpc.health.v1.Health }
   initialDelaySeconds: 10
   periodSeconds: 10
   timeoutSeconds: 5

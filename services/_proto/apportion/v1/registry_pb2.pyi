@@ -50,7 +50,7 @@ ISOLATION_SHARED: Isolation
 ISOLATION_PROCESS: Isolation
 
 class Tenant(_message.Message):
-    __slots__ = ("name", "reservation", "weight", "keys", "created_at", "revision", "quota")
+    __slots__ = ("name", "reservation", "weight", "keys", "created_at", "revision", "quota", "signers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class Tenant(_message.Message):
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
+    SIGNERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     reservation: _common_pb2.Share
     weight: int
@@ -65,7 +66,22 @@ class Tenant(_message.Message):
     created_at: _timestamp_pb2.Timestamp
     revision: int
     quota: Quota
-    def __init__(self, name: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., keys: _Optional[_Iterable[_Union[ApiKey, _Mapping]]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[int] = ..., quota: _Optional[_Union[Quota, _Mapping]] = ...) -> None: ...
+    signers: _containers.RepeatedCompositeFieldContainer[Signer]
+    def __init__(self, name: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., keys: _Optional[_Iterable[_Union[ApiKey, _Mapping]]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revision: _Optional[int] = ..., quota: _Optional[_Union[Quota, _Mapping]] = ..., signers: _Optional[_Iterable[_Union[Signer, _Mapping]]] = ...) -> None: ...
+
+class Signer(_message.Message):
+    __slots__ = ("id", "pem")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PEM_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    pem: str
+    def __init__(self, id: _Optional[str] = ..., pem: _Optional[str] = ...) -> None: ...
+
+class Signers(_message.Message):
+    __slots__ = ("signers",)
+    SIGNERS_FIELD_NUMBER: _ClassVar[int]
+    signers: _containers.RepeatedCompositeFieldContainer[Signer]
+    def __init__(self, signers: _Optional[_Iterable[_Union[Signer, _Mapping]]] = ...) -> None: ...
 
 class Quota(_message.Message):
     __slots__ = ("millirequests_per_s", "burst", "concurrent_requests", "device_ms", "device_interval_s", "memory_bytes", "stored_bytes")
@@ -145,7 +161,7 @@ class WarmupTensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("version", "digest", "size_bytes", "config", "created_at", "inspection", "inspection_message", "signature", "profiles")
+    __slots__ = ("version", "digest", "size_bytes", "config", "created_at", "inspection", "inspection_message", "signature", "profiles", "artefact_signature")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +171,7 @@ class ModelVersion(_message.Message):
     INSPECTION_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     PROFILES_FIELD_NUMBER: _ClassVar[int]
+    ARTEFACT_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     version: int
     digest: str
     size_bytes: int
@@ -164,7 +181,8 @@ class ModelVersion(_message.Message):
     inspection_message: str
     signature: _common_pb2.Signature
     profiles: _containers.RepeatedCompositeFieldContainer[_common_pb2.Profile]
-    def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., config: _Optional[_Union[VersionConfig, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., inspection: _Optional[_Union[Inspection, str]] = ..., inspection_message: _Optional[str] = ..., signature: _Optional[_Union[_common_pb2.Signature, _Mapping]] = ..., profiles: _Optional[_Iterable[_Union[_common_pb2.Profile, _Mapping]]] = ...) -> None: ...
+    artefact_signature: bytes
+    def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., config: _Optional[_Union[VersionConfig, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., inspection: _Optional[_Union[Inspection, str]] = ..., inspection_message: _Optional[str] = ..., signature: _Optional[_Union[_common_pb2.Signature, _Mapping]] = ..., profiles: _Optional[_Iterable[_Union[_common_pb2.Profile, _Mapping]]] = ..., artefact_signature: _Optional[bytes] = ...) -> None: ...
 
 class TrafficSplit(_message.Message):
     __slots__ = ("version", "ppm")
@@ -259,16 +277,18 @@ class ListTenantsResponse(_message.Message):
     def __init__(self, tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateTenantRequest(_message.Message):
-    __slots__ = ("name", "reservation", "weight", "quota")
+    __slots__ = ("name", "reservation", "weight", "quota", "signers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
+    SIGNERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     reservation: _common_pb2.Share
     weight: int
     quota: Quota
-    def __init__(self, name: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., quota: _Optional[_Union[Quota, _Mapping]] = ...) -> None: ...
+    signers: Signers
+    def __init__(self, name: _Optional[str] = ..., reservation: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., quota: _Optional[_Union[Quota, _Mapping]] = ..., signers: _Optional[_Union[Signers, _Mapping]] = ...) -> None: ...
 
 class UpdateTenantResponse(_message.Message):
     __slots__ = ("tenant",)
@@ -375,7 +395,7 @@ class DownloadArtefactResponse(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class CreateVersionRequest(_message.Message):
-    __slots__ = ("key", "version", "digest", "config", "slo", "traffic_class", "isolation", "replicas")
+    __slots__ = ("key", "version", "digest", "config", "slo", "traffic_class", "isolation", "replicas", "artefact_signature")
     KEY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -384,6 +404,7 @@ class CreateVersionRequest(_message.Message):
     TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
     ISOLATION_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    ARTEFACT_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     key: _common_pb2.ModelKey
     version: int
     digest: str
@@ -392,7 +413,8 @@ class CreateVersionRequest(_message.Message):
     traffic_class: _common_pb2.TrafficClass
     isolation: Isolation
     replicas: int
-    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., config: _Optional[_Union[VersionConfig, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., isolation: _Optional[_Union[Isolation, str]] = ..., replicas: _Optional[int] = ...) -> None: ...
+    artefact_signature: bytes
+    def __init__(self, key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., config: _Optional[_Union[VersionConfig, _Mapping]] = ..., slo: _Optional[_Union[_common_pb2.Slo, _Mapping]] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., isolation: _Optional[_Union[Isolation, str]] = ..., replicas: _Optional[int] = ..., artefact_signature: _Optional[bytes] = ...) -> None: ...
 
 class CreateVersionResponse(_message.Message):
     __slots__ = ("model", "version", "existed")

@@ -263,7 +263,7 @@ class AttachWelcome(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., report_interval_ms: _Optional[int] = ...) -> None: ...
 
 class LoadReplica(_message.Message):
-    __slots__ = ("replica_id", "key", "version", "digest", "size_bytes", "config", "lane", "bandwidth", "weight", "objective_us", "traffic_class", "signature", "profile")
+    __slots__ = ("replica_id", "key", "version", "digest", "size_bytes", "config", "lane", "bandwidth", "weight", "objective_us", "traffic_class", "signature", "profile", "signers", "artefact_signature")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -277,6 +277,8 @@ class LoadReplica(_message.Message):
     TRAFFIC_CLASS_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
+    SIGNERS_FIELD_NUMBER: _ClassVar[int]
+    ARTEFACT_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     replica_id: int
     key: _common_pb2.ModelKey
     version: int
@@ -290,7 +292,9 @@ class LoadReplica(_message.Message):
     traffic_class: _common_pb2.TrafficClass
     signature: _common_pb2.Signature
     profile: _common_pb2.Profile
-    def __init__(self, replica_id: _Optional[int] = ..., key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., config: _Optional[bytes] = ..., lane: _Optional[int] = ..., bandwidth: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., objective_us: _Optional[int] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., signature: _Optional[_Union[_common_pb2.Signature, _Mapping]] = ..., profile: _Optional[_Union[_common_pb2.Profile, _Mapping]] = ...) -> None: ...
+    signers: _containers.RepeatedScalarFieldContainer[str]
+    artefact_signature: bytes
+    def __init__(self, replica_id: _Optional[int] = ..., key: _Optional[_Union[_common_pb2.ModelKey, _Mapping]] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., config: _Optional[bytes] = ..., lane: _Optional[int] = ..., bandwidth: _Optional[_Union[_common_pb2.Share, _Mapping]] = ..., weight: _Optional[int] = ..., objective_us: _Optional[int] = ..., traffic_class: _Optional[_Union[_common_pb2.TrafficClass, str]] = ..., signature: _Optional[_Union[_common_pb2.Signature, _Mapping]] = ..., profile: _Optional[_Union[_common_pb2.Profile, _Mapping]] = ..., signers: _Optional[_Iterable[str]] = ..., artefact_signature: _Optional[bytes] = ...) -> None: ...
 
 class UnloadReplica(_message.Message):
     __slots__ = ("replica_id", "drain_us")

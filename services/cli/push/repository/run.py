@@ -20,12 +20,20 @@ from services.cli.push.run import (
     store,
 )
 from services.cli.push.standing import Serving, unloaded_note
+from services.cli.signing import Signs, unsigned
 
 WHOLE_PPM = 1_000_000
 
 
 async def push(
-    mesh: Mesh, request: Any, plan: Plan, *, timeout_s: float | None, json: bool, strict: bool = False
+    mesh: Mesh,
+    request: Any,
+    plan: Plan,
+    signs: Signs = unsigned,
+    *,
+    timeout_s: float | None,
+    json: bool,
+    strict: bool = False,
 ) -> None:
     """Uploads and makes every version and, unless timeout_s is None, waits until all serve.
 
@@ -34,7 +42,7 @@ async def push(
     """
     if not json:
         print_report(plan)
-    model = await _made(mesh, request, plan, json)
+    model = await _made(mesh, request, plan, signs, json)
     found: dict[int, Serving] = {}
     if model.unloaded:
         show.err.print(f"[yellow]note:[/] {unloaded_note(request.key)}")
@@ -68,15 +76,16 @@ def _print_standing(highest: Serving | None, differs: list[str]) -> None:
             print_profile(highest.profile)
 
 
-async def _made(mesh: Mesh, request: Any, plan: Plan, json: bool) -> Any:
-    """The model with its versions stored and its traffic set."""
+async def _made(mesh: Mesh, request: Any, plan: Plan, signs: Signs, json: bool) -> Any:
+    """The model with its versions stored and its traffic set. All are signed before the first is sent."""
+    signed = {number: signs(artefact) for number, artefact in plan.artefacts.items()}
     async with remote.registry(mesh) as stub:
         await default_tenant(stub, request.key.tenant)
         model: Any = None
         for number, artefact in plan.artefacts.items():
             one = registry_pb2.CreateVersionRequest()
             one.CopyFrom(request)
-            one.version = number
+            one.version, one.artefact_signature = number, signed[number]
             made = await store(stub, one, artefact, quiet=json)
             model = made.model
         splits = traffic(model, list(plan.artefacts))
