@@ -44,7 +44,7 @@ REAL = {"cpu": Size(12, 4, 2)}
 ON_GPU = Size(100, 20, 45)
 STATED_MODEL = SimulatedModel((Segment(300_000, 50_000),) * 6, 8, 90_000_000)
 STATED_BUSES = (25e9, 12e9, 4e9, 1e9)
-STATED_SPAN: Nanoseconds = 600 * SECOND
+STATED_SPAN: Nanoseconds = 120 * SECOND
 
 
 class Part(NamedTuple):
