@@ -131,6 +131,9 @@ def tell(name: str, told: Mapping[str, Any]) -> None:
     print(f"{name} ({told.get('took_s', 0)} s)")
     simulated = told.get("simulated") or {}
     print("\n".join(lines(told.get("figures", {}), simulated.get("figures", {}))))
+    alone = {name: value for name, value in simulated.get("figures", {}).items() if name not in told.get("figures", {})}
+    if alone:
+        print("  simulated alone", *lines(alone, {}, "    "), sep="\n")
     for what, holds in told.get("holds", {}).items():
         print(f"  {'holds' if holds else 'DOES NOT HOLD'}: {what}")
     for what, why in told["not_measured"].items():
