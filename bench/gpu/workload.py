@@ -61,6 +61,6 @@ def arrivals(counts: np.ndarray, window: Window) -> Arrivals:
     found = [
         (int((minute + offset) * minute_ns), model)
         for (model, minute), count in np.ndenumerate(drawn)
-        for offset in chance.random(count)
+        for offset in chance.random(int(count))
     ]
     return sorted(found)
