@@ -27,6 +27,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     load_limit_ns: a load that has not ended by then is given up likewise.
     python_artefacts: digests of the Python artefacts that an operator has approved: no others run.
     slow_copies: for tests: how much longer the inputs of each batch of a tenant's model take to be put together.
+    host_bytes: what weights may take on the host, from where they come to the device and go back when others need the room; whole
+        pages; 0: they stay on the device, and what does not fit there is refused.
     quantum_ns: batches are kept so small that their longest slice fits it; None: they are not.
     """
 
@@ -47,3 +49,4 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     environment: dict[str, str] = {}
     slow_copies: tuple[tuple[str, str, Nanoseconds], ...] = ()
     python_artefacts: tuple[str, ...] = ()
+    host_bytes: Bytes = 0

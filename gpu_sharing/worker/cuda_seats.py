@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpu_sharing.devices.cuda.device import CudaDevice
 from gpu_sharing.devices.cuda.driver import Driver, call, load
+from gpu_sharing.devices.cuda.lanes import CudaLane
+from gpu_sharing.devices.cuda.space import CudaSpace
 from gpu_sharing.devices.cuda.stream import AHEAD, CudaStream
 from gpu_sharing.partitioning.partitions import Partitions
 from gpu_sharing.runtimes.base import ArtefactRefused, Runtime
@@ -40,6 +42,7 @@ class CudaSeats:
         call(self._driver, "cuInit", 0)
         self._device, self._graph_bytes, self._ahead = device, graph_bytes, ahead
         self.lanes = device.lanes(self._driver, partitions)
+        self._spaces: dict[int, CudaSpace] = {}
 
     def seat(self, number: int) -> Seat:
         """Of the lane of that number. KeyError where there is none."""
@@ -59,7 +62,16 @@ class CudaSeats:
             runtime_for=lambda name: runtime_on_cuda(name, graphs, int(lane.compute), self._onnx_bytes(), ordinal),
             settle=backend.synchronize,
             close=stream.close,
+            space=lambda host_bytes: self._space(lane, host_bytes),
         )
+
+    def _space(self, lane: CudaLane, host_bytes: Bytes) -> CudaSpace:
+        """Kept for the lane: pinning memory takes long, and waits for the device."""
+        found = self._spaces.get(lane.number)
+        if found is None:
+            found = CudaSpace(self._driver, self._device.facts.ordinal, self.lanes, lane.compute, host_bytes)
+            self._spaces[lane.number] = found
+        return found
 
     def _onnx_bytes(self) -> Bytes:
         """What one ONNX model, or one of Python code, may draw: the ledger admits loads, this stops one that grows afterwards."""
@@ -67,6 +79,9 @@ class CudaSeats:
 
     def close(self) -> None:
         """Lets go of the device."""
+        for space in self._spaces.values():
+            space.close()
+        self._spaces.clear()
         self.lanes.close()
 
 

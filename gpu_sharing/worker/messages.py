@@ -228,7 +228,17 @@ class Statistics(msgspec.Struct, tag=True, array_like=True, frozen=True):
     accounts: tuple[Account, ...] = ()
 
 
-Event: TypeAlias = Ready | Stage | Loaded | LoadFailed | Unloaded | Done | Failed | Statistics
+class Moved(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Weights of these replicas have come to the device, or gone from it. why: for people. took_ns: of the copy, or of letting go."""
+
+    replicas: tuple[int, ...]
+    is_in: bool
+    size_bytes: Bytes
+    took_ns: Nanoseconds
+    why: str
+
+
+Event: TypeAlias = Ready | Stage | Loaded | LoadFailed | Unloaded | Done | Failed | Statistics | Moved
 
 
 # What a worker's meter page says (gpu_sharing.worker.meter).

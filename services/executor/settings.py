@@ -61,6 +61,10 @@ class ExecutorSettings(ServiceSettings):
     """Memory, shared with each worker, for tensors of answers; only what is used takes memory."""
     memory_bytes: int | None = Field(default=None, ge=_MIB)
     """What loaded models may take, over all workers; none: what the device has, less a part for everything else."""
+    host_bytes: int = Field(default=0, ge=0)
+    """What weights of loaded models may take beside the device, over all workers: from there they come when they are asked for, and
+    the least needed go back when others need the room, so that more models are loaded than fit the device at once. On a GPU it is
+    pinned at the start. 0: weights stay on the device, and a model that does not fit is refused."""
     inline_bytes: int = Field(default=256 << 10, ge=1024, le=16 * _MIB)
     """Payloads up to this size travel inside their message, larger ones in chunks on the bulk stream."""
     chunk_bytes: int = Field(default=256 << 10, ge=1024, le=16 * _MIB)
