@@ -33,7 +33,7 @@ IMAGES = {path.name: path for path in dockerfiles.files()}
 
 def variables() -> set[str]:
     """Every variable that a service or a command reads."""
-    known = set(HEALTH) | {f"APPORTION_{name}" for name in (*(each.upper() for each in options.DEFAULTS), "MESH_TOKEN", "CREDENTIAL", "DATA", "DEBUG")}  # fmt: skip
+    known = set(HEALTH) | {f"APPORTION_{name}" for name in (*(each.upper() for each in options.DEFAULTS), "MESH_TOKEN", "CREDENTIAL", "SIGN_PASSWORD", "DATA", "DEBUG")}  # fmt: skip
     for service in (*schema.COMPONENTS, "tracestore"):
         settings = schema.settings_class(service)
         prefix = settings.model_config["env_prefix"]
