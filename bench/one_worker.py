@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpu_sharing.devices.base import Device
-from gpu_sharing.units import SECOND, MiB, Nanoseconds
+from gpu_sharing.units import SECOND, Bytes, MiB, Nanoseconds
 from gpu_sharing.worker.client import WorkerClient, WorkerConfig
 from gpu_sharing.worker.config import PolicyName
 from gpu_sharing.worker.messages import (
@@ -22,6 +22,7 @@ from gpu_sharing.worker.messages import (
     Load,
     Loaded,
     LoadFailed,
+    Moved,
     Release,
     Statistics,
     Submit,
@@ -77,6 +78,7 @@ class OneWorker:
         self.calls: list[Call] = []
         self.loaded: dict[int, Loaded] = {}
         self.load_ns: dict[int, Nanoseconds] = {}
+        self.moves: list[Moved] = []
         self.statistics: Statistics | None = None
         self._client: WorkerClient | None = None
         self._sent: dict[int, Submit] = {}
@@ -97,14 +99,24 @@ class OneWorker:
         """Requests that are not answered."""
         return len(self._sent)
 
-    async def start(self, device: Device, policy: PolicyName = "reservations") -> None:
-        """Starts it. On processor cores it gets the last, and the caller keeps to the others, where there are several."""
+    async def start(
+        self,
+        device: Device,
+        policy: PolicyName = "reservations",
+        memory_bytes: Bytes | None = None,
+        host_bytes: Bytes = 0,
+    ) -> None:
+        """Starts it. On processor cores it gets the last, and the caller keeps to the others, where there are several.
+
+        memory_bytes, host_bytes: see WorkerConfig.
+        """
         units = tuple(device.units())
         mine = os.sched_getaffinity(0)
         is_cpu = device.backend == "cpu"
         config = WorkerConfig(
             units[-1:] if is_cpu else (), 64 * MiB, 64 * MiB, prewarm=("torch_export",), policy=policy,
-            environment={} if is_cpu else cuda_environment(device.backend),
+            environment={} if is_cpu else cuda_environment(device.backend), memory_bytes=memory_bytes,
+            host_bytes=host_bytes,
         )  # fmt: skip
         if is_cpu:
             # It may only have cores that its parent has.
@@ -222,6 +234,8 @@ class OneWorker:
                 self.loaded.pop(event.replica, None)
             elif isinstance(event, Statistics):
                 self.statistics = event
+            elif isinstance(event, Moved):
+                self.moves.append(event)
         self._changed.set()
 
     def _end(self, event: Done | Failed) -> None:
@@ -241,13 +255,18 @@ class OneWorker:
 
 @contextlib.asynccontextmanager
 async def one_worker(
-    device: Device, models: Iterable[Placed] = (), policy: PolicyName = "reservations"
+    device: Device,
+    models: Iterable[Placed] = (),
+    policy: PolicyName = "reservations",
+    *,
+    memory_bytes: Bytes | None = None,
+    host_bytes: Bytes = 0,
 ) -> AsyncIterator[OneWorker]:
     """A worker with these models, stopped in the end."""
     worker = OneWorker()
     mine = os.sched_getaffinity(0)
     try:
-        await worker.start(device, policy)
+        await worker.start(device, policy, memory_bytes, host_bytes)
         await worker.load(models)
         yield worker
     finally:

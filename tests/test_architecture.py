@@ -20,6 +20,7 @@ PURE_ROOMS = sorted(
         "gpu_sharing/memory/extents.py",
         "gpu_sharing/memory/owners.py",
         "gpu_sharing/memory/residence.py",
+        "gpu_sharing/memory/streaming.py",
         "gpu_sharing/runtimes/cutting.py",
         "gpu_sharing/runtimes/graphs.py",
         "gpu_sharing/devices/cuda/errors.py",
@@ -28,6 +29,7 @@ PURE_ROOMS = sorted(
         "gpu_sharing/measurements.py",
         "gpu_sharing/worker/messages.py",
         "gpu_sharing/worker/boundary.py",
+        "gpu_sharing/worker/residency.py",
         "gpu_sharing/simulation/**/*.py",
         "services/simulator/**/*.py",
         "services/*/core/**/*.py",
@@ -46,7 +48,7 @@ ALLOWED = {
 }  # fmt: skip
 # Our own modules that a pure room may use: other pure rooms, errors that know no transport, names in traces.
 ALLOWED_OURS = re.compile(
-    r"gpu_sharing\.(arbiter|partitioning|simulation|units|tensors|measurements|worker\.(messages|boundary)|memory\.(ledger|extents|owners))\b|services\.\w+\.core\b|services\.simulator\b|services\.common\.(errors|attributes|objectives|blame|exponential)\b"
+    r"gpu_sharing\.(arbiter|partitioning|simulation|units|tensors|measurements|worker\.(messages|boundary|residency)|memory\.(ledger|extents|owners|residence|streaming))\b|services\.\w+\.core\b|services\.simulator\b|services\.common\.(errors|attributes|objectives|blame|exponential)\b"
 )
 
 

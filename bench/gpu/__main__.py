@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.gpu import batching, isolation, memory, switching, weights
+from bench.gpu import batching, isolation, memory, swap, switching, weights
 from bench.gpu.bed import Bed
 from bench.gpu.figures import Findings
 from gpu_sharing.devices.base import Device
@@ -52,6 +52,7 @@ SCENARIOS: Mapping[str, Any] = {
     "switching": switching,
     "batching": batching,
     "memory": memory,
+    "swap": swap,
 }
 
 
@@ -130,6 +131,9 @@ def tell(name: str, told: Mapping[str, Any]) -> None:
     print(f"{name} ({told.get('took_s', 0)} s)")
     simulated = told.get("simulated") or {}
     print("\n".join(lines(told.get("figures", {}), simulated.get("figures", {}))))
+    alone = {name: value for name, value in simulated.get("figures", {}).items() if name not in told.get("figures", {})}
+    if alone:
+        print("  simulated alone", *lines(alone, {}, "    "), sep="\n")
     for what, holds in told.get("holds", {}).items():
         print(f"  {'holds' if holds else 'DOES NOT HOLD'}: {what}")
     for what, why in told["not_measured"].items():
@@ -144,13 +148,16 @@ async def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=5, help="off/on/off so often")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each part of a round")
+    parser.add_argument(
+        "--trace", type=Path, help="for swap: calls of functions by minute (azure_functions_2019_200_inv.csv)"
+    )
     parser.add_argument("--out", type=Path, help="a file for the JSON, instead of the last line")
     options = parser.parse_args(arguments)
     device = probe()
     told: dict[str, Any] = {"benchmark": "gpu", "environment": environment(device), "scenarios": {}}
     print(f"{device.device_kind}, backend {device.backend}: {device.reason}")
     with tempfile.TemporaryDirectory() as folder:
-        bed = Bed(device, Path(folder), options.rounds, options.seconds)
+        bed = Bed(device, Path(folder), options.rounds, options.seconds, options.trace)
         for name in options.scenario or SCENARIOS:
             told["scenarios"][name] = found = await run(name, SCENARIOS[name], bed)
             tell(name, found)

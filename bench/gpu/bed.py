@@ -21,12 +21,13 @@ from gpu_sharing.units import SECOND, Nanoseconds
 
 @dataclass
 class Bed:
-    """folder: for artefacts. rounds: off/on/off so often. seconds: of each part of a round."""
+    """folder: for artefacts. rounds: off/on/off so often. seconds: of each part of a round. trace: calls of functions by minute."""
 
     device: Device
     folder: Path
     rounds: int
     seconds: float
+    trace: Path | None = None
     _artefacts: dict[tuple[int, int], Path] = field(default_factory=dict)
 
     @property

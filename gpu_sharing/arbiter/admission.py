@@ -78,6 +78,8 @@ class Reservations(BoundedQueue):
         verdict = super().judge(call, lane, now)
         if isinstance(verdict, Refused):
             return verdict
+        if call.replica.ready_at is not None:
+            return self._judge_cold(call, verdict, lane, now)
         if verdict is Tier.SURPLUS:
             finish = lane.server(call).budget.finish_after(call.cost, now)
             if finish is not None and finish + lane.ahead * lane.longest_slice <= call.due:
@@ -92,6 +94,25 @@ class Reservations(BoundedQueue):
                 return _behind(call, likely, until, now)
             if verdict is Tier.SURPLUS:
                 call.expected = now + wait + call.alone
+        return verdict
+
+    def _judge_cold(self, call: Call, verdict: Tier, lane: LaneState, now: Nanoseconds) -> Tier | Refused:
+        """Of a call whose model has to come in first: that time is part of its wait, and nothing is promised it meanwhile.
+
+        What cannot be in time for that alone still brings the model in, for those who come after it: it waits for a gap.
+        """
+        cold = max(0, (call.replica.ready_at or now) - now)
+        if verdict is Tier.SURPLUS and now + cold + call.alone > call.due:
+            verdict = Tier.GAP
+        until = call.due if verdict is Tier.SURPLUS else call.request.deadline
+        if until is not None:
+            # What others do meanwhile goes on beside the copy.
+            wait = max(cold, expected_wait(lane, call, verdict, now) if lane.calls else 0)
+            if now + wait + call.alone > until:
+                refused = _behind(call, wait, until, now)
+                facts = {**refused.facts, "swap_in_us": str(cold // 1_000)}
+                message = f"its model comes into device memory in {facts['swap_in_us']} us: {refused.message}"
+                return Refused(refused.reason, message, facts)
         return verdict
 
     def admitted(self, call: Call, lane: LaneState, now: Nanoseconds) -> Iterable[tuple[Call, Refused]]:

@@ -34,6 +34,8 @@ from gpu_sharing.arbiter.events import (
     Event,
     ReplicaAdded,
     ReplicaGone,
+    ReplicaHeld,
+    ReplicaReady,
     ReplicaRemoved,
     ReplicaUpdated,
     Slice,
@@ -114,6 +116,8 @@ class Arbiter:
                 self._update(event, now)
             case ReplicaRemoved():
                 self._remove(event, now)
+            case ReplicaHeld() | ReplicaReady():
+                self._hold(event, now)
             case _:
                 pass
         self._expire(now)
@@ -158,6 +162,11 @@ class Arbiter:
         """A snapshot."""
         return self._lane.statistics()
 
+    def waits(self, replica: int) -> bool:
+        """Whether any call of the replica waits to be started."""
+        found = self._lane.replica(replica)
+        return found is not None and found.waiting > 0
+
     def check_invariants(self) -> None:
         """Raises AssertionError unless every call is in exactly one place and all books add up."""
         check(self._lane, [each.batch for each in self._out])
@@ -170,6 +179,15 @@ class Arbiter:
             return
         replica.bandwidth, replica.weight = max(0, event.bandwidth), max(1, event.weight)
         self._revise(replica, now)
+
+    def _hold(self, event: ReplicaHeld | ReplicaReady, now: Nanoseconds) -> None:
+        replica = self._lane.replica(event.replica)
+        if replica is None:
+            return
+        if isinstance(event, ReplicaHeld):
+            self._lane.hold(replica, event.ready_at, now)
+        else:
+            self._lane.release(replica, now)
 
     def _revise(self, replica: Replica, now: Nanoseconds) -> None:
         tenancy = self._lane.tenancy

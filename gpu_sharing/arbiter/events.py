@@ -50,6 +50,22 @@ class ReplicaRemoved(msgspec.Struct, frozen=True):
     drain_until: Nanoseconds
 
 
+class ReplicaHeld(msgspec.Struct, frozen=True):
+    """Its weights are not on the device: no batch of it may start until ReplicaReady; those in flight go on.
+
+    ready_at: when it could be there at the earliest, which is part of every admission until then. May come again, with another.
+    """
+
+    replica: int
+    ready_at: Nanoseconds
+
+
+class ReplicaReady(msgspec.Struct, frozen=True):
+    """Its batches may start again."""
+
+    replica: int
+
+
 class Arrived(msgspec.Struct, frozen=True):
     """A request has come. request: a `Request`. shape_bucket: as in the profile's points, for estimates."""
 
@@ -97,6 +113,8 @@ Event: TypeAlias = (
     ReplicaAdded
     | ReplicaUpdated
     | ReplicaRemoved
+    | ReplicaHeld
+    | ReplicaReady
     | Arrived
     | Cancelled
     | SliceDone

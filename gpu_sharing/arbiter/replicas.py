@@ -79,11 +79,12 @@ class Replica:
     drain_until: set once it leaves; None while it serves. waiting, guaranteed, unguaranteed: calls that wait, batches in
     flight within the reservation and not; sealed: of both, those that are launched to their ends. runs_again: how many calls may be run again whose batch broke.
     queue_limit: calls that may wait; 0: as many as the lane allows.
+    ready_at: while no batch of it may start, since its weights are not on the device: when they may be; None: they are.
     """
 
     __slots__ = (
         "_largest_batch_ns", "bandwidth", "batches", "device_ns", "drain_until", "estimates", "guaranteed", "longest_slice", "max_batch_size", "queue_limit",
-        "replica", "requests", "runs_again", "sealed", "tenant", "unguaranteed", "waiting", "weight",
+        "ready_at", "replica", "requests", "runs_again", "sealed", "tenant", "unguaranteed", "waiting", "weight",
     )  # fmt: skip
 
     def __init__(self, added: ReplicaAdded) -> None:
@@ -105,6 +106,7 @@ class Replica:
         self.batches = 0
         self.runs_again = MOST_RUNS_AGAIN
         self.queue_limit = added.queue_limit
+        self.ready_at: Nanoseconds | None = None
 
     def slice_bound(self, now: Nanoseconds) -> Nanoseconds:
         """Its longest slice, or where none is known all of its largest batch; 0 where nothing is known at all."""

@@ -114,6 +114,29 @@ class LaneState:
         self._enqueue(call, Tier.GAP, server)
         self.touch(server, now)
 
+    def hold(self, replica: Replica, ready_at: Nanoseconds, now: Nanoseconds) -> None:
+        """No batch of the replica may start from now on."""
+        was_held, replica.ready_at = replica.ready_at is not None, ready_at
+        if was_held:
+            return
+        server = self.tenancy.servers[replica.tenant]
+        for waiting in server.waiting:
+            waiting.set_aside(replica.replica)
+        self.touch(server, now)
+
+    def release(self, replica: Replica, now: Nanoseconds) -> None:
+        """Its batches may start again."""
+        if replica.ready_at is None:
+            return
+        replica.ready_at = None
+        server = self.tenancy.servers[replica.tenant]
+        if not server.in_flight and all(waiting.head is None for waiting in server.waiting):
+            # What the others had of the surplus while it could not use any is theirs.
+            server.virtual = max(server.virtual, self.virtual)
+        for waiting in server.waiting:
+            waiting.take_back(replica.replica)
+        self.touch(server, now)
+
     def see_end(self, call: Call, end: Nanoseconds, now: Nanoseconds) -> None:
         """A call of the surplus is done at this moment, or would be at the earliest: what was expected of it is judged by that."""
         if call.expected is not None:

@@ -1,4 +1,7 @@
-"""Calls that wait on the same terms. PURE."""
+"""Calls that wait on the same terms. PURE.
+
+Those of a replica that is held (`Replica.ready_at`) are set aside: they wait, and are in nobody's way.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,26 @@ _Entry: TypeAlias = tuple[Any, Call]
 
 
 class Waiting:
-    """By place, once all together and once by kind."""
+    """By place, once all together and once by kind; and by replica those that are set aside."""
 
-    __slots__ = ("_kinds", "_order")
+    __slots__ = ("_aside", "_kinds", "_order")
 
     def __init__(self) -> None:
         self._order: list[_Entry] = []
         self._kinds: dict[Kind, list[_Entry]] = {}
+        self._aside: dict[int, dict[int, Call]] = {}
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._order) + sum(map(len, self._aside.values())) if self._aside else len(self._order)
 
     def __iter__(self) -> Iterator[Call]:
-        return (call for _, call in self._order)
+        yield from (call for _, call in self._order)
+        for aside in self._aside.values():
+            yield from aside.values()
 
     @property
     def head(self) -> Call | None:
-        """The call that goes first; None where none waits."""
+        """The call that goes first; None where none waits that may start."""
         return self._order[0][1] if self._order else None
 
     def of_kind(self, kind: Kind) -> Sequence[_Entry]:
@@ -45,6 +51,9 @@ class Waiting:
 
     def add(self, call: Call) -> None:
         """The call waits."""
+        if call.replica.ready_at is not None:
+            self._aside.setdefault(call.replica.replica, {})[call.number] = call
+            return
         entry = (call.place, call)
         bisect.insort(self._order, entry)
         same = self._kinds.get(call.kind)
@@ -55,6 +64,11 @@ class Waiting:
 
     def remove(self, call: Call) -> None:
         """The call waits no longer. AssertionError where it did not."""
+        aside = self._aside.get(call.replica.replica) if self._aside else None
+        if aside is not None and aside.pop(call.number, None) is not None:
+            if not aside:
+                del self._aside[call.replica.replica]
+            return
         same = self._kinds.get(call.kind, [])
         _delete(same, call)
         if not same:
@@ -76,8 +90,23 @@ class Waiting:
             for call in calls:
                 _delete(self._order, call)
 
+    def set_aside(self, replica: int) -> None:
+        """The replica is held from now on: its calls wait aside."""
+        for call in [call for _, call in self._order if call.replica.replica == replica]:
+            self.remove(call)
+            self._aside.setdefault(replica, {})[call.number] = call
+
+    def take_back(self, replica: int) -> None:
+        """The replica is held no longer: its calls are in line again, each in its place."""
+        for call in self._aside.pop(replica, {}).values():
+            self.add(call)
+
     def check_invariants(self) -> None:
-        """Raises AssertionError unless both orders hold the same calls, each in its place."""
+        """Raises AssertionError unless both orders hold the same calls, each in its place, and those aside are of held replicas."""
+        if any(call.replica.ready_at is not None for _, call in self._order):
+            raise AssertionError("a call of a held replica is in line")
+        if any(call.replica.ready_at is None for aside in self._aside.values() for call in aside.values()):
+            raise AssertionError("a call is set aside whose replica is not held")
         if sorted(entry for entries in self._kinds.values() for entry in entries) != self._order:
             raise AssertionError("the queue by kind differs from the whole queue")
         for kind, entries in self._kinds.items():

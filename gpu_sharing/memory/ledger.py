@@ -46,6 +46,10 @@ class Ledger:
         self._used_bytes += asked_bytes - self._reserved.get(replica, 0)
         self._reserved[replica] = asked_bytes
 
+    def reserved(self, replica: int) -> Bytes:
+        """What the replica has."""
+        return self._reserved.get(replica, 0)
+
     def release(self, replica: int) -> Bytes:
         """Gives back what the replica has, and says how much that was; 0 where it has nothing."""
         released_bytes = self._reserved.pop(replica, 0)

@@ -1,12 +1,14 @@
-"""Rows of different lengths on a GPU: padded into one tensor, or taken apart again, by one kernel on the lane's stream.
+"""Rows of different lengths: padded into one array, or taken apart again, by one kernel on the lane's stream.
 
-Requests come side by side in one block; `pad` spreads row r's `lengths[r]` items over [r, 0 … longest) of the result and fills the
-rest. The kernel moves items of 1, 2, 4 or 8 bytes and knows no data types. CuPy and torch hand memory to each other by DLPack.
+Rows come side by side in one block; `pad` spreads row r's `lengths[r]` items over [r, 0 … longest) of the result and fills the
+rest. Arrays of NumPy take the same way through NumPy's own indexing. The kernel moves items of 1, 2, 4 or 8 bytes and knows no data
+types.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -48,11 +50,29 @@ extern "C" __global__ void unpad(
 """CUDA C++, with ITEM to be defined."""
 
 
-def starts_of(lengths: Sequence[int]) -> np.ndarray:
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths, as a model gets them and gives them back.
+
+    padded: [rows, longest], on the model's device. lengths: items of each row, on the processor. shape: of the tensor whose
+    elements the rows are, row-major; None: [rows].
+    """
+
+    padded: Any
+    lengths: np.ndarray
+    shape: tuple[int, ...] | None = None
+
+    def mask(self, xp: Any) -> Any:
+        """[rows, longest] of bool: what is no filling. xp: the module of `padded`: numpy or cupy."""
+        return xp.arange(self.padded.shape[1])[None, :] < xp.asarray(self.lengths)[:, None]
+
+
+def starts_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     """Where each row starts in the block, in items of the first axis, and where the last one ends. ValueError: a negative length."""
-    if any(length < 0 for length in lengths):
-        raise ValueError(f"lengths: must not be negative, are {list(lengths)}")
-    return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
+    told = np.asarray(lengths, dtype=np.int64)
+    if (told < 0).any():
+        raise ValueError(f"lengths: must not be negative, are {told.tolist()}")
+    return np.concatenate([[0], np.cumsum(told)]).astype(np.int64)
 
 
 def grid(rows: int, longest: int, inner: int) -> int:
@@ -75,51 +95,54 @@ def kernel(name: str, item_bytes: int) -> Any:
     return cupy.RawKernel(source(item_bytes), name, options=("--std=c++17",))
 
 
-def pad(flat: Any, lengths: Sequence[int], *, filler: int = 0) -> Any:
-    """A torch tensor [rows, longest, …] from rows side by side [items, …], on the calling thread's current torch stream.
+def pad(flat: Any, starts: Any, longest: int, *, filler: int = 0) -> Any:
+    """[rows, longest, …] from rows side by side [items, …], both arrays of NumPy or of CuPy, on CuPy's current stream.
 
-    filler: the bits of the item that fills up. Both tensors share the device; nothing is waited for.
+    starts: as `starts_of` gives them, where `flat` is. filler: the bits of the item that fills up. Nothing is waited for.
     """
-    import torch
+    rows = len(starts) - 1
+    if isinstance(flat, np.ndarray):
+        padded = np.empty((rows, longest, *flat.shape[1:]), flat.dtype)
+        if padded.size:
+            padded.view(_bits(flat))[...] = filler
+            inside = _inside(starts, longest)
+            padded[inside] = flat
+        return padded
+    import cupy
 
-    starts = starts_of(lengths)
-    if starts[-1] != flat.shape[0]:
-        raise ValueError(f"lengths: add up to {int(starts[-1])}, and there are {flat.shape[0]} items")
-    longest = max(lengths, default=0)
-    padded = torch.empty((len(lengths), longest, *flat.shape[1:]), dtype=flat.dtype, device=flat.device)
-    _launch("pad", flat, starts, padded, filler)
+    padded = cupy.empty((rows, longest, *flat.shape[1:]), flat.dtype)
+    _launch("pad", flat, starts, padded, padded, (_bits(flat).type(filler),))
     return padded
 
 
-def unpad(padded: Any, lengths: Sequence[int]) -> Any:
-    """The inverse: rows side by side [items, …] from [rows, longest, …]."""
-    import torch
+def unpad(padded: Any, starts: Any, items: int) -> Any:
+    """The inverse: rows side by side [items, …] from [rows, longest, …]. items: of all rows together."""
+    if isinstance(padded, np.ndarray):
+        return padded[_inside(starts, padded.shape[1])]
+    import cupy
 
-    starts = starts_of(lengths)
-    if len(lengths) != padded.shape[0] or max(lengths, default=0) > padded.shape[1]:
-        raise ValueError(f"lengths: {list(lengths)} do not fit {list(padded.shape)}")
-    flat = torch.empty((int(starts[-1]), *padded.shape[2:]), dtype=padded.dtype, device=padded.device)
-    _launch("unpad", padded, starts, flat, None)
+    padded = cupy.ascontiguousarray(padded)
+    flat = cupy.empty((items, *padded.shape[2:]), padded.dtype)
+    _launch("unpad", padded, starts, flat, padded, ())
     return flat
 
 
-def _launch(name: str, given: Any, starts: np.ndarray, made: Any, filler: int | None) -> None:
-    import cupy
-    import torch
+def _inside(starts: np.ndarray, longest: int) -> np.ndarray:
+    """[rows, longest] of bool: which items are a row's own."""
+    return np.arange(longest)[None, :] < np.diff(starts)[:, None]
 
-    tensor = made if name == "pad" else given
-    rows, longest = tensor.shape[:2]
-    inner = int(np.prod(tensor.shape[2:], dtype=np.int64))
+
+def _bits(array: Any) -> np.dtype[Any]:
+    source(array.dtype.itemsize)
+    return np.dtype(f"u{array.dtype.itemsize}")
+
+
+def _launch(name: str, given: Any, starts: Any, made: Any, padded: Any, more: tuple[Any, ...]) -> None:
+    rows, longest = padded.shape[:2]
+    inner = int(np.prod(padded.shape[2:], dtype=np.int64))
     if not rows * longest * inner:
         return
-    item_bytes = tensor.element_size()
-    kind = np.dtype(f"u{item_bytes}")
-    at = torch.from_numpy(starts).pin_memory().to(given.device, non_blocking=True)
-    # As bits: DLPack knows no bfloat16 that CuPy could take.
-    bits = torch.uint8 if item_bytes == 1 else {2: torch.int16, 4: torch.int32, 8: torch.int64}[item_bytes]
-    views = [cupy.from_dlpack(each.contiguous().view(bits)).view(kind) for each in (given, made)]
-    arguments = (views[0], cupy.from_dlpack(at), views[1], np.int64(rows), np.int64(longest), np.int64(inner))
-    with cupy.cuda.Stream.from_external(torch.cuda.current_stream(given.device)):
-        kernel(name, item_bytes)(
-            (grid(rows, longest, inner),), (THREADS,), arguments if filler is None else (*arguments, kind.type(filler))
-        )
+    bits = _bits(given)
+    sizes = (np.int64(rows), np.int64(longest), np.int64(inner))
+    arguments = (given.view(bits), starts, made.view(bits), *sizes, *more)
+    kernel(name, bits.itemsize)((grid(rows, longest, inner),), (THREADS,), arguments)

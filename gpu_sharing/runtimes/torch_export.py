@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from gpu_sharing.runtimes.archive import opened
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Run, Tensors
+from gpu_sharing.runtimes.movable import Gate, Weights, gated
 from gpu_sharing.runtimes.program import Program, read_program, write_clean
 from gpu_sharing.runtimes.signature import infer
 from gpu_sharing.runtimes.torch_segments import (
@@ -29,6 +30,7 @@ from gpu_sharing.runtimes.torch_segments import (
 )
 from gpu_sharing.runtimes.torch_tensors import from_torch, to_torch
 from gpu_sharing.runtimes.torch_values import Interface, interface_of
+from gpu_sharing.runtimes.torch_weights import TorchWeights
 from gpu_sharing.runtimes.verification import verified
 from gpu_sharing.runtimes.warmup import Ranges, finish, made_up
 from gpu_sharing.tensors import Signature
@@ -74,8 +76,10 @@ class TorchExportModel:
     """An exported program, cut into segments of about one quantum.
 
     ranges: legal extents by symbol. unbatched_because: why requests run one at a time, where the artefact would have
-    allowed batches; else "".
+    allowed batches; else "". gate: see `movable.Movable`; None: its weights stay.
     """
+
+    gate: Gate | None = None
 
     def __init__(self, exported: Any, program: Program, config: LoadConfig, *, copies_inputs: bool) -> None:
         self._copies_inputs = copies_inputs
@@ -116,6 +120,16 @@ class TorchExportModel:
 
     def run(self, inputs: Tensors) -> Run:
         """One segment at each `next`; inference mode never spans a boundary, since the thread runs other models there."""
+        return self._run(inputs) if self.gate is None else gated(self._run(inputs), self.gate)
+
+    def weights(self) -> Weights | None:
+        """See `movable.Movable`."""
+        try:
+            return TorchWeights(self._module, [part.compute for part in self._parts])
+        except ValueError:
+            return None
+
+    def _run(self, inputs: Tensors) -> Run:
         if not self._parts:
             raise RuntimeError("the model has been closed")
         parts, values, flat = self._parts, self._values(inputs), []

@@ -177,7 +177,7 @@ class CudaExportModel(TorchExportModel):
         other._number = next(_MODELS)
         return other
 
-    def run(self, inputs: Tensors) -> Run:
+    def _run(self, inputs: Tensors) -> Run:
         """One segment launched at each `next`. The arrays that it returns are filled once the stream has come so far."""
         if not self._parts:
             raise RuntimeError("the model has been closed")

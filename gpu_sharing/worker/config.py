@@ -25,7 +25,10 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     hang_after_ns: a slice that has not returned by then, nor within ten times what its batch was expected to take, is
         stopped; where that does not help, the worker ends, to be replaced.
     load_limit_ns: a load that has not ended by then is given up likewise.
+    python_artefacts: digests of the Python artefacts that an operator has approved: no others run.
     slow_copies: for tests: how much longer the inputs of each batch of a tenant's model take to be put together.
+    host_bytes: what weights may take on the host, from where they come to the device and go back when others need the room; whole
+        pages; 0: they stay on the device, and what does not fit there is refused.
     quantum_ns: batches are kept so small that their longest slice fits it; None: they are not.
     """
 
@@ -45,3 +48,5 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     threads: int | None = None
     environment: dict[str, str] = {}
     slow_copies: tuple[tuple[str, str, Nanoseconds], ...] = ()
+    python_artefacts: tuple[str, ...] = ()
+    host_bytes: Bytes = 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
 
 from gpu_sharing.devices.cuda.device import CudaDevice
 from gpu_sharing.devices.cuda.driver import Driver, call, load
+from gpu_sharing.devices.cuda.lanes import CudaLane
+from gpu_sharing.devices.cuda.space import CudaSpace
 from gpu_sharing.devices.cuda.stream import AHEAD, CudaStream
 from gpu_sharing.partitioning.partitions import Partitions
 from gpu_sharing.runtimes.base import ArtefactRefused, Runtime
@@ -14,7 +17,9 @@ from gpu_sharing.units import Bytes, GiB
 from gpu_sharing.worker.seat import Seat
 
 if TYPE_CHECKING:
+    from gpu_sharing.runtimes.python_place import Place
     from gpu_sharing.runtimes.torch_graphs import Graphs
+    from gpu_sharing.runtimes.torch_place import Backend
 
 
 class CudaSeats:
@@ -37,6 +42,7 @@ class CudaSeats:
         call(self._driver, "cuInit", 0)
         self._device, self._graph_bytes, self._ahead = device, graph_bytes, ahead
         self.lanes = device.lanes(self._driver, partitions)
+        self._spaces: dict[int, CudaSpace] = {}
 
     def seat(self, number: int) -> Seat:
         """Of the lane of that number. KeyError where there is none."""
@@ -52,17 +58,30 @@ class CudaSeats:
             stream,
             enter_lane=backend.enter_lane,
             enter_loader=backend.enter_loading,
+            place_for=functools.partial(place_on_cuda, backend, self._onnx_bytes(), ordinal),
             runtime_for=lambda name: runtime_on_cuda(name, graphs, int(lane.compute), self._onnx_bytes(), ordinal),
             settle=backend.synchronize,
             close=stream.close,
+            space=lambda host_bytes: self._space(lane, host_bytes),
         )
 
+    def _space(self, lane: CudaLane, host_bytes: Bytes) -> CudaSpace:
+        """Kept for the lane: pinning memory takes long, and waits for the device."""
+        found = self._spaces.get(lane.number)
+        if found is None:
+            found = CudaSpace(self._driver, self._device.facts.ordinal, self.lanes, lane.compute, host_bytes)
+            self._spaces[lane.number] = found
+        return found
+
     def _onnx_bytes(self) -> Bytes:
-        """What one ONNX model may draw: the ledger admits loads, this stops one that grows afterwards."""
+        """What one ONNX model, or one of Python code, may draw: the ledger admits loads, this stops one that grows afterwards."""
         return self._device.memory_bytes // max(1, len(self.lanes.lanes))
 
     def close(self) -> None:
         """Lets go of the device."""
+        for space in self._spaces.values():
+            space.close()
+        self._spaces.clear()
         self.lanes.close()
 
 
@@ -77,3 +96,17 @@ def runtime_on_cuda(name: str, graphs: Graphs, stream: int, limit_bytes: Bytes, 
 
         return OnnxCudaRuntime(provider_options(stream, limit_bytes, ordinal=ordinal))
     raise ArtefactRefused(f"format: {name!r} is not one of {', '.join(RUNTIMES)}")
+
+
+def place_on_cuda(backend: Backend, limit_bytes: Bytes, ordinal: int, **sizes: Any) -> Place:
+    """Where one model of Python code computes. ArtefactRefused where what that takes is not installed."""
+    from gpu_sharing.memory.capped import PoolUnavailable
+    from gpu_sharing.runtimes.python_device import CupyLibrary, DevicePlace
+    from gpu_sharing.worker.python_pool import ModelPool
+
+    try:
+        place = DevicePlace(backend, CupyLibrary(ordinal), ModelPool, limit_bytes=limit_bytes, **sizes)
+        with place.working():
+            return place
+    except (ImportError, PoolUnavailable) as missing:
+        raise ArtefactRefused(f"format: python is not served on this device: {missing}") from missing

@@ -23,6 +23,7 @@ from gpu_sharing.worker.background import Background
 from gpu_sharing.worker.faults import OUT_OF_MEMORY, reason_of
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded
+from gpu_sharing.worker.mover import Mover
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.requests import Requests
 from gpu_sharing.worker.shelf import Measured, Shelf, Shelved, variant
@@ -63,11 +64,13 @@ class Loader:
         threads: int | None = None,
         enter: Callable[[], None] = lambda: None,
         settle: Callable[[], None] | None = None,
+        mover: Mover | None = None,
     ) -> None:
         """runtime_for: finds a runtime by its name; None: gpu_sharing.runtimes.registry. watch: notices loads that
         have not ended after load_limit_ns. threads: of the processor, for one segment; None: as many as compute units.
         enter: called first on each thread that touches models, so that what they do on a device goes where it should.
         settle: waits for what such a thread has launched there; None: models compute on the processor.
+        mover: takes care of weights that may leave the device; None: all stay.
         """
         self._outbox = outbox
         self._ledger = ledger
@@ -81,6 +84,7 @@ class Loader:
         self._threads = threads
         self._enter = enter
         self._settle = settle
+        self._mover = mover
         self._background = Background(enter=enter)
         self._shelf = Shelf()
         self._jobs: queue.SimpleQueue[Load | int | None] = queue.SimpleQueue()
@@ -158,18 +162,20 @@ class Loader:
         self._watch_over(load, runtime)
         self._background.call(lambda: runtime.check(path))
         expected_bytes = load.profile.weight_bytes if load.profile is not None else os.stat(path).st_size
-        self._ledger.reserve(load.replica, expected_bytes)
+        self._reserve(load.replica, expected_bytes)
         self._tell(load, "loading")
         config = self._config(load)
         shelved = self._shelf.find(load.digest, load.format)
         if shelved is None:
             shelved = self._read(load, runtime, path, config)
+            moves = self._mover is not None and self._mover.adopt(load, shelved.origin)
+            shelved.moves = moves
         else:
             self._have_again(load, shelved, config)
         profile, activation_bytes = self._profile(load, shelved, config)
         # Batches of a replica may be suspended while another of it runs: each keeps its activations.
         memory_bytes = shelved.charged_bytes + IN_FLIGHT_PER_REPLICA * activation_bytes
-        self._ledger.reserve(load.replica, memory_bytes)
+        self._reserve(load.replica, memory_bytes - (shelved.charged_bytes if shelved.moves else 0))
         return Hosted(load, self._models[load.replica], profile, self._compute_units), memory_bytes
 
     def _read(self, load: Load, runtime: Runtime, path: Path, config: LoadConfig) -> Shelved:
@@ -191,11 +197,19 @@ class Loader:
     def _have_again(self, load: Load, shelved: Shelved, config: LoadConfig) -> None:
         """Has a model once more that is loaded already, as slowly as if it were not."""
         began = self._clock()
+        if shelved.moves and self._mover is not None:
+            self._mover.join(load.replica, like=min(shelved.users))
         try:
             self._models[load.replica] = self._background.call(lambda: shelved.origin.again(config))
             shelved.users.add(load.replica)
         finally:
             self._pretend(shelved.loading_ns - (self._clock() - began))
+
+    def _reserve(self, replica: int, asked_bytes: Bytes) -> None:
+        if self._mover is None:
+            self._ledger.reserve(replica, asked_bytes)
+        else:
+            self._mover.reserve(replica, asked_bytes)
 
     def _pretend(self, rest_ns: Nanoseconds) -> None:
         self._sleep(max(0, min(rest_ns, MOST_PRETENDED_NS)) * random.uniform(*PRETENDED_SPREAD) / SECOND)
@@ -297,14 +311,19 @@ class Loader:
 
     def _forget(self, replica: int) -> None:
         model = self._models.pop(replica, None)
-        self._ledger.release(replica)
-        if model is None:
-            return
-        for each in self._shelf.leave(replica, model):
+        if self._mover is None:
+            self._ledger.release(replica)
+        else:
+            self._mover.release(replica)
+        for each in self._shelf.leave(replica, model) if model is not None else ():
             try:
                 each.close()
             except Exception:  # the model's own clean-up
                 traceback.print_exc()
+        if self._mover is not None:
+            self._mover.leave(replica)
+        if model is None:
+            return
         del model
         # Programs are full of circles, which hold their weights.
         gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import socket
@@ -13,7 +14,9 @@ from gpu_sharing.arbiter.events import ArbiterStatistics
 from gpu_sharing.arbiter.policies import arbiter_of
 from gpu_sharing.devices.base import Device
 from gpu_sharing.memory.arena import Arena, ArenaView
+from gpu_sharing.memory.berths import HostSpace
 from gpu_sharing.memory.ledger import Ledger
+from gpu_sharing.runtimes.base import Runtime
 from gpu_sharing.units import MS, Nanoseconds
 from gpu_sharing.worker import wire
 from gpu_sharing.worker.ahead import AheadLane
@@ -22,8 +25,10 @@ from gpu_sharing.worker.lane import Lane
 from gpu_sharing.worker.loader import Loader, RuntimeFor
 from gpu_sharing.worker.messages import Account, Command, Load, Ready, Settled, Statistics, Stop, Unload, Used
 from gpu_sharing.worker.meter import Meter
+from gpu_sharing.worker.mover import Mover
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.requests import RequestCommand, Requests
+from gpu_sharing.worker.residency import Residency
 from gpu_sharing.worker.scatter import Outputs
 from gpu_sharing.worker.seat import Seat
 from gpu_sharing.worker.watch import Watch
@@ -73,6 +78,7 @@ class WorkerLoop:
         self._ledger = Ledger(device.memory_bytes if config.memory_bytes is None else config.memory_bytes)
         meter = Meter() if meter is None else meter
         self._meter = meter
+        self._mover = self._mover_on(seat)
         self._watch = Watch(clock=clock, end_worker=end_worker, beat=meter.beat)
         self._loader = Loader(
             self._outbox,
@@ -80,12 +86,13 @@ class WorkerLoop:
             device_kind=device.device_kind,
             compute_units=units,
             clock=clock,
-            runtime_for=runtime_for or (seat.runtime_for if seat is not None else None),
+            runtime_for=runtime_for or self._runtime_for,
             watch=self._watch,
             load_limit_ns=config.load_limit_ns,
             threads=None if seat is None else seat.threads,
             enter=seat.enter_loader if seat is not None else lambda: None,
             settle=None if seat is None else seat.settle,
+            mover=self._mover,
         )
         arbiter = arbiter_of(
             config.policy,
@@ -95,13 +102,47 @@ class WorkerLoop:
             quantum_ns=config.quantum_ns,
             ahead=1 if seat is None else seat.stream.ahead,
         )
-        self._requests = Requests(arbiter, Outputs(outputs), self._outbox, clock=clock, on_gone=self._loader.unload)
+        self._requests = Requests(
+            arbiter,
+            Outputs(outputs),
+            self._outbox,
+            clock=clock,
+            on_gone=self._loader.unload,
+            residency=self._mover.residency if self._mover is not None else None,
+            on_moves=self._mover.wake if self._mover is not None else lambda: None,
+        )
+        if self._mover is not None:
+            self._mover.attach(self._requests)
         self._lane = self._lane_on(seat, inputs.view, meter, clock, end_worker)
         self._clock = clock
         # As long as nothing has happened there is nothing to tell.
         self._told: tuple[ArbiterStatistics, int] = (arbiter.statistics(), self._ledger.used_bytes)
         self._tell_at: Nanoseconds = 0
         self._exit_at: Nanoseconds | None = None
+
+    def _runtime_for(self, name: str) -> Runtime:
+        """The runtime of that name, where this worker's models live. Python code is the operators' alone, wherever that is."""
+        seat, config = self._seat, self._config
+        if name != "python" and seat is not None and seat.runtime_for is not None:
+            return seat.runtime_for(name)
+        from gpu_sharing.runtimes.registry import runtime_for
+
+        place_for = seat.place_for if seat is not None else None
+        if place_for is None:
+            from gpu_sharing.runtimes.python_place import Place
+
+            limit_bytes = self._device.memory_bytes if config.memory_bytes is None else config.memory_bytes
+            place_for = functools.partial(Place, limit_bytes=limit_bytes)
+        return runtime_for(name, approved=config.python_artefacts, place_for=place_for)
+
+    def _mover_on(self, seat: Seat | None) -> Mover | None:
+        """None where weights stay on the device."""
+        host_bytes = self._config.host_bytes
+        if not host_bytes or (seat is not None and seat.space is None):
+            return None
+        space = HostSpace(host_bytes) if seat is None or seat.space is None else seat.space(host_bytes)
+        residency = Residency(self._ledger.capacity_bytes)
+        return Mover(residency, self._ledger, space, self._outbox, clock=time.monotonic_ns)
 
     def _lane_on(
         self,
@@ -141,6 +182,8 @@ class WorkerLoop:
         lane.start()
         prewarm = self._config.prewarm
         threading.Thread(target=self._loader.run, args=(self._requests, prewarm), name="loader", daemon=True).start()
+        if self._mover is not None:
+            threading.Thread(target=self._mover.run, name="mover", daemon=True).start()
         if self._config.spare_cores:  # of the processor: no lane elsewhere has any
             os.sched_setaffinity(0, {*self._config.cores, *self._config.spare_cores})
         threading.Thread(target=self._watch.run, name="watch", daemon=True).start()
@@ -154,6 +197,8 @@ class WorkerLoop:
             if lane.is_alive():
                 self._end_worker()
             self._loader.stop()
+            if self._mover is not None:
+                self._mover.stop()
             self._seat.close()
 
     def _ready(self, pid: int) -> Ready:
@@ -218,6 +263,8 @@ class WorkerLoop:
 
     def _tell_statistics(self) -> None:
         statistics, memory_bytes = self._requests.statistics(), self._ledger.used_bytes
+        if self._mover is not None:
+            memory_bytes += self._mover.residency.residence.used_bytes
         if (statistics, memory_bytes) == self._told:
             return
         self._told = (statistics, memory_bytes)

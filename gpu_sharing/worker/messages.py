@@ -31,7 +31,7 @@ class TensorRef(msgspec.Struct, array_like=True, frozen=True):
 class Load(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Load a replica from a local file whose digest has been verified. Answered by Stage (several), then Loaded or LoadFailed.
 
-    format: the runtime's name, "onnx" or "torch_export".
+    format: the runtime's name, "onnx", "torch_export" or "python".
     batch_axes: by tensor name where the artefact does not tell; -1: none.
     profile: known from before; then nothing is measured again.
     queue_limit: requests that may wait for it, where the worker's limit is higher; 0: not said.
@@ -228,7 +228,17 @@ class Statistics(msgspec.Struct, tag=True, array_like=True, frozen=True):
     accounts: tuple[Account, ...] = ()
 
 
-Event: TypeAlias = Ready | Stage | Loaded | LoadFailed | Unloaded | Done | Failed | Statistics
+class Moved(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Weights of these replicas have come to the device, or gone from it. why: for people. took_ns: of the copy, or of letting go."""
+
+    replicas: tuple[int, ...]
+    is_in: bool
+    size_bytes: Bytes
+    took_ns: Nanoseconds
+    why: str
+
+
+Event: TypeAlias = Ready | Stage | Loaded | LoadFailed | Unloaded | Done | Failed | Statistics | Moved
 
 
 # What a worker's meter page says (gpu_sharing.worker.meter).

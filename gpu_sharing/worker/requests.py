@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from gpu_sharing.arbiter import Arbiter
 from gpu_sharing.arbiter import events as arbitration
@@ -15,7 +15,10 @@ from gpu_sharing.worker.faults import MODEL_FAILED, because
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Cancel, Done, Event, Failed, Release, Submit, Unload, Update
 from gpu_sharing.worker.outbox import Outbox
+from gpu_sharing.worker.residency import Residency
 from gpu_sharing.worker.scatter import BatchOutputs, OutputInvalid, Outputs, OutputsFull
+
+Result = TypeVar("Result")
 
 RequestCommand: TypeAlias = Submit | Cancel | Release | Update | Unload
 
@@ -56,13 +59,19 @@ class Requests:
         *,
         clock: Callable[[], Nanoseconds],
         on_gone: Callable[[int], None],
+        residency: Residency | None = None,
+        on_moves: Callable[[], None] = lambda: None,
     ) -> None:
-        """on_gone: told of each replica that has left the arbiter, and may be unloaded; must return at once."""
+        """on_gone: told of each replica that has left the arbiter, and may be unloaded; must return at once.
+
+        residency: whose weights are on the device; None: all are. on_moves: told when weights are to be moved; likewise.
+        """
         self._arbiter = arbiter
         self._outputs = outputs
         self._outbox = outbox
         self._clock = clock
         self._on_gone = on_gone
+        self._residency, self._on_moves = residency, on_moves
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._lane_waits = False
@@ -86,8 +95,15 @@ class Requests:
             queue_limit=load.queue_limit,
         )
         with self._lock:
-            self._arbiter.handle(added, self._clock())
+            now = self._clock()
+            actions = self._arbiter.handle(added, now)
             self._hosted[load.replica] = hosted
+            if self._residency is not None:
+                for held in self._residency.hosted(load.replica, load.bandwidth, hosted.points, now):
+                    actions += self._arbiter.handle(held, now)
+                self._on_moves()
+            effects = self._perform(actions)
+        self._emit(effects)
 
     def hosts(self, replica: int) -> bool:
         """Whether the replica serves or drains."""
@@ -98,6 +114,16 @@ class Requests:
         """Those that serve or drain."""
         with self._lock:
             return list(self._hosted)
+
+    def decide(self, work: Callable[[Arbiter, Nanoseconds], tuple[list[arbitration.Action], Result]]) -> Result:
+        """Does what concerns both residency and the arbiter, at one moment; what it returns beside the arbiter's actions."""
+        with self._lock:
+            actions, result = work(self._arbiter, self._clock())
+            effects = self._perform(actions)
+            if self._lane_waits:
+                self._changed.notify()
+        self._emit(effects)
+        return result
 
     # The reader's side.
 
@@ -146,6 +172,8 @@ class Requests:
                 effects = self._perform(turn.actions)
                 abandoned, self._abandoned = self._abandoned, []
                 work = self._work(turn.slice) if turn.slice is not None else None
+                if work is not None and work.slice.first and self._residency is not None:
+                    self._residency.started(work.slice.batch, work.slice.replica)
                 if wait and work is None and not abandoned and not any(effects) and not self._stopping:
                     self._lane_waits = True
                     self._changed.wait()
@@ -168,6 +196,8 @@ class Requests:
         with self._lock:
             ran = Ran(batch, took, finished is not None)
             effects = self._perform(tell(self._arbiter, ran, self._clock()))
+            if finished is not None and self._residency is not None:
+                self._over(batch)
         for complete, received in effects.completed:
             if finished is not None:
                 effects.events.extend(self._answers(finished, complete.batch, received))
@@ -180,6 +210,8 @@ class Requests:
         with self._lock:
             ran = Ran(batch, took, failure=message, final=final)
             effects = self._perform(tell(self._arbiter, ran, self._clock()))
+            if self._residency is not None:
+                self._over(batch)
         if reason != MODEL_FAILED:
             # The arbiter knows that it broke, not by what.
             effects.events[:] = [because(event, reason) for event in effects.events]
@@ -226,6 +258,8 @@ class Requests:
                 self._submits[command.call] = (command, now)
                 hosted = self._hosted.get(command.replica)
                 bucket = hosted.bucket(command) if hosted is not None else ""
+                if self._residency is not None and (actions := self._ask(command, now)):
+                    return [*actions, *self._arbiter.handle(arbitration.Arrived(command, bucket), now)]
                 return self._arbiter.handle(arbitration.Arrived(command, bucket), now)
             case Release():
                 self._outputs.release(command.call)
@@ -234,6 +268,9 @@ class Requests:
                 return self._arbiter.handle(arbitration.Cancelled(command.call), now)
             case Update():
                 update = arbitration.ReplicaUpdated(command.replica, command.bandwidth, command.weight)
+                if self._residency is not None:
+                    self._residency.updated(command.replica, command.bandwidth)
+                    self._on_moves()
                 return self._arbiter.handle(update, now)
             case Unload():
                 return self._arbiter.handle(arbitration.ReplicaRemoved(command.replica, now + command.drain_ns), now)
@@ -251,11 +288,26 @@ class Requests:
                     effects.events.append(Failed(action.call, *facts))
                 case arbitration.Abandon():
                     self._abandoned.append(action.batch)
+                    if self._residency is not None:
+                        self._over(action.batch)
                     self._changed.notify()
                 case arbitration.ReplicaGone():
                     self._hosted.pop(action.replica, None)
                     effects.gone.append(action.replica)
         return effects
+
+    def _ask(self, submit: Submit, now: Nanoseconds) -> list[arbitration.Action]:
+        assert self._residency is not None
+        held = self._residency.asked(submit, now)
+        if held is None:
+            return []
+        self._on_moves()
+        return self._arbiter.handle(held, now)
+
+    def _over(self, batch: int) -> None:
+        assert self._residency is not None
+        if self._residency.ended(batch):
+            self._on_moves()
 
     def _work(self, chosen: arbitration.Slice) -> Work:
         requests = tuple(self._submits[call][0] for call in chosen.calls) if chosen.first else ()

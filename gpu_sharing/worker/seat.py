@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpu_sharing.devices.base import LaneStream
+from gpu_sharing.memory.berths import Space
 from gpu_sharing.runtimes.base import Runtime
+from gpu_sharing.runtimes.python_place import PlaceFor
+from gpu_sharing.units import Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,14 +17,17 @@ class Seat:
     """stream: of the lane. runtime_for: runtimes whose models run on it; None: the registered ones.
 
     enter_lane, enter_loader: called first on the lane's thread and on those that load, to make its streams their current ones.
+    place_for: where operators' Python code computes; None: on the processor.
     threads: of the processor, that one segment may use. settle: waits until what the calling thread has launched has ended.
-    close: once the lane's thread has ended.
+    close: once the lane's thread has ended. space: where so many bytes of weights wait on the host; None: they stay on the device.
     """
 
     stream: LaneStream
     enter_lane: Callable[[], None] = lambda: None
     enter_loader: Callable[[], None] = lambda: None
     runtime_for: Callable[[str], Runtime] | None = None
+    place_for: PlaceFor | None = None
     threads: int = 1
     settle: Callable[[], None] = lambda: None
     close: Callable[[], None] = lambda: None
+    space: Callable[[Bytes], Space] | None = None

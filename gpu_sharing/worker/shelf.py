@@ -29,7 +29,7 @@ class Shelved:
     """One artefact's model. origin: as it was loaded, for the first of its users; the others have it once more.
 
     charged_bytes: what each replica's weights count for, whether it shares them or not.
-    loading_ns: how long loading it took. measured: by the configuration that the profile is for.
+    moves: its weights may leave the device. loading_ns: how long loading it took. measured: by the configuration that the profile is for.
     """
 
     origin: LoadedModel
@@ -37,6 +37,7 @@ class Shelved:
     loading_ns: Nanoseconds
     measured: dict[bytes, Measured] = field(default_factory=dict)
     users: set[int] = field(default_factory=set)
+    moves: bool = False
 
 
 class Shelf:

@@ -18,6 +18,7 @@ FORMATS = {
     registry_pb2.ARTEFACT_FORMAT_UNSPECIFIED: None,
     registry_pb2.ARTEFACT_FORMAT_ONNX: "onnx",
     registry_pb2.ARTEFACT_FORMAT_TORCH_EXPORT: "torch_export",
+    registry_pb2.ARTEFACT_FORMAT_PYTHON: "python",
 }
 
 BACKENDS = {

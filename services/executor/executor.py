@@ -9,10 +9,22 @@ from typing import Any
 
 import grpc
 import structlog
+from msgspec.structs import asdict
 
 from gpu_sharing.worker.client import WorkerClient
 from gpu_sharing.worker.config import WorkerConfig
-from gpu_sharing.worker.messages import Done, Event, Failed, Load, Loaded, LoadFailed, Stage, Statistics, Unloaded
+from gpu_sharing.worker.messages import (
+    Done,
+    Event,
+    Failed,
+    Load,
+    Loaded,
+    LoadFailed,
+    Moved,
+    Stage,
+    Statistics,
+    Unloaded,
+)
 from services.common.channel import backoff
 from services.common.status import from_rpc_error
 from services.executor.books import Books
@@ -247,6 +259,8 @@ class Executor:
                         self.accounts.take(lane.number, event.accounts, tenants)
                     case Stage() | Loaded() | LoadFailed() | Unloaded():
                         self.handle(event, lane.number)
+                    case Moved():
+                        log.debug("weights moved", lane=lane.number, **asdict(event))
             except Exception as error:
                 log.error("a worker's event was not understood", lane=lane.number, exc_info=error)
 

@@ -56,7 +56,8 @@ class Reports:
             backend=BACKENDS.get(self._device.backend, scheduler_pb2.BACKEND_UNSPECIFIED),
             device_kind=self._device.device_kind,
             compute_units=self._partitions.compute_units,
-            memory_bytes=self._device.memory_bytes,
+            # More, where weights wait beside the device for their turn.
+            memory_bytes=max(self._device.memory_bytes, self._most_bytes()),
             lanes=lanes,
             backend_reason=self._device.reason,
             layouts=layouts if len(self._partitions.layouts) > 1 else (),
@@ -72,6 +73,10 @@ class Reports:
                 report=self._report(),
             )
         )
+
+    def _most_bytes(self) -> Bytes:
+        """What models may take over the lanes of any layout."""
+        return max(sum(self._memory_bytes.get(lane, 0) for lane in layout) for layout in self._partitions.layouts)
 
     def report(self) -> scheduler_pb2.AttachRequest:
         """How everything stands now."""

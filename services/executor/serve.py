@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
@@ -83,7 +84,7 @@ async def serve(settings: ExecutorSettings, stop: asyncio.Event) -> None:
             partitions,
             settings.executor_id,
             incarnation,
-            _memory(settings, device, partitions),
+            _capacity(settings, device, partitions),
             quantum_ns=int((settings.quantum_ms or 0) * 1e6),
             arrival_order=settings.policy == "arrival_order",
         )
@@ -199,9 +200,22 @@ def _memory(settings: ExecutorSettings, device: Device, partitions: Partitions) 
     return {lane: partitions.memory_bytes(lane, memory_bytes) for lane in range(len(partitions.lanes))}
 
 
+def _host(settings: ExecutorSettings, partitions: Partitions) -> dict[int, Bytes]:
+    """What weights of each lane's models may take beside the device: whole pages."""
+    shares = {lane: partitions.memory_bytes(lane, settings.host_bytes) for lane in range(len(partitions.lanes))}
+    return {lane: share // mmap.PAGESIZE * mmap.PAGESIZE for lane, share in shares.items()}
+
+
+def _capacity(settings: ExecutorSettings, device: Device, partitions: Partitions) -> dict[int, Bytes]:
+    """What models on each lane may take in all, as the scheduler is told: where more weights wait on the host than the device
+    holds, so much."""
+    host_bytes = _host(settings, partitions)
+    return {lane: max(each, host_bytes[lane]) for lane, each in _memory(settings, device, partitions).items()}
+
+
 def _workers(settings: ExecutorSettings, serving: Serving, partitions: Partitions) -> dict[int, WorkerConfig]:
     device = serving.device
-    memory_bytes = _memory(settings, device, partitions)
+    memory_bytes, host_bytes = _memory(settings, device, partitions), _host(settings, partitions)
     spare = set(device.units()) - {core for cores in partitions.lanes for core in cores} if serving.is_cpu else set()
     return {
         number: WorkerConfig(
@@ -215,6 +229,7 @@ def _workers(settings: ExecutorSettings, serving: Serving, partitions: Partition
             prewarm=settings.prewarm,
             queue_limit=settings.queue_limit,
             memory_bytes=memory_bytes[number] or None,
+            host_bytes=host_bytes[number],
             # As the scheduler reckons what a lane is worth.
             capacity=partitions.capacity(number),
             policy=settings.policy,
@@ -222,6 +237,7 @@ def _workers(settings: ExecutorSettings, serving: Serving, partitions: Partition
             hang_after_ns=int(settings.hang_after_s * 1e9),
             load_limit_ns=int(settings.load_limit_s * 1e9),
             slow_copies=slow_copies(settings),
+            python_artefacts=settings.python_artefacts,
         )
         for number, cores in enumerate(partitions.lanes)
     }

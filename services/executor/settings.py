@@ -61,6 +61,10 @@ class ExecutorSettings(ServiceSettings):
     """Memory, shared with each worker, for tensors of answers; only what is used takes memory."""
     memory_bytes: int | None = Field(default=None, ge=_MIB)
     """What loaded models may take, over all workers; none: what the device has, less a part for everything else."""
+    host_bytes: int = Field(default=0, ge=0)
+    """What weights of loaded models may take beside the device, over all workers: from there they come when they are asked for, and
+    the least needed go back when others need the room, so that more models are loaded than fit the device at once. On a GPU it is
+    pinned at the start. 0: weights stay on the device, and a model that does not fit is refused."""
     inline_bytes: int = Field(default=256 << 10, ge=1024, le=16 * _MIB)
     """Payloads up to this size travel inside their message, larger ones in chunks on the bulk stream."""
     chunk_bytes: int = Field(default=256 << 10, ge=1024, le=16 * _MIB)
@@ -71,6 +75,9 @@ class ExecutorSettings(ServiceSettings):
     """Frontends are told of changed load at most this often."""
     prewarm: tuple[str, ...] = ("onnx",)
     """Runtimes ("onnx", "torch_export") whose libraries workers import at start, so that the first load is quick."""
+    python_artefacts: tuple[Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")], ...] = ()
+    """Python code that an operator has approved, by digest, as a JSON list: it runs in workers as it is, with all that they may do
+    (SECURITY.md, docs/python.md). None unless set; the registry has to have approved it, too."""
     max_rows: int = Field(default=4096, ge=1)
     """Rows that one request may hold, whatever its model would take; one more is refused as FIELD_INVALID."""
     max_string_bytes: int = Field(default=16 * _MIB, ge=1)

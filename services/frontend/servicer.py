@@ -123,7 +123,7 @@ class Describer:
         return self._platforms().get((route.tenant, route.model, version.version), "")
 
 
-BACKENDS = {"onnxruntime_onnx": "onnxruntime", "pytorch_export": "pytorch"}
+BACKENDS = {"onnxruntime_onnx": "onnxruntime", "pytorch_export": "pytorch", "python": "python"}
 
 
 def _ready_versions(route: Route) -> list[str]:

@@ -145,6 +145,7 @@ class RoutesWatch:
 PLATFORMS = {
     registry_pb2.ARTEFACT_FORMAT_ONNX: "onnxruntime_onnx",
     registry_pb2.ARTEFACT_FORMAT_TORCH_EXPORT: "pytorch_export",
+    registry_pb2.ARTEFACT_FORMAT_PYTHON: "python",
 }
 """What ModelMetadata calls the formats: Triton's names where it has one."""
 

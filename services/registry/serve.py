@@ -46,7 +46,7 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
     keys = Keys()
     server = Server(settings, settings.listen, name="registry", serves=(SERVICE,), keys=keys)
     watches = Watches(store, bookmark_s=settings.bookmark_s)
-    servicer = RegistryServicer(store, uploads, watches)
+    servicer = RegistryServicer(store, uploads, watches, settings.python_artefacts)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
     await set_serving(server, False)
     address = await server.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -112,11 +112,14 @@ class ModelMethods:
 
     store: Store
     models: Models
+    python_artefacts: frozenset[str]
 
     async def CreateVersion(self, request: pb.CreateVersionRequest, context: Any) -> pb.CreateVersionResponse:  # noqa: ARG002
         """See registry.proto."""
         push = push_of(request)
         own("key.tenant", push.tenant)
+        if request.config.format == pb.ARTEFACT_FORMAT_PYTHON:
+            rules.approved(push.digest, self.python_artefacts)
         model, number, existed = await self.models.push(push)
         return pb.CreateVersionResponse(model=model_message(model), version=number, existed=existed)
 
@@ -196,7 +199,11 @@ class ModelMethods:
 class RegistryServicer(TenantMethods, ModelMethods, UsageMethods, registry_pb2_grpc.RegistryServiceServicer):
     """All of RegistryService, over one store."""
 
-    def __init__(self, store: Store, uploads: Uploads, watches: Watches) -> None:
+    def __init__(
+        self, store: Store, uploads: Uploads, watches: Watches, python_artefacts: Collection[str] = ()
+    ) -> None:
+        """python_artefacts: digests of the Python code that an operator has approved."""
+        self.python_artefacts = frozenset(python_artefacts)
         self.store, self.tenants, self.models = store, Tenants(store), Models(store, uploads)
         self.usage = Usage(store)
         self._uploads, self._watches = uploads, watches

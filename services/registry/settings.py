@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -35,6 +36,10 @@ class RegistrySettings(ServiceSettings):
     """How often the database is asked whether another registry process has committed, while anybody watches."""
     upload_idle_s: float = Field(default=60.0, gt=0)
     """Seconds without a message after which an upload is given up."""
+
+    python_artefacts: tuple[Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")], ...] = ()
+    """Python code that an operator has approved, by digest, as a JSON list: versions of other code are refused. Executors have a
+    list of their own, which decides what runs."""
 
     collect_every_s: float = Field(default=600.0, ge=0)
     """How often artefacts that no version refers to are removed; 0: never."""

@@ -85,6 +85,7 @@ def test_an_image_installs_extras_that_there_are_and_only_executors_a_framework(
     assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
     assert ("s3" in extras.split(",")) == name.startswith("services")
     assert ("executor" in extras or "gpu" in extras) != name.startswith("services")
+    assert "signing" in extras.split(",")
 
 
 @pytest.mark.parametrize("name", sorted(IMAGES))

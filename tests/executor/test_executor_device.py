@@ -50,6 +50,7 @@ def test_a_gpus_layouts_are_rounded_and_its_workers_share_a_process(monkeypatch:
     partitions = choose_partitions(settings, found.device)
     assert partitions.names == ("0-95;96-131", "0-131")
     workers = _workers(settings, found, partitions)
+    assert {each.host_bytes for each in workers.values()} == {0}
     assert [(len(each.cores), each.spare_cores, each.threads) for each in workers.values()] == [
         (96, (), 1),
         (36, (), 1),

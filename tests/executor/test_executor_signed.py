@@ -14,8 +14,8 @@ from gpu_sharing.worker.messages import Load
 from services._proto.apportion.v1 import scheduler_pb2
 from services.executor.cache import ArtefactCache, FetchFailed
 from services.executor.convert import wanted_from
+from services.executor.core.replica import Phase
 from services.executor.core.replica_events import Wanted
-from services.executor.core.replicas import Phase
 from services.executor.signed import Signatures
 from tests.access.signing_samples import DATA, OTHER, digest_of, keys
 

@@ -64,6 +64,28 @@ def linear_pt2() -> bytes:
     return exported(Linear(), (torch.ones(2, WIDTH),), {"x": {0: torch.export.Dim("batch", max=16)}})
 
 
+def linear_python(*, yields: bool = False) -> bytes:
+    """The same shape of model as an operator's code. yields: after the product."""
+    boundary = "yield" if yields else "pass"
+    return f"""
+INPUTS = [{{"name": "x", "datatype": "FP32", "shape": ["batch", {WIDTH}]}}]
+OUTPUTS = [{{"name": "y", "datatype": "FP32", "shape": ["batch", {OUT}]}}]
+
+
+class Model:
+    def __init__(self, place, files):
+        chance = place.xp.random.default_rng(7)
+        self.xp = place.xp
+        self.weights = place.pool.empty(({WIDTH}, {OUT}), "float32")
+        self.weights[...] = chance.standard_normal(({WIDTH}, {OUT}))
+
+    def run(self, inputs):
+        product = inputs["x"] @ self.weights
+        {boundary}
+        return {{"y": self.xp.maximum(product, 0)}}
+""".encode()
+
+
 def exported(module: Any, arguments: tuple[Any, ...], dynamic: Any = None) -> bytes:
     """What torch.export.save writes for the module."""
     import torch

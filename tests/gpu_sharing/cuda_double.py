@@ -6,6 +6,7 @@ on it fails where the real calls would.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import threading
 from collections import Counter
@@ -102,7 +103,7 @@ class CudaDouble:
     )
     CUgreenCtxCreate_flags = SimpleNamespace(CU_GREEN_CTX_NONE=0, CU_GREEN_CTX_DEFAULT_STREAM=1)
     CUstream_flags = SimpleNamespace(CU_STREAM_DEFAULT=0, CU_STREAM_NON_BLOCKING=1)
-    CUevent_flags = SimpleNamespace(CU_EVENT_DEFAULT=0, CU_EVENT_BLOCKING_SYNC=1)
+    CUevent_flags = SimpleNamespace(CU_EVENT_DEFAULT=0, CU_EVENT_BLOCKING_SYNC=1, CU_EVENT_DISABLE_TIMING=2)
     CUmemAllocationType = SimpleNamespace(CU_MEM_ALLOCATION_TYPE_PINNED=1)
     CUmemLocationType = SimpleNamespace(CU_MEM_LOCATION_TYPE_DEVICE=1)
     CUmemAccess_flags = SimpleNamespace(CU_MEM_ACCESS_FLAGS_PROT_READWRITE=3)
@@ -120,9 +121,13 @@ class CudaDouble:
         self.streams: list[Stream] = []
         self.events: list[Event] = []
         self.reserved: dict[int, int] = {}
+        self.next_address = 0x7F00_0000_0000
         self.handles: dict[int, int] = {}
         self.mapped: dict[int, tuple[int, int]] = {}
         self.readable: set[int] = set()
+        self.pinned: dict[int, Any] = {}
+        self.content: dict[int, bytes] = {}
+        self.bytes_per_ms = 25e6
         self.shared: dict[bytes, int] = {}
         self.opened: Counter[int] = Counter()
 
@@ -320,7 +325,7 @@ class CudaDouble:
     def cuMemAddressReserve(self, size: int, alignment: int, addr: Any, flags: int) -> Any:
         if size % (2 << 20):
             return (CUresult.CUDA_ERROR_INVALID_VALUE, None)
-        address = 0x7F00_0000_0000 + sum(self.reserved.values()) + (len(self.reserved) << 21)
+        address, self.next_address = self.next_address, self.next_address + size + (1 << 21)
         self.reserved[address] = size
         return address
 
@@ -359,7 +364,35 @@ class CudaDouble:
         if self.mapped.get(int(ptr), (0, 0))[1] != size:
             return (CUresult.CUDA_ERROR_NOT_MAPPED,)
         del self.mapped[int(ptr)]
+        self.content = {at: held for at, held in self.content.items() if not int(ptr) <= at < int(ptr) + size}
         self.readable.discard(int(ptr))
+        return None
+
+    def cuMemHostAlloc(self, bytesize: int, Flags: int) -> Any:
+        if self.current.get(threading.get_ident()) is None:
+            return (CUresult.CUDA_ERROR_INVALID_CONTEXT, None)
+        memory = ctypes.create_string_buffer(bytesize)
+        self.pinned[ctypes.addressof(memory)] = memory
+        return ctypes.addressof(memory)
+
+    def cuMemFreeHost(self, p: int) -> Any:
+        return None if self.pinned.pop(int(p), None) is not None else (CUresult.CUDA_ERROR_INVALID_VALUE,)
+
+    def cuMemcpyHtoDAsync(self, dstDevice: int, srcHost: int, ByteCount: int, hStream: Stream) -> Any:
+        """Takes its time on the stream; what it brought is kept by address."""
+        base = next((at for at, (_, size) in self.mapped.items() if at <= int(dstDevice) < at + size), None)
+        if base is None or int(dstDevice) + ByteCount > base + self.mapped[base][1]:
+            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
+        if not any(at <= srcHost and srcHost + ByteCount <= at + len(held) for at, held in self.pinned.items()):
+            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
+        self.content[int(dstDevice)] = ctypes.string_at(srcHost, ByteCount)
+        self.launch(hStream, ByteCount / self.bytes_per_ms)
+        return None
+
+    def cuStreamWaitEvent(self, hStream: Stream, hEvent: Event, Flags: int) -> Any:
+        if hEvent.at is None:
+            return (CUresult.CUDA_ERROR_INVALID_HANDLE,)
+        hStream.free_at = max(hStream.free_at, hEvent.at)
         return None
 
     def cuMemsetD8Async(self, dstDevice: int, uc: int, N: int, hStream: Any) -> Any:

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from artefact_samples import WIDTH, linear_onnx, linear_pt2, written
+from artefact_samples import WIDTH, linear_onnx, linear_pt2, linear_python, written
 
 from gpu_sharing.runtimes.base import ArtefactRefused, LoadConfig, LoadedModel, Runtime
 from gpu_sharing.runtimes.registry import RUNTIMES, runtime_for
 from gpu_sharing.runtimes.warmup import finish
 from gpu_sharing.tensors import WarmupTensor
 
-SAMPLES = {"onnx": ("model.onnx", linear_onnx), "torch_export": ("model.pt2", linear_pt2)}
+SAMPLES = {
+    "onnx": ("model.onnx", linear_onnx),
+    "torch_export": ("model.pt2", linear_pt2),
+    "python": ("model.py", linear_python),
+}
+CUT_SAMPLES = {**SAMPLES, "python": ("model.py", functools.partial(linear_python, yields=True))}
+APPROVED = {f"sha256:{hashlib.sha256(linear_python(yields=each)).hexdigest()}" for each in (False, True)}
 CONFIG = LoadConfig(threads=1, compute_units=1)
 
 
 @pytest.fixture(params=[*RUNTIMES, *(f"{name}, cut" for name in RUNTIMES)])
 def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    """Each as it is, which leaves models as small as these whole, and each cutting wherever it can."""
+    """Each as it is, which leaves models as small as these whole, and each cutting wherever it can; code yields where it likes."""
     name, _, cut = request.param.partition(", ")
     if cut:
         for module in ("onnx_segments", "torch_segments"):
             points = lambda costs, alive, **rest: tuple(range(1, len(costs)))
             monkeypatch.setattr(f"gpu_sharing.runtimes.{module}.cut_points", points)
-    return runtime_for(name)
+    return runtime_for(name, approved=APPROVED)
 
 
 def test_a_model_is_cut_where_it_is_long(runtime: Runtime, model: LoadedModel, request: pytest.FixtureRequest) -> None:
@@ -35,8 +43,9 @@ def test_a_model_is_cut_where_it_is_long(runtime: Runtime, model: LoadedModel, r
 
 
 @pytest.fixture
-def artefact(runtime: Runtime, tmp_path: Path) -> Path:
-    name, make = SAMPLES[runtime.name]
+def artefact(runtime: Runtime, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    samples = CUT_SAMPLES if "cut" in request.node.callspec.id else SAMPLES
+    name, make = samples[runtime.name]
     return written(tmp_path, name, make())
 
 
@@ -173,11 +182,11 @@ def test_a_file_of_another_kind_is_refused(runtime: Runtime, tmp_path: Path, con
         runtime.load(path, CONFIG)
 
 
-def test_the_other_runtimes_artefact_is_refused(runtime: Runtime, tmp_path: Path) -> None:
-    (other,) = set(RUNTIMES) - {runtime.name}
-    name, make = SAMPLES[other]
-    with pytest.raises(ArtefactRefused, match=name):
-        runtime.check(written(tmp_path, name, make()))
+def test_the_other_runtimes_artefacts_are_refused(runtime: Runtime, tmp_path: Path) -> None:
+    for other in set(RUNTIMES) - {runtime.name}:
+        name, make = SAMPLES[other]
+        with pytest.raises(ArtefactRefused, match=name):
+            runtime.check(written(tmp_path, name, make()))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.999])
@@ -189,5 +198,5 @@ def test_a_file_that_is_cut_short_is_refused(runtime: Runtime, artefact: Path, s
 
 
 def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ArtefactRefused, match="'tensorrt' is not one of onnx, torch_export"):
+    with pytest.raises(ArtefactRefused, match="'tensorrt' is not one of onnx, torch_export, python"):
         runtime_for("tensorrt")

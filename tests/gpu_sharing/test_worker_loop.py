@@ -69,7 +69,7 @@ class Model:
 class World:
     """A runtime of scripted models, by path, and our end of the worker's socket."""
 
-    def __init__(self, seat: Seat | None = None) -> None:
+    def __init__(self, seat: Seat | None = None, config: WorkerConfig | None = None) -> None:
         self.name = "scripted"
         self.starts_threads = False
         self.ended = threading.Event()
@@ -81,7 +81,7 @@ class World:
         self.inputs = Arena.create(MiB)
         self.outputs = Arena.create(MiB)
         view = ArenaView(read_only(self.inputs.fd), MiB)
-        config = WorkerConfig(cores=(), queue_limit=8, memory_bytes=MiB)
+        config = config or WorkerConfig(cores=(), queue_limit=8, memory_bytes=MiB)
         self.loop = WorkerLoop(
             config,
             CpuDevice("test"),

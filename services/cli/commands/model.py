@@ -52,7 +52,7 @@ def push(
         typer.Argument(
             metavar="PATH",
             exists=True,
-            help="A .onnx or a .pt2 file, or a model's folder in Triton's layout.",
+            help="A .onnx or a .pt2 file, a model's folder in Triton's layout, or approved code: .py, .pyz.",
             show_default=False,
         ),
     ],

@@ -22,6 +22,7 @@ GRACE_S = 30.0
 RUNTIMES = {
     registry_pb2.ARTEFACT_FORMAT_ONNX: "onnx",
     registry_pb2.ARTEFACT_FORMAT_TORCH_EXPORT: "torch_export",
+    registry_pb2.ARTEFACT_FORMAT_PYTHON: "python",
 }
 
 

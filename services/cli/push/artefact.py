@@ -18,8 +18,12 @@ CHUNK_BYTES = 1 << 20
 FORMATS: dict[str, int] = {
     ".onnx": registry_pb2.ARTEFACT_FORMAT_ONNX,
     ".pt2": registry_pb2.ARTEFACT_FORMAT_TORCH_EXPORT,
+    ".py": registry_pb2.ARTEFACT_FORMAT_PYTHON,
+    ".pyz": registry_pb2.ARTEFACT_FORMAT_PYTHON,
 }
+"""Code (".py", or ".pyz" with its files) is taken where an operator has approved its digest: docs/python.md."""
 
+CODE = "model.py"
 ZIP = b"PK\x03\x04"
 PICKLE = b"\x80"
 ONNX = b"\x08"
@@ -39,7 +43,7 @@ class Artefact:
 
 
 def inspect(path: Path) -> Artefact:
-    """Looks at the file. Raises CommandError in one line for whatever is neither ONNX nor a torch.export archive."""
+    """Looks at the file. Raises CommandError in one line for whatever is neither ONNX, nor a torch.export archive, nor code."""
     if path.is_dir():
         raise CommandError(f"{path} is a folder: push a .onnx or a .pt2 file")
     kind = FORMATS.get(path.suffix.lower())
@@ -49,7 +53,7 @@ def inspect(path: Path) -> Artefact:
         )
     with path.open("rb") as file:
         head = file.read(4)
-    problem = _not_onnx(head) if kind == registry_pb2.ARTEFACT_FORMAT_ONNX else _not_torch_export(path, head)
+    problem = _problem(kind, path, head)
     if problem is not None:
         raise CommandError(f"{path}: {problem}")
     return Artefact(path, kind, path.stat().st_size, digest(path))
@@ -66,6 +70,24 @@ def chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(CHUNK_BYTES):
             yield piece
+
+
+def _problem(kind: int, path: Path, head: bytes) -> str | None:
+    if kind == registry_pb2.ARTEFACT_FORMAT_ONNX:
+        return _not_onnx(head)
+    return _not_torch_export(path, head) if kind == registry_pb2.ARTEFACT_FORMAT_TORCH_EXPORT else _not_code(path)
+
+
+def _not_code(path: Path) -> str | None:
+    """What it is, if it can be no code. What it does is for the operator to know who approves it."""
+    if path.suffix.lower() == ".py":
+        with path.open("rb") as file:
+            return "is a zip archive: call it .pyz" if file.read(4) == ZIP else None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return None if CODE in archive.namelist() else f"has no member {CODE}"
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        return f"is a broken archive: {error}"
 
 
 def _not_onnx(head: bytes) -> str | None:

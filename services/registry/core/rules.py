@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import TypeVar
 
@@ -36,6 +36,18 @@ MOST_MODEL_BYTES = 8 << 20
 MOST_INSPECTED_BYTES = 16 << 20
 
 Choice = TypeVar("Choice", bound=IntEnum)
+
+
+def approved(digest: str, allowed: Collection[str]) -> str:
+    """The digest of Python code that an operator has approved; all other code is refused. Raises ARTEFACT_REFUSED."""
+    if digest not in allowed:
+        raise Refusal(
+            Reason.ARTEFACT_REFUSED,
+            f"digest: {digest} is Python code that no operator of this registry has approved (python_artefacts); "
+            "export the model to ONNX or by torch.export",
+            field="digest",
+        )
+    return digest
 
 
 def within(field: str, value: int, least: int, most: int) -> int:

@@ -22,6 +22,7 @@ class ArtefactFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ARTEFACT_FORMAT_UNSPECIFIED: _ClassVar[ArtefactFormat]
     ARTEFACT_FORMAT_ONNX: _ClassVar[ArtefactFormat]
     ARTEFACT_FORMAT_TORCH_EXPORT: _ClassVar[ArtefactFormat]
+    ARTEFACT_FORMAT_PYTHON: _ClassVar[ArtefactFormat]
 
 class Inspection(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -41,6 +42,7 @@ KEY_ROLE_TENANT_ADMIN: KeyRole
 ARTEFACT_FORMAT_UNSPECIFIED: ArtefactFormat
 ARTEFACT_FORMAT_ONNX: ArtefactFormat
 ARTEFACT_FORMAT_TORCH_EXPORT: ArtefactFormat
+ARTEFACT_FORMAT_PYTHON: ArtefactFormat
 INSPECTION_UNSPECIFIED: Inspection
 INSPECTION_PENDING: Inspection
 INSPECTION_PASSED: Inspection
