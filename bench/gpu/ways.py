@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from bench.gpu.on_cuda import Lanes, Neighbour, alone_per_s, captured, device_ms, encoder, environment, half, plain
+from bench.gpu.cuda.bed import Lanes, Neighbour, alone_per_s, captured, device_ms, encoder, half, plain
+from bench.gpu.on_cuda import environment
 from gpu_sharing.devices.mps import Daemon, MpsFailed, binary, compare
 from gpu_sharing.devices.mps import environment as mps_environment
 

@@ -164,6 +164,25 @@ async def refusal(call: Any, reason: Reason, code: grpc.StatusCode) -> Any:
     return found
 
 
+async def upload_refused(world: World, messages: Sequence[Any], reason: Reason, code: grpc.StatusCode) -> Any:
+    """An upload that has to fail so; returns the refusal.
+
+    grpc.aio calls it INTERNAL where a message was on its way out when the status came in: such an upload is tried again.
+    """
+    for _ in range(10):
+        try:
+            await world.call.UploadArtefact(iter(messages))
+        except grpc.aio.AioRpcError as error:
+            if "execute_batch" in (error.debug_error_string() or ""):
+                continue
+            found = from_rpc_error(error)
+            assert found is not None, error
+            assert (found.reason, error.code()) == (reason, code), found.message
+            return found
+        raise AssertionError("the upload was taken")
+    raise AssertionError("no status came in whole")
+
+
 @asynccontextmanager
 async def served(settings: RegistrySettings) -> AsyncIterator[World]:
     """A registry in this process."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from registry_world import World, digest_of, parts, refusal, served, slowly
+from registry_world import World, digest_of, parts, refusal, served, slowly, upload_refused
 
 from services._proto.apportion.v1 import registry_pb2 as pb
 from services.common.errors import Reason, Refusal
@@ -100,7 +100,7 @@ async def test_bytes_that_are_not_what_was_announced_leave_nothing(world: World)
         (iter([*list(parts(DATA))[:2], next(parts(DATA))]), Reason.FIELD_INVALID, CODE.INVALID_ARGUMENT),
     ]
     for messages, reason, code in cases:
-        await refusal(world.call.UploadArtefact(messages), reason, code)
+        await upload_refused(world, list(messages), reason, code)
     await emptied(world)
     assert files(world, "sha256") == []
     assert not (await world.upload(DATA)).existed
