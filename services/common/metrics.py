@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.common.settings import ServiceSettings, is_loopback
 
 DENIED = b"metrics need a token: authorization: Bearer TOKEN\n"

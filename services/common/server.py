@@ -1,20 +1,12 @@
-"""How every service runs: one gRPC server with health, refusals mapped to statuses, a ready file, and a drain on SIGTERM."""
+"""How every service is reached: one gRPC server with health, the guard, refusals mapped to statuses, and a drain."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import gc
-import inspect
-import json
-import os
-import signal
 import socket
-import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -25,15 +17,15 @@ from grpc_reflection.v1alpha import reflection
 
 from services.common.access.callers import LOCAL, Caller, Role, caller_of
 from services.common.access.certificates import Tls
-from services.common.access.guard import Guard, answering
+from services.common.access.guard import Guard
 from services.common.access.keys import Keys
 from services.common.access.revocations import Revocations
 from services.common.access.token_rules import TokenRules
-from services.common.errors import Reason, Refusal
 from services.common.leaving import send_away
 from services.common.probes import Probes
+from services.common.process import StartupError
+from services.common.refusals import Refusals
 from services.common.settings import ServiceSettings, is_loopback
-from services.common.status import abort
 
 log = structlog.get_logger()
 
@@ -47,16 +39,8 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
 )
 
-SETTLED_S = 10.0
-"""How long after its start a process holds about what it will hold from then on."""
-GC_THRESHOLDS = (10_000, 20, 20)
-
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 IN_USE = "the port is in use; stop what holds it or"
-
-
-class StartupError(Exception):
-    """The service cannot start; the message is one line that says what to do."""
 
 
 class Server:
@@ -264,128 +248,6 @@ def merged(base: Sequence[tuple[str, int]], more: Sequence[tuple[str, int]]) -> 
     return list({**dict(base), **dict(more)}.items())
 
 
-def write_ready(settings: ServiceSettings, **addresses: str) -> None:
-    """Tells whoever started this process that it is ready, and where: an atomic write of `ready_file`."""
-    log.info("ready", **addresses)
-    if settings.ready_file is None:
-        return
-    target = Path(settings.ready_file)
-    partial = target.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps({"pid": os.getpid(), **addresses}))
-    partial.replace(target)
-
-
-def settle() -> None:
-    """Takes what there is by now, modules and tables that stay, out of the garbage collector's rounds, and has it look at
-    young objects less often: a request leaves no circles, and a full round over everything would hold up all requests."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-
-
-def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Runs a service's `main(stop)` on uvloop until it returns; SIGTERM and SIGINT set `stop`.
-
-    A StartupError ends the process with status 2 and its one line.
-    """
-    import uvloop
-
-    async def body() -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        loop.call_later(SETTLED_S, settle)
-        await main(stop)
-
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(body())
-    except StartupError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-class Refusals(grpc.aio.ServerInterceptor):
-    """Lets a call reach its method where the guard does, then turns a Refusal that the method raises into its gRPC status, and
-    anything else into INTERNAL, logged with its traceback. One interceptor for both: each is a step of every request."""
-
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-        self._wrapped: dict[str, tuple[Any, Any]] = {}
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        turned_away = self._guard.check(details)
-        if turned_away is not None:
-            return turned_away
-        handler = await continuation(details)
-        if handler is None:
-            return None
-        # A service's handlers live as long as it does, and only methods that exist get here: wrapped once, not every call.
-        known = self._wrapped.get(details.method)
-        if known is None or known[0] is not handler:
-            known = self._wrapped[details.method] = (handler, self._wrap(handler, details.method))
-        return known[1]
-
-    def _wrap(self, handler: Any, method: str) -> Any:
-        guard = self._guard
-        if not guard.has(method):
-            return answering(guard.denied_to_all(method))
-        if handler.response_streaming:
-            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-
-            async def streaming(request: Any, context: Any) -> Any:
-                try:
-                    if guard.certificates:
-                        guard.confirm(context, method)
-                    responses = inner(request, context)
-                    if inspect.isawaitable(responses):
-                        # A method that writes by itself, as health's Watch does.
-                        await responses
-                        return
-                    # Closed at once when the caller goes, so that the method's own clean-up never waits for collection.
-                    async with aclosing(responses):
-                        if guard.revoked is None:
-                            async for response in responses:
-                                yield response
-                            return
-                        seen = guard.revoked.generation
-                        async for response in responses:
-                            if guard.revoked.look() != seen:
-                                # Whoever has lost its certificate since gets nothing more.
-                                seen = guard.revoked.generation
-                                guard.revoked.check(context.auth_context())
-                            yield response
-                    return
-                except Exception as error:
-                    refused = _alone(error)
-                await _refuse(context, refused, method)
-
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(streaming, handler.request_deserializer, handler.response_serializer)
-        inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-
-        async def single(request: Any, context: Any) -> Any:
-            try:
-                if guard.certificates:
-                    guard.confirm(context, method)
-                return await inner(request, context)
-            except Exception as error:
-                refused = _alone(error)
-            # gRPC keeps what it aborts with as long as the call, in a circle with these frames: without the request.
-            del request
-            await _refuse(context, refused, method)
-
-        make = (
-            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        )
-        return make(single, handler.request_deserializer, handler.response_serializer)
-
-
 def _revoked(settings: ServiceSettings, tls: Tls | None, name: str) -> Revocations | None:
     if settings.tls_crl is None or tls is None:
         return None
@@ -393,30 +255,3 @@ def _revoked(settings: ServiceSettings, tls: Tls | None, name: str) -> Revocatio
         return Revocations(settings.tls_crl.expanduser(), tls.authority)
     except (OSError, ValueError) as error:
         raise StartupError(f"{name}: tls_crl: {error}") from None
-
-
-def _alone(error: Exception) -> Exception:
-    """An error that is expected, without the frames that it came through, and what they hold."""
-    expected = isinstance(error, Refusal | grpc.aio.AbortError | grpc.aio.InternalError)
-    return error.with_traceback(None) if expected else error
-
-
-async def _refuse(context: Any, error: Exception, method: str) -> None:
-    # gRPC's own error: the call was over while it was to be ended, since its caller has left.
-    if isinstance(error, grpc.aio.AbortError | grpc.aio.InternalError):
-        raise error
-    if not isinstance(error, Refusal):
-        log.error("unexpected error", method=method, exc_info=error)
-        error = Refusal(Reason.INTERNAL, f"{method}: an unexpected error; the service's log has it")
-    await abort(context, error)
-
-
-async def first_done(*tasks: asyncio.Task[Any]) -> None:
-    """Waits until one task ends and raises its error, if it had one; the others are cancelled."""
-    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-    for task in done:
-        task.result()

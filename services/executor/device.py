@@ -18,7 +18,7 @@ from gpu_sharing.worker.client import WorkerClient
 from gpu_sharing.worker.hosting import HostConfig, HostReady
 from gpu_sharing.worker.lane_host import LaneHost
 from gpu_sharing.worker.process import cuda_environment
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.executor.executor import StartsWorker
 from services.executor.settings import ExecutorSettings
 

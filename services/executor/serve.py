@@ -23,7 +23,8 @@ from services.common import attributes as names
 from services.common import metrics
 from services.common.channel import connect
 from services.common.heap import keep_large_blocks
-from services.common.server import Server, StartupError, write_ready
+from services.common.process import StartupError, write_ready
+from services.common.server import Server
 from services.common.telemetry import Tracer, Value
 from services.executor.attach import Attachment
 from services.executor.books import Books

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.common import logs
-from services.common.server import run
+from services.common.process import run
 from services.frontend.serve import serve
 from services.frontend.settings import FrontendSettings
 

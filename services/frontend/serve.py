@@ -14,7 +14,8 @@ from services.common.access.keys import Keys
 from services.common.channel import connect
 from services.common.heap import keep_large_blocks
 from services.common.otlp_metrics import MetricsExporter
-from services.common.server import Server, write_ready
+from services.common.process import write_ready
+from services.common.server import Server
 from services.common.telemetry import PAUSE_S, Tracer
 from services.frontend.accounting import Accounts
 from services.frontend.core.held import Held

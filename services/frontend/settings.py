@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.common.settings import Address, ServiceSettings, is_loopback
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.common.logs import configure
-from services.common.server import run
+from services.common.process import run
 from services.registry.serve import serve
 from services.registry.settings import RegistrySettings
 

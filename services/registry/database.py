@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from services.common.errors import Reason, Refusal
-from services.common.server import StartupError
+from services.common.process import StartupError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Any number will do, as long as every registry takes the same.

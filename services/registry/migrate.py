@@ -11,7 +11,7 @@ import structlog
 from services.common.channel import backoff
 from services.common.errors import Refusal
 from services.common.logs import configure
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.registry.database import Database
 from services.registry.settings import RegistrySettings
 

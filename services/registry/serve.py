@@ -15,7 +15,8 @@ from services.common.access.following import KeyFeed, age
 from services.common.access.keys import Keys
 from services.common.channel import backoff
 from services.common.errors import Refusal
-from services.common.server import Server, StartupError, write_ready
+from services.common.process import StartupError, write_ready
+from services.common.server import Server
 from services.registry.artefacts import Artefacts, LocalArtefacts, open_store
 from services.registry.collecting import Collector
 from services.registry.database import Database

@@ -11,7 +11,8 @@ from services.common import metrics
 from services.common.access.following import KeyFeed, age
 from services.common.access.keys import Keys
 from services.common.channel import connect
-from services.common.server import Server, first_done, write_ready
+from services.common.process import first_done, write_ready
+from services.common.server import Server
 from services.scheduler.catalogue import CatalogueWatch
 from services.scheduler.core.scheduler import Scheduler
 from services.scheduler.deciding import Deciding

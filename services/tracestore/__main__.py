@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.common import logs
-from services.common.server import run
+from services.common.process import run
 from services.tracestore.serve import serve
 from services.tracestore.settings import TraceStoreSettings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from services.common.server import StartupError
+from services.common.process import StartupError
 
 log = structlog.get_logger()
 

@@ -18,7 +18,8 @@ from services.common import metrics
 from services.common.access.following import KeyWatch
 from services.common.access.keys import Keys
 from services.common.channel import connect
-from services.common.server import Server, write_ready
+from services.common.process import write_ready
+from services.common.server import Server
 from services.tracestore.jaeger import Query
 from services.tracestore.queries import Queries
 from services.tracestore.reading import Reader

@@ -22,7 +22,7 @@ from services.common.access.certificates import Tls
 from services.common.access.revocations import LOOK_S, PEM, Revocations
 from services.common.channel import Credentials, connect
 from services.common.errors import Reason, Refusal
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.common.status import from_rpc_error
 from services.registry.serve import serve
 from services.registry.settings import RegistrySettings

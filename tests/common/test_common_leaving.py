@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 SERVER = """
 import asyncio, os, sys
 import grpc
-from services.common.server import Server, run, write_ready
+from services.common.process import run, write_ready
+from services.common.server import Server
 from services.common.settings import ServiceSettings
 
 async def echo(request, _context):

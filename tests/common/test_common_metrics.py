@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import Counter
 
 from services.common import metrics
-from services.common.server import StartupError
+from services.common.process import StartupError
 
 
 def test_metrics_are_served_until_closed_and_the_port_is_free_again() -> None:

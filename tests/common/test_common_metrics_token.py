@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 
 from services.common import metrics
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.common.settings import ServiceSettings
 
 

@@ -14,7 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services._proto.apportion.v1 import common_pb2
 from services.cli.certs import issuing
 from services.common.access.callers import Role
-from services.common.server import Server, StartupError
+from services.common.process import StartupError
+from services.common.server import Server
 from services.common.settings import ServiceSettings
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

@@ -19,7 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services._proto.apportion.v1 import common_pb2
 from services.common.channel import connect
 from services.common.errors import Reason, Refusal, invalid
-from services.common.server import SERVER_OPTIONS, Server, StartupError, first_done, merged, write_ready
+from services.common.process import StartupError, first_done, write_ready
+from services.common.server import SERVER_OPTIONS, Server, merged
 from services.common.settings import ServiceSettings
 from services.common.status import from_rpc_error
 
@@ -259,7 +260,8 @@ async def test_the_first_task_to_end_ends_the_others_and_its_error_is_told() -> 
 
 PROGRAM = """
 import asyncio, sys
-from services.common.server import Server, StartupError, run, write_ready
+from services.common.process import StartupError, run, write_ready
+from services.common.server import Server
 from services.common.settings import ServiceSettings
 
 async def main(stop):

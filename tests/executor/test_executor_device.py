@@ -9,7 +9,7 @@ from gpu_sharing.devices.cuda.survey import Facts, choose
 from gpu_sharing.devices.mps import Findings, MpsFailed
 from gpu_sharing.partitioning.groups import Groups
 from gpu_sharing.worker.client import WorkerClient
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.executor import device as executor_device
 from services.executor.device import Serving
 from services.executor.serve import _workers, choose_partitions

@@ -12,7 +12,7 @@ from gpu_sharing.devices.simulated import SimulatedDevice
 from gpu_sharing.measurements import Profile
 from gpu_sharing.tensors import Signature
 from gpu_sharing.worker.messages import Loaded, Unload, Unloaded
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.executor.core.replica import Phase
 from services.executor.core.replica_events import (
     Fetched,

@@ -27,7 +27,8 @@ from services._proto.apportion.v1.scheduler_pb2_grpc import (
 )
 from services._proto.inference.grpc_service_pb2 import ModelInferResponse
 from services.common.channel import connect
-from services.common.server import Server, StartupError
+from services.common.process import StartupError
+from services.common.server import Server
 from services.executor.attach import Attachment
 from services.executor.serve import serve
 from services.executor.settings import ExecutorSettings

@@ -17,7 +17,7 @@ from services._proto.apportion.v1 import common_pb2, executor_pb2, registry_pb2,
 from services._proto.inference import grpc_service_pb2 as oip
 from services._proto.inference import model_config_pb2
 from services.common.errors import Reason, Refusal
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.common.status import from_rpc_error
 from services.frontend.accounting import Accounts
 from services.frontend.servicer import INSTEAD, SERVICE

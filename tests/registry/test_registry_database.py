@@ -19,7 +19,7 @@ from sqlalchemy import Connection, make_url, text
 
 from services.common.channel import connect
 from services.common.errors import Reason
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.registry.catalogue import Tenants
 from services.registry.database import MIGRATIONS, Database
 from services.registry.serve import SERVICE, artefacts_of, serve

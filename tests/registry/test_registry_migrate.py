@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.registry.database import Database
 from services.registry.migrate import migrate
 from services.registry.settings import RegistrySettings

@@ -20,7 +20,7 @@ from services._proto.jaeger.api_v3.query_service_pb2_grpc import QueryServiceStu
 from services.common import attributes
 from services.common.channel import Credentials
 from services.common.errors import Reason
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.common.status import from_rpc_error
 from services.common.telemetry import Kind, SpanRecord, Tracer, new_span_id
 from services.tracestore.client import fetch_linked, fetch_trace, find_traces

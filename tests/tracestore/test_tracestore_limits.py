@@ -20,7 +20,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from services._proto.jaeger.api_v3.query_service_pb2 import GetTraceRequest
 from services._proto.jaeger.api_v3.query_service_pb2_grpc import QueryServiceStub
 from services.common.errors import Reason, Refusal
-from services.common.server import StartupError
+from services.common.process import StartupError
 from services.common.status import from_rpc_error
 from services.common.telemetry import new_span_id, new_trace_id
 from services.tracestore.client import fetch_trace, find_traces

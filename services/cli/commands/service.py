@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from services.cli.errors import CommandError, usage
 from services.common import logs
-from services.common.server import run
+from services.common.process import run
 from services.common.settings import ServiceSettings
 
 SECRETS = ("token", "password", "secret")
