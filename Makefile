@@ -27,6 +27,11 @@ $(VENV)/.deploy: $(VENV)/.dev
 	@$(PIP) --editable '.[demo,dev,deploy-lint]'
 	@touch $@
 
+# Prometheus itself, to check rules and scrapes with, where Debian's package can be had.
+$(VENV)/.prometheus: $(VENV)/.demo
+	@deploy/lint/prometheus.sh $(BIN)
+	@touch $@
+
 demo: $(VENV)/.demo ## the whole mesh, three real models, three tenants, real traffic; leaves nothing running
 	@$(BIN)/python -m demo
 
@@ -36,7 +41,7 @@ up: $(VENV)/.demo ## the whole mesh in the foreground until Ctrl-C
 test: $(VENV)/.dev ## every test that needs no GPU and takes no more than seconds
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-test-slow: $(VENV)/.dev ## the tests that take longer
+test-slow: $(VENV)/.dev $(VENV)/.prometheus ## the tests that take longer
 	@$(BIN)/pytest -m 'slow and not gpu and not deploy' --timeout 900
 
 test-gpu: $(VENV)/.dev ## the tests that need a CUDA device; fails where there is none
@@ -50,7 +55,7 @@ lint: $(VENV)/.dev verify-proto ## ruff, mypy --strict, import contracts, contra
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-lint-deploy: $(VENV)/.deploy ## images, Compose, chart, rules and dashboards, without a container engine or a cluster
+lint-deploy: $(VENV)/.deploy $(VENV)/.prometheus ## images, Compose, chart, rules and dashboards, without a container engine or a cluster
 	@$(BIN)/python -m deploy.lint
 	@$(BIN)/pytest -m deploy --timeout 900
 

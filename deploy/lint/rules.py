@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ _HEADING = re.compile(r"^##+ +(.+?) *$", re.MULTILINE)
 
 
 def promtool() -> str | None:
-    """Where promtool is: $PROMTOOL, else on the path; None: it is not installed."""
-    return os.environ.get("PROMTOOL") or shutil.which("promtool")
+    """Where promtool is: $PROMTOOL, else on the path or in this environment; None: it is not installed."""
+    return os.environ.get("PROMTOOL") or tool_of_prometheus("promtool")
+
+
+def tool_of_prometheus(name: str) -> str | None:
+    """Where a program of Prometheus is: on the path, else in this environment, where `prometheus.sh` puts it."""
+    return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
 
 
 def rules() -> list[dict[str, Any]]:

@@ -1,12 +1,11 @@
 """Objectives with a real Prometheus: it takes the rules that are exported, and a report from its counters says the same.
 
-Needs `prometheus` and `promtool` on the path; without them nothing here runs.
+Needs `prometheus` and `promtool` (`deploy/lint/prometheus.sh`); without them nothing here runs.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import time
@@ -19,13 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploy.lint.rules import tool_of_prometheus
 from services.cli.slo import exports
 from services.tracestore.core.budgets import Objective
 from tests.gpu_sharing.artefact_samples import linear_onnx
 from tests.mesh.calling import Caller, request
 from tests.mesh.running import RunningMesh, running
 
-SERVER, TOOL = shutil.which("prometheus"), shutil.which("promtool")
+SERVER, TOOL = tool_of_prometheus("prometheus"), tool_of_prometheus("promtool")
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 GOOD, LATE = 80, 5
 DAY_S = 86_400
