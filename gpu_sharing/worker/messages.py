@@ -182,7 +182,7 @@ class Failed(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """The call was refused, dropped or broken. Its input memory may be used again.
 
     reason: DEADLINE_EXCEEDED, CANCELLED, OVERLOADED, OUT_OF_MEMORY, MODEL_FAILED, MODEL_NOT_READY.
-    facts: the numbers that led here.
+    facts: the numbers that led here. decided: when it was refused or dropped; 0: not told.
     """
 
     call: int
@@ -191,6 +191,7 @@ class Failed(msgspec.Struct, tag=True, array_like=True, frozen=True):
     facts: dict[str, str] = {}
     received: Nanoseconds = 0
     batch: Batch | None = None
+    decided: Nanoseconds = 0
 
 
 class Used(msgspec.Struct, array_like=True, frozen=True):

@@ -284,7 +284,7 @@ class Requests:
                     effects.completed.append((action, received))
                 case arbitration.Drop():
                     _, moment = self._submits.pop(action.call)
-                    facts = (action.reason, action.message, action.facts, moment, action.batch)
+                    facts = (action.reason, action.message, action.facts, moment, action.batch, self._clock())
                     effects.events.append(Failed(action.call, *facts))
                 case arbitration.Abandon():
                     self._abandoned.append(action.batch)

@@ -22,7 +22,7 @@ from services._proto.inference import grpc_service_pb2 as oip
 from services.common.status import from_rpc_error
 from tests.gpu_sharing.artefact_samples import linear_onnx
 from tests.mesh import tiny
-from tests.mesh.calling import Caller, request
+from tests.mesh.calling import DEADLINE_S, Caller, request
 from tests.mesh.running import RunningMesh, bearing, running, start, wait_until, wait_until_up
 
 TENANT = "living"
@@ -283,7 +283,8 @@ def test_a_request_in_hand_is_answered_at_once_when_somebody_kills_its(
     asking.join()
     ((code, found, at),) = told
     assert (code.name, found) == ("UNAVAILABLE", reason)
-    assert at - killed < 2, "the caller was left waiting"
+    # Far below its deadline, however busy the machine is.
+    assert at - killed < DEADLINE_S / 3, "the caller was left waiting"
     wait_until(lambda: serves_again(mortal), what="answers after the kill")
 
 
