@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import os
 import signal
@@ -22,6 +23,9 @@ log = structlog.get_logger()
 SETTLED_S = 10.0
 """How long after its start a process holds about what it will hold from then on."""
 GC_THRESHOLDS = (10_000, 20, 20)
+YOUNG_S = 60.0
+"""Young objects are looked at no less often than that, however few there are: gRPC leaves a circle behind for every call that it
+serves, and where calls are rare it would take half an hour until there are as many as the threshold says."""
 
 
 class StartupError(Exception):
@@ -41,10 +45,27 @@ def write_ready(settings: ServiceSettings, **addresses: str) -> None:
 
 def settle() -> None:
     """Takes what there is by now, modules and tables that stay, out of the garbage collector's rounds, and has it look at
-    young objects less often: a request leaves no circles, and a full round over everything would hold up all requests."""
+    young objects less often: a request leaves next to no circles, and a full round over everything would hold up all requests."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+async def tend() -> None:
+    """Settles the process once it holds what it will hold, and has the collector look at young objects from then on; cancel it."""
+    await asyncio.sleep(SETTLED_S)
+    settle()
+    for number in itertools.count(1):
+        await asyncio.sleep(YOUNG_S)
+        gc.collect(generation_due(number))
+
+
+def generation_due(number: int) -> int:
+    """Up to which generation the round of that number goes, from 1 on: older ones as much more seldom as by the thresholds."""
+    _, middle, old = GC_THRESHOLDS
+    if number % (middle * old) == 0:
+        return 2
+    return 1 if number % middle == 0 else 0
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -59,8 +80,11 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        loop.call_later(SETTLED_S, settle)
-        await main(stop)
+        tending = asyncio.create_task(tend())
+        try:
+            await main(stop)
+        finally:
+            tending.cancel()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

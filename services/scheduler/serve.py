@@ -43,6 +43,7 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
             policy=settings.policy(),
             route_changes=settings.route_changes,
             route_changes_bytes=settings.route_changes_bytes,
+            route_changes_s=settings.route_changes_s,
         )
         deciding = Deciding(scheduler, send=streams.send, record=recorder.record, clock=time.monotonic)
         keys = Keys(most_age_s=settings.keys_max_age_s)

@@ -51,6 +51,8 @@ class SchedulerSettings(ServiceSettings):
     """Changes of routes that are kept for watchers that come back; one that is further behind takes a new snapshot."""
     route_changes_bytes: int = Field(default=4 << 20, ge=0)
     """About how much memory these may take; the latest is kept whatever it takes."""
+    route_changes_s: float = Field(default=120.0, gt=0)
+    """How long they are kept: a watcher that was away for longer takes a new snapshot."""
 
     def policy(self) -> Policy:
         """The part of the settings that decides."""

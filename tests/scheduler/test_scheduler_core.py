@@ -118,15 +118,15 @@ def test_a_model_whose_versions_are_all_refused_sends_its_callers_to_the_highest
 
 def test_a_log_of_routes_tells_what_changed_and_nothing_twice() -> None:
     log, other = RouteLog(), Key("voice", "vad")
-    assert log.publish({KEY: route(), other: route(other)}) == RoutesChanged(2, (route(), route(other)))
-    assert log.publish({KEY: route(), other: route(other)}) is None
-    assert log.publish({KEY: route(KEY, 2)}) == RoutesChanged(3, (route(KEY, 2),), (other,))
+    assert log.publish({KEY: route(), other: route(other)}, 0.0) == RoutesChanged(2, (route(), route(other)))
+    assert log.publish({KEY: route(), other: route(other)}, 0.0) is None
+    assert log.publish({KEY: route(KEY, 2)}, 0.0) == RoutesChanged(3, (route(KEY, 2),), (other,))
     assert log.snapshot() == (3, (route(KEY, 2),))
 
 
 def test_a_log_of_routes_answers_from_any_revision_it_holds_and_from_no_other() -> None:
     log = RouteLog(length=2)
-    changes = [log.publish({KEY: route(KEY, number)}) for number in range(5)]
+    changes = [log.publish({KEY: route(KEY, number)}, 0.0) for number in range(5)]
     assert log.revision == 6
     assert log.after(6) == ()
     assert log.after(5) == (changes[4],)
@@ -138,7 +138,7 @@ def test_a_log_of_routes_answers_from_any_revision_it_holds_and_from_no_other() 
 def test_a_watcher_that_applies_changes_holds_what_the_snapshot_says(states: list[dict[str, int]], length: int) -> None:
     log, held, revision = RouteLog(length), {}, 1
     for state in states:
-        log.publish({Key("t", name): route(Key("t", name), objective) for name, objective in state.items()})
+        log.publish({Key("t", name): route(Key("t", name), objective) for name, objective in state.items()}, 0.0)
         for change in log.after(revision) or ():
             held.update({each.key: each for each in change.upserts})
             for key in change.removals:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_world import World, model, tenant
@@ -263,22 +265,55 @@ def route(name: str, signature_bytes: int) -> Route:
 def test_the_log_of_changes_is_bounded_in_bytes_too() -> None:
     log = RouteLog(length=1000, most_bytes=100_000)
     for number in range(500):
-        log.publish({KEY: route("embed", 10_000 + number)})
+        log.publish({KEY: route("embed", 10_000 + number)}, 0.0)
         assert log.after(log.revision - 1) is not None
     held = next(back for back in range(1, 1000) if log.after(log.revision - back) is None) - 1
     assert 5 <= held <= 10
-    log.publish({KEY: route("embed", 1_000_000)})
+    log.publish({KEY: route("embed", 1_000_000)}, 0.0)
     assert [change.revision for change in log.after(log.revision - 1) or ()] == [log.revision]
     assert log.after(log.revision - 2) is None
-    log.publish({KEY: route("embed", 10)})
+    log.publish({KEY: route("embed", 10)}, 0.0)
     assert log.after(log.revision - 2) is None
     assert log.after(log.revision - 1) is not None
+
+
+def test_the_log_of_changes_is_bounded_in_time_too() -> None:
+    log = RouteLog(length=1000, kept_s=60.0)
+    for second in range(200):
+        log.publish({KEY: route("embed", second)}, float(second))
+        assert log.after(log.revision - min(second, 60)) is not None
+    assert [change.revision for change in log.after(log.revision - 61) or ()][:1] == [log.revision - 60]
+    assert log.after(log.revision - 62) is None
+    log.forget_old(1000.0)
+    assert log.after(log.revision) == ()
+    assert log.after(log.revision - 2) is None
+
+
+def test_the_scheduler_holds_no_more_after_many_minutes_of_models_that_come_and_go_than_after_a_few() -> None:
+    world = fold_world()
+    world.replace_catalogue([tenant("search")], [])
+    sizes = []
+    for turn in range(150):
+        made = model(f"search/guest-{turn % 5}")
+        world.handle(CatalogueChanged(models=(replace(made, revision=2 * turn + 1),)))
+        world.round(1)
+        world.handle(CatalogueChanged(models=(replace(made, revision=2 * turn + 2),)))
+        world.executors["gpu-0"].use(made.key, 7)
+        world.handle(FrontendReported("front", ((made.key, Counts(turn, turn, 0, 0, ((80, turn),))),)))
+        world.round(2)
+        world.handle(CatalogueChanged(removed_models=(made.key,)))
+        world.round(3)
+        world.story.clear()
+        world.inspections.clear()
+        if turn % 50 == 49:
+            sizes.append(reachable(world.scheduler))
+    assert sizes[-1].size_bytes <= sizes[0].size_bytes + 4096, grown(sizes[0], sizes[-1])
 
 
 def test_the_estimate_of_a_changes_size_is_about_what_it_takes() -> None:
     log = RouteLog()
     many = {Key("search", str(number)): route(str(number), 1000 + number) for number in range(100)}
-    change = log.publish(many)
+    change = log.publish(many, 0.0)
     assert change is not None
     assert 0.5 < size_bytes(change) / reachable(change).size_bytes < 2
 

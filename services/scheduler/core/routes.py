@@ -63,15 +63,16 @@ class RoutesChanged:
 
 class RouteLog:
     """The routes as they are, and the last changes that led here: at most `length`, and, but for the very last, no more than
-    take about `most_bytes`. Revisions count up from 1."""
+    take about `most_bytes` and none of longer than `kept_s` ago. Revisions count up from 1."""
 
-    def __init__(self, length: int = 1024, most_bytes: int = 4 << 20) -> None:
+    def __init__(self, length: int = 1024, most_bytes: int = 4 << 20, kept_s: float = 120.0) -> None:
         self.revision = 1
-        self._most, self._most_bytes, self._bytes = length, most_bytes, 0
+        self._most, self._most_bytes, self._bytes, self._kept_s = length, most_bytes, 0, kept_s
         self._routes: dict[Key, Route] = {}
         self._changes: deque[RoutesChanged] = deque()
+        self._made_at: deque[float] = deque()
 
-    def publish(self, routes: Mapping[Key, Route]) -> RoutesChanged | None:
+    def publish(self, routes: Mapping[Key, Route], now: float) -> RoutesChanged | None:
         """Takes the routes in place of those before; the difference as one change, None where there is none."""
         upserts = tuple(route for key, route in sorted(routes.items()) if self._routes.get(key) != route)
         removals = tuple(sorted(self._routes.keys() - routes.keys()))
@@ -81,10 +82,18 @@ class RouteLog:
         self._routes = dict(routes)
         change = RoutesChanged(self.revision, upserts, removals)
         self._changes.append(change)
+        self._made_at.append(now)
         self._bytes += size_bytes(change)
-        while len(self._changes) > 1 and (len(self._changes) > self._most or self._bytes > self._most_bytes):
-            self._bytes -= size_bytes(self._changes.popleft())
+        self.forget_old(now)
         return change
+
+    def forget_old(self, now: float) -> None:
+        """Drops the oldest changes until those that are left are few, small and young enough."""
+        while len(self._changes) > 1 and (
+            len(self._changes) > self._most or self._bytes > self._most_bytes or self._made_at[0] < now - self._kept_s
+        ):
+            self._made_at.popleft()
+            self._bytes -= size_bytes(self._changes.popleft())
 
     def snapshot(self) -> tuple[int, tuple[Route, ...]]:
         """The revision, and every route at it, by key."""

@@ -98,9 +98,10 @@ class Scheduler:
         policy: Policy | None = None,
         route_changes: int = 1024,
         route_changes_bytes: int = 4 << 20,
+        route_changes_s: float = 120.0,
     ) -> None:
         self.epoch = epoch
-        self.routes = RouteLog(route_changes, route_changes_bytes)
+        self.routes = RouteLog(route_changes, route_changes_bytes, route_changes_s)
         self._state = State(policy or Policy(), started_at=now, limiter=Limiter(now))
         self._ids = self._replica_ids()
         self._last_id = epoch << 32
@@ -211,6 +212,7 @@ class Scheduler:
         if isinstance(event, Tick):
             expired = list(observing.expire(state, now))
             state.requests.forget_old(now)
+            self.routes.forget_old(now)
             return bool(expired) or state.due(self._decided_at, now), expired
         if isinstance(event, LayoutPinned):
             return True, list(layouts.pin(state, event.executor_id, event.layout, now))
@@ -271,7 +273,7 @@ class Scheduler:
             yield from reconcile.place_missing(state, now, self._ids)
         yield from reconcile.shortages(state)
         # Routes first: nobody should be sent to a replica that has been told to go.
-        change = self.routes.publish(routes(state))
+        change = self.routes.publish(routes(state), now)
         if change is not None:
             yield change
         yield from reconcile.commands(state, now)
