@@ -19,7 +19,10 @@ _QUIT = frozenset("qQ\x03\x04")
 
 
 class Screen:
-    """The whole terminal."""
+    """The whole terminal. told_to_end: a signal said so, whatever became of the exception that it raised."""
+
+    def __init__(self) -> None:
+        self.told_to_end = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -35,7 +38,9 @@ class Screen:
         sys.stdout.flush()
 
     def wait(self, seconds: float) -> bool:
-        """Waits so long, or until a key is pressed; whether it was one that ends the show."""
+        """Waits so long, or until a key is pressed; whether it was one that ends the show, or a signal did."""
+        if self.told_to_end:
+            return True
         readable, _, _ = select.select([sys.stdin], [], [], seconds)
         if not readable:
             return False
@@ -52,11 +57,17 @@ def is_terminal() -> bool:
 @contextmanager
 def full_screen() -> Iterator[Screen]:
     """Takes the terminal. Being told to end, by a key or a signal, leaves it as it was."""
-    keyboard = sys.stdin.fileno()
+    keyboard, screen = sys.stdin.fileno(), Screen()
     before = termios.tcgetattr(keyboard)
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        # Where it comes up inside a library's callback, or a task that has just ended, the exception may be lost.
+        screen.told_to_end = True
+        raise KeyboardInterrupt
+
     handlers = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt),
-        signal.SIGHUP: signal.signal(signal.SIGHUP, _interrupt),
+        # With a handler of our own asyncio leaves Ctrl-C to it.
+        **{number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)},
         # Whoever is suspended cannot give the terminal back.
         signal.SIGTSTP: signal.signal(signal.SIGTSTP, signal.SIG_IGN),
     }
@@ -64,14 +75,10 @@ def full_screen() -> Iterator[Screen]:
         tty.setcbreak(keyboard)
         sys.stdout.write(ENTER)
         sys.stdout.flush()
-        yield Screen()
+        yield screen
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
         sys.stdout.write(LEAVE)
         sys.stdout.flush()
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
