@@ -112,6 +112,7 @@ def test_a_client_of_the_release_before_is_served(old: Path, machine: Machine) -
     for name in ORDER:
         machine.until_ready(name)
     mesh = {"APPORTION_MESH_TOKEN": TOKEN, "APPORTION_REGISTRY": machine.address("registry"), "APPORTION_SCHEDULER": machine.address("scheduler")}  # fmt: skip
+    wait_until(lambda: '"attached": true' in apportion(mesh, machine.folder, "status", "--json"), what="the executor")
     served(mesh, machine.address("frontend"), machine.folder)
     for arguments in (("status", "--json"), ("model", "show", MODEL, "--tenant", TENANT), ("model", "list")):
         done = subprocess.run([sys.executable, "-m", "services.cli", *arguments, "--data", str(machine.folder)], cwd=old, env={"PATH": os.environ["PATH"], **mesh}, capture_output=True, text=True, timeout=60)  # fmt: skip
