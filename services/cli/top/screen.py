@@ -41,8 +41,9 @@ class Screen:
         """Waits so long, or until a key is pressed; whether it was one that ends the show, or a signal did."""
         if self.told_to_end:
             return True
-        readable, _, _ = select.select([sys.stdin], [], [], seconds)
-        if not readable:
+        readable = select.poll()
+        readable.register(sys.stdin, select.POLLIN)
+        if not readable.poll(seconds * 1000):
             return False
         keys = os.read(sys.stdin.fileno(), 64).decode(errors="replace")
         # Nothing to read where there was something: the terminal is gone.
