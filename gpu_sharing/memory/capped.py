@@ -86,8 +86,8 @@ def callbacks(malloc: int, free: int, limit_bytes: Bytes) -> Callbacks:
     return made
 
 
-class CappedPool:
-    """A torch.cuda.MemPool with a budget. One thread draws on it, in `with torch.cuda.use_mem_pool(pool.pool)`, shortly."""
+class ModelPool:
+    """A torch.cuda.MemPool with a budget, which gives its memory back with the last that refers to it. For one thread."""
 
     def __init__(self, limit_bytes: Bytes) -> None:
         """PoolUnavailable where this torch has no allocators of others' making, or llvmlite or the driver is missing."""
@@ -100,25 +100,35 @@ class CappedPool:
             driver = ctypes.CDLL("libcuda.so.1")
         except OSError as missing:
             raise PoolUnavailable(f"there is no CUDA driver: {missing}") from missing
-        self._callbacks = callbacks(_address(driver.cuMemAlloc_v2), _address(driver.cuMemFree_v2), limit_bytes)
-        allocator = make(self._callbacks.allocate, self._callbacks.release)
+        self._counts = callbacks(_address(driver.cuMemAlloc_v2), _address(driver.cuMemFree_v2), limit_bytes)
+        allocator = make(self._counts.allocate, self._counts.release)
+        # torch may call it after the pool is gone, for blocks that were still in use then.
+        _FOREVER.append((driver, allocator))
         self.pool: Any = torch.cuda.MemPool(allocator)
-        _FOREVER.append((driver, allocator, self.pool))
 
     @property
     def used_bytes(self) -> Bytes:
         """Drawn and not given back, what torch keeps for itself included."""
-        return self._callbacks.used.value
+        return self._counts.used.value
 
     @property
     def limit_bytes(self) -> Bytes:
         """The budget."""
-        return self._callbacks.limit.value
+        return self._counts.limit.value
 
     @limit_bytes.setter
     def limit_bytes(self, limit_bytes: Bytes) -> None:
         """From now on; what is drawn already stays."""
-        self._callbacks.limit.value = limit_bytes
+        self._counts.limit.value = limit_bytes
+
+
+class CappedPool(ModelPool):
+    """One that stays with the process. One thread draws on it, in `with torch.cuda.use_mem_pool(pool.pool)`, shortly."""
+
+    def __init__(self, limit_bytes: Bytes) -> None:
+        """As ModelPool."""
+        super().__init__(limit_bytes)
+        _FOREVER.append(self.pool)
 
 
 def _address(function: Any) -> int:

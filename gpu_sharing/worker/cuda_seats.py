@@ -100,9 +100,8 @@ def runtime_on_cuda(name: str, graphs: Graphs, stream: int, limit_bytes: Bytes, 
 
 def place_on_cuda(backend: Backend, limit_bytes: Bytes, ordinal: int, **sizes: Any) -> Place:
     """Where one model of Python code computes. ArtefactRefused where what that takes is not installed."""
-    from gpu_sharing.memory.capped import PoolUnavailable
+    from gpu_sharing.memory.capped import ModelPool, PoolUnavailable
     from gpu_sharing.runtimes.python_device import CupyLibrary, DevicePlace
-    from gpu_sharing.worker.python_pool import ModelPool
 
     try:
         place = DevicePlace(backend, CupyLibrary(ordinal), ModelPool, limit_bytes=limit_bytes, **sizes)

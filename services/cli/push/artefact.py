@@ -86,7 +86,7 @@ def _not_code(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return None if CODE in archive.namelist() else f"has no member {CODE}"
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except UNREADABLE as error:
         return f"is a broken archive: {error}"
 
 
