@@ -68,10 +68,10 @@ class Connection:
         self._push()
         return True
 
-    def send_data(self, stream: int, payload: bytes, flags: int = 0) -> bool:
+    def send_data(self, stream: int, payload: bytes, flags: int = 0, *, after: bytes = b"") -> bool:
         """Sends a DATA frame, where the other side has granted room for it on the connection; its streams have room enough
-        for what is sent here."""
-        if len(payload) > self._window_bytes or not self.send(frame(DATA, flags, stream, payload)):
+        for what is sent here. after: frames that go before it, in the same packet."""
+        if len(payload) > self._window_bytes or not self.send(after + frame(DATA, flags, stream, payload)):
             return False
         self._window_bytes -= len(payload)
         return True
