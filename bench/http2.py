@@ -26,6 +26,11 @@ def settings(window_bytes: int | None = None) -> bytes:
     return frame(SETTINGS, 0, 0, payload)
 
 
+def window(more_bytes: int) -> bytes:
+    """Lets the other side send so much more on the connection."""
+    return frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", more_bytes))
+
+
 def call(stream: int, method: str, authority: str, key: str = "") -> bytes:
     """The headers that begin a gRPC call, without compression (RFC 7541, 6.2.2).
 
