@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,16 +97,9 @@ class Graphs:
         finally:
             self.account.end(self._clock())
 
-    @contextmanager
-    def drawing(self) -> Iterator[None]:
+    def drawing(self) -> _Drawing:
         """Within it, what this thread's operators allocate is drawn on the tenant's pool. memory.accounts.PoolFull beyond it."""
-        on_lane = self.backend.on_lane()
-        pool = self.account.pool() if on_lane else self.account.trial_pool()
-        try:
-            with self.backend.allocating(pool):
-                yield
-        except torch.OutOfMemoryError as full:
-            raise (self.account.ran_out() if on_lane else self.account.full()) from full
+        return _Drawing(self.backend, self.account)
 
     def forget(self, model: int) -> None:
         """The model has been closed, and none of its batches runs: its chains go. May wait for the device. Any thread."""
@@ -237,6 +229,24 @@ class Graphs:
             closing = self._taken(gone)
         _close(closing)
         return kept
+
+
+class _Drawing:
+    """See `Graphs.drawing`. By hand, since every segment of a batch without graphs is in one."""
+
+    __slots__ = ("_account", "_allocating", "_on_lane")
+
+    def __init__(self, backend: Backend, account: Account) -> None:
+        self._account, self._on_lane = account, backend.on_lane()
+        self._allocating = backend.allocating(account.pool() if self._on_lane else account.trial_pool())
+
+    def __enter__(self) -> None:
+        self._allocating.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._allocating.__exit__(kind, error, trace)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise (self._account.ran_out() if self._on_lane else self._account.full()) from error
 
 
 def _close(chains: Sequence[_Chain]) -> None:

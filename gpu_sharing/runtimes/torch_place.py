@@ -194,11 +194,9 @@ class CudaBackend:
         """See `Backend`."""
         return sum(int(segment["total_size"]) for segment in pool.snapshot())
 
-    @contextmanager
-    def allocating(self, pool: Any) -> Iterator[None]:
+    def allocating(self, pool: Any) -> Any:
         """See `Backend`."""
-        with torch.cuda.use_mem_pool(pool, device=self._ordinal):
-            yield
+        return torch.cuda.use_mem_pool(pool, device=self._ordinal)
 
     def capture(self, pool: Any, work: Callable[[], Any]) -> tuple[Graph, Any]:
         """See `Backend`. Quietly: torch.cuda.graph would wait for the whole device, and give its memory back, first."""

@@ -119,14 +119,19 @@ class Pool:
             release(address, size, 0, 0)
 
 
+def allocator(allocate: int, release: int) -> tuple[Any, Any]:
+    """torch's object around two callbacks."""
+    allocates = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_uint64)
+    releases = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_uint64)
+    return (allocates(allocate), releases(release))
+
+
 class PoolsOnDouble:
     """Makes budgets of a double's memory. See `MakeBudget`."""
 
     def __init__(self, memory: Memory | None = None) -> None:
         self.memory = memory or Memory()
-        allocates = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_uint64)
-        releases = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_uint64)
-        self.counting = Counting(self.memory.callbacks, lambda a, r: (allocates(a), releases(r)), Pool)
+        self.counting = Counting(self.memory.callbacks, allocator, Pool)
 
     def __call__(self, limit_bytes: int, within: Budget | None = None) -> CountedBudget:
         return CountedBudget(self.counting, limit_bytes, within)
