@@ -44,6 +44,8 @@ class Account:
         self._pool: Any = None
         self._trials: dict[int, tuple[Budget, Any]] = {}
         self._parts: dict[int, Budget] = {}
+        self._nothing: Budget | None = None
+        self._no_trial: Any = None
         self._flights = 0
         self._ran_out = False
         self._renewed: Nanoseconds | None = None
@@ -56,15 +58,16 @@ class Account:
             self._pool = self.budget.pool()
         return self._pool
 
-    def begin(self) -> None:
-        """A batch starts."""
-        self._flights += 1
-
-    def end(self, now: Nanoseconds) -> None:
-        """A batch has ended. After one has run out, what torch keeps in pieces is given back once nothing lies in it."""
-        self._flights -= 1
+    def begin(self, now: Nanoseconds) -> None:
+        """A batch starts. After one has run out, what torch keeps in pieces is given back first, if nothing else lies in it."""
         if self._ran_out and not self._flights and (self._renewed is None or now - self._renewed >= RENEWED_AFTER):
             self._ran_out, self._renewed, self._pool = False, now, None
+            self.budget.renew()
+        self._flights += 1
+
+    def end(self) -> None:
+        """A batch has ended."""
+        self._flights -= 1
 
     def ran_out(self) -> PoolFull:
         """A batch has wanted more than there is: what it ends with."""
@@ -78,10 +81,13 @@ class Account:
         return PoolFull(self.budget.used_bytes, self.budget.limit_bytes)
 
     def trial_pool(self) -> Any:
-        """What a replica that is being tried draws on; where none is, one that goes with whoever asks."""
+        """What a replica that is being tried draws on; where none is, one that nothing can be drawn on."""
         for _, pool in self._trials.values():
             return pool
-        return self.budget.pool()
+        if self._no_trial is None:
+            self._nothing = self._make(0, self.budget)
+            self._no_trial = self._nothing.pool()
+        return self._no_trial
 
     def part(self, replica: int | None, limit_bytes: Bytes) -> Budget:
         """A budget within this one, for a model of Python code. replica: whose grant limits it later; None: nobody's."""
@@ -109,9 +115,10 @@ class Account:
         found = self._trials.pop(replica, None)
         if found is None:
             return 0
-        budget, pool = found
+        budget = found[0]
         peak_bytes = budget.peak_bytes
-        del found, pool
+        # It ends only with the last that refers to it.
+        del found
         budget.close()
         return peak_bytes
 
@@ -128,7 +135,9 @@ class Account:
     def close(self) -> None:
         """Gives everything back; no batch is in flight."""
         self.resized(0)
-        self._pool = self.graphs_on = None
+        self._pool = self.graphs_on = self._no_trial = None
+        if self._nothing is not None:
+            self._nothing.close()
         for replica in list(self._trials):
             self.tried(replica)
         for replica in list(self._parts):

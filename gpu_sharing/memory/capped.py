@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from gpu_sharing.memory.callbacks import Callbacks, PoolUnavailable, Wiping, callbacks, keep_for_ever
+from gpu_sharing.memory.gate import GATE
 from gpu_sharing.units import Bytes
 
 __all__ = [
@@ -47,11 +48,20 @@ class Budget(Protocol):
         ...
 
     def pool(self) -> Any:
-        """A pool of torch's that draws on it, and gives back what it has with the last that refers to it."""
+        """A pool of torch's that draws on it, until it is given back."""
+        ...
+
+    def give_back(self, pools: list[Any]) -> None:
+        """Ends these of its pools, and with them what nobody uses of their memory; empties the list, which must be the last that
+        refers to them. Waits for threads that allocate from any pool; none that calls it may."""
+        ...
+
+    def renew(self) -> None:
+        """Ends all of its pools, in the same way."""
         ...
 
     def close(self) -> None:
-        """Nobody draws on it any more. What is drawn still counts until it is given back."""
+        """Nobody draws on it any more: ends its pools. What is in use still counts until it is not."""
         ...
 
 
@@ -114,6 +124,8 @@ class CountedBudget:
         )
         self._cells = self._taken[0].cells
         self._within = within
+        self._pools: list[Any] = []
+        weakref.finalize(self, GATE.leave_behind, self._pools).atexit = False
         self._closed = False
 
     @property
@@ -144,12 +156,24 @@ class CountedBudget:
 
     def pool(self) -> Any:
         """See `Budget`."""
-        return self._counting.pool(self._taken[1])
+        made = self._counting.pool(self._taken[1])
+        self._pools.append(made)
+        return made
+
+    def give_back(self, pools: list[Any]) -> None:
+        """See `Budget`."""
+        self._pools[:] = [each for each in self._pools if not any(each is pool for pool in pools)]
+        GATE.end(pools)
+
+    def renew(self) -> None:
+        """See `Budget`."""
+        GATE.end(self._pools)
 
     def close(self) -> None:
         """See `Budget`."""
         if not self._closed:
             self._closed = True
+            GATE.end(self._pools)
             self._counting.rest(self._taken)
 
 
@@ -199,7 +223,8 @@ class PlainBudget:
     def __init__(self, limit_bytes: Bytes, make: Callable[[], Any], size: Callable[[Any], Bytes], because: str) -> None:
         """make: a pool of torch's. size: what one holds. because: what is missing."""
         self.limit_bytes, self._make, self._size, self.because = limit_bytes, make, size, because
-        self._pools: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._pools: list[Any] = []
+        weakref.finalize(self, GATE.leave_behind, self._pools).atexit = False
         self._peak_bytes: Bytes = 0
 
     @property
@@ -217,12 +242,21 @@ class PlainBudget:
     def pool(self) -> Any:
         """See `Budget`."""
         made = self._make()
-        self._pools.add(made)
+        self._pools.append(made)
         return made
+
+    def give_back(self, pools: list[Any]) -> None:
+        """See `Budget`."""
+        self._pools[:] = [each for each in self._pools if not any(each is pool for pool in pools)]
+        GATE.end(pools)
+
+    def renew(self) -> None:
+        """See `Budget`."""
+        GATE.end(self._pools)
 
     def close(self) -> None:
         """See `Budget`."""
-        self._pools.clear()
+        GATE.end(self._pools)
 
 
 class ModelPool:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gpu_sharing.memory.accounts import Account
+from gpu_sharing.memory.capped import Budget
 from gpu_sharing.runtimes.base import Run, Tensors
 from gpu_sharing.runtimes.graphs import GraphPolicy, Key, Way
 from gpu_sharing.runtimes.torch_place import Backend, Block, Graph, staged
@@ -53,11 +54,12 @@ class _Chain:
     flat: list[Any] = field(default_factory=list)
     kept: list[Any] = field(default_factory=list)
 
-    def close(self) -> None:
+    def close(self, budget: Budget) -> None:
         """Gives its memory back: what lies in the pool goes first, since a pool that is gone keeps what is still in use."""
         self.flat, self.kept, self.entry = [], [], None
         self.graphs = []
-        self.pool = None
+        ending, self.pool = [self.pool], None
+        budget.give_back(ending)
 
 
 class Graphs:
@@ -91,11 +93,11 @@ class Graphs:
 
     def counted(self, run: Run) -> Run:
         """The same run, on the lane's thread, as one that the account knows of."""
-        self.account.begin()
+        self.account.begin(self._clock())
         try:
             return (yield from run)
         finally:
-            self.account.end(self._clock())
+            self.account.end()
 
     def drawing(self) -> _Drawing:
         """Within it, what this thread's operators allocate is drawn on the tenant's pool. memory.accounts.PoolFull beyond it."""
@@ -105,12 +107,16 @@ class Graphs:
         """The model has been closed, and none of its batches runs: its chains go. May wait for the device. Any thread."""
         with self._lock:
             gone = self._taken(self.policy.forget(model))
-        _close(gone)
+        self._close(gone)
 
     def _resize(self, budget_bytes: int) -> None:
         with self._lock:
             gone = self._taken(self.policy.resize(budget_bytes))
-        _close(gone)
+        self._close(gone)
+
+    def _close(self, chains: Sequence[_Chain]) -> None:
+        for chain in chains:
+            chain.close(self.account.graphs)
 
     def _taken(self, keys: Sequence[Key]) -> list[_Chain]:
         return [self._chains.pop(key) for key in keys if key in self._chains]
@@ -134,7 +140,7 @@ class Graphs:
         with self._lock:
             # The chain may be gone with its model meanwhile.
             gone = self._taken(self.policy.end(key)) if key in self._chains else []
-        _close(gone)
+        self._close(gone)
 
     def _captured(
         self, key: Key, parts: Sequence[Segment], slots: Sequence[str], model: Capturable, inputs: Tensors
@@ -170,20 +176,26 @@ class Graphs:
                 self._ended(key)
             elif chain is not None:
                 values.clear()
-                chain.close()
+                chain.close(self.account.graphs)
 
     def _make_room(self, key: Key) -> int:
         """What graphs hold before the capture."""
         with self._lock:
             gone = self._taken(self.policy.make_room(key))
-        _close(gone)
+        self._close(gone)
         return self.account.graphs.used_bytes
 
     def _entered(self, model: Capturable, inputs: Tensors) -> _Chain:
         block = model.block(inputs)
         pool = self.account.graphs.pool()
-        with self.backend.allocating(pool):
-            entry = torch.empty(max(block.size_bytes, 1), dtype=torch.uint8, device=self.backend.device)
+        try:
+            with self.backend.allocating(pool):
+                entry = torch.empty(max(block.size_bytes, 1), dtype=torch.uint8, device=self.backend.device)
+        except BaseException:
+            ending = [pool]
+            del pool
+            self.account.graphs.give_back(ending)
+            raise
         entry[: block.size_bytes].copy_(staged(self.backend, block, inputs), non_blocking=True)
         return _Chain(pool, block, entry[: block.size_bytes])
 
@@ -217,7 +229,7 @@ class Graphs:
     def _crowded(self, key: Key) -> None:
         with self._lock:
             gone = self._taken(self.policy.crowded(key))
-        _close(gone)
+        self._close(gone)
 
     def _keep(self, key: Key, chain: _Chain, size_bytes: int) -> bool:
         """Whether there is room for it."""
@@ -227,7 +239,7 @@ class Graphs:
             if kept:
                 self._chains[key] = chain
             closing = self._taken(gone)
-        _close(closing)
+        self._close(closing)
         return kept
 
 
@@ -247,11 +259,6 @@ class _Drawing:
         self._allocating.__exit__(kind, error, trace)
         if isinstance(error, torch.OutOfMemoryError):
             raise (self._account.ran_out() if self._on_lane else self._account.full()) from error
-
-
-def _close(chains: Sequence[_Chain]) -> None:
-    for chain in chains:
-        chain.close()
 
 
 def finished(parts: Sequence[Segment], values: dict[str, Any], model: Capturable, graphs: Graphs) -> Run:

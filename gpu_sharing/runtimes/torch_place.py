@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from gpu_sharing.memory.gate import GATE
 from gpu_sharing.runtimes.torch_tensors import DATATYPES
 from gpu_sharing.units import Bytes, ComputeUnits
 
@@ -194,14 +195,16 @@ class CudaBackend:
         """See `Backend`."""
         return sum(int(segment["total_size"]) for segment in pool.snapshot())
 
-    def allocating(self, pool: Any) -> Any:
+    @contextmanager
+    def allocating(self, pool: Any) -> Iterator[None]:
         """See `Backend`."""
-        return torch.cuda.use_mem_pool(pool, device=self._ordinal)
+        with GATE, torch.cuda.use_mem_pool(pool, device=self._ordinal):
+            yield
 
     def capture(self, pool: Any, work: Callable[[], Any]) -> tuple[Graph, Any]:
         """See `Backend`. Quietly: torch.cuda.graph would wait for the whole device, and give its memory back, first."""
         graph = torch.cuda.CUDAGraph()
-        with CAPTURING, self._told_of_sms():
+        with CAPTURING, self._told_of_sms(), GATE:
             graph.capture_begin(pool=pool.id, capture_error_mode="thread_local")
             try:
                 made = work()

@@ -233,15 +233,15 @@ class Loader:
                 each.close()
             except Exception:  # the model's own clean-up
                 traceback.print_exc()
+            del each
+        if model is not None:
+            del model
+            # Programs are full of circles, which hold their weights.
+            gc.collect()
+            trim()
         self._charges.release(replica)
         if self._mover is not None:
             self._mover.leave(replica)
-        if model is None:
-            return
-        del model
-        # Programs are full of circles, which hold their weights.
-        gc.collect()
-        trim()
 
     def _tell(self, load: Load, stage: str) -> None:
         self._outbox.send([Stage(load.replica, stage)])

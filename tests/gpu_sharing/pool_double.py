@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from gpu_sharing.memory.callbacks import Wiping, callbacks, keep_for_ever
 from gpu_sharing.memory.capped import Budget, CountedBudget, Counting
+from gpu_sharing.memory.gate import GATE
 
 WIPER = 0x77
 
@@ -115,6 +116,8 @@ class Pool:
 
     @staticmethod
     def _gone(release: Any, drawn: list[tuple[int, int]]) -> None:
+        # As torch asserts it, in a destructor.
+        assert not GATE._inside
         for address, size in drawn:
             release(address, size, 0, 0)
 
@@ -169,7 +172,7 @@ class PooledBackend:
         assert me not in self.inside, "of two pools torch takes the one that was entered first"
         self.inside[me] = pool
         try:
-            with Allocating(pool):
+            with GATE, Allocating(pool):
                 yield
         finally:
             del self.inside[me]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import gc
+import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from gpu_sharing.arbiter.switching import IN_FLIGHT_PER_REPLICA
 from gpu_sharing.measurements import Profile, ProfilePoint
 from gpu_sharing.memory import grants
 from gpu_sharing.memory.accounts import RENEWED_AFTER, Accounts
+from gpu_sharing.memory.gate import GATE, Gate
 from gpu_sharing.memory.grants import LARGE_PIECE, LEAST_TRIAL, SMALL_PIECE, Grant, Grants
 from gpu_sharing.memory.ledger import Ledger, LedgerFull
 from gpu_sharing.units import GiB, MiB
@@ -93,8 +95,9 @@ def test_what_is_drawn_counts_in_the_larger_budget_too_and_either_may_be_full() 
         first.draw(30)
     assert (one.refusals, whole.refusals) == (1, 1)
     second.draw(40)
+    ending = [first]
     del first
-    gc.collect()
+    one.give_back(ending)
     assert (one.used_bytes, other.used_bytes, whole.used_bytes) == (0, 40, 40)
     assert (one.peak_bytes, whole.peak_bytes) == (60, 100)
     assert sum(make.memory.given.values()) == 40
@@ -145,11 +148,61 @@ def test_machine_code_is_used_again_once_nothing_is_drawn_on_it() -> None:
     second = make(100)
     assert second._cells is not first._cells, "something is drawn on the first"
     del pool
+    GATE.end([])
     third = make(70)
     assert third._cells is first._cells
     assert (third.used_bytes, third.peak_bytes, third.limit_bytes) == (0, 0, 70)
     first.limit_bytes = 5
     assert third.limit_bytes == 70, "who has closed it has no say"
+
+
+# When pools end.
+
+
+class Ending:
+    """A pool that says when it ends, and whether somebody was inside."""
+
+    def __init__(self, gate: Gate, seen: list[int]) -> None:
+        weakref.finalize(self, lambda: seen.append(gate._inside))
+
+
+def test_a_pool_ends_only_while_no_thread_allocates_from_any() -> None:
+    gate, seen = Gate(), list[int]()
+    inside, may_leave = threading.Event(), threading.Event()
+
+    def allocates() -> None:
+        with gate, gate:
+            inside.set()
+            may_leave.wait(5)
+
+    other = threading.Thread(target=allocates)
+    other.start()
+    inside.wait(5)
+    ends = threading.Thread(target=lambda: gate.end([Ending(gate, seen)]))
+    ends.start()
+    ends.join(0.05)
+    assert (ends.is_alive(), seen) == (True, [])
+    # Whoever comes now waits until it has ended.
+    late = threading.Thread(target=lambda: seen.append(-1) if gate.__enter__() is None else None)
+    late.start()
+    late.join(0.05)
+    assert late.is_alive()
+    may_leave.set()
+    for each in (other, ends, late):
+        each.join(5)
+    assert seen == [0, -1]
+
+
+def test_a_pool_that_somebody_refers_to_or_that_ends_within_another_goes_with_the_next() -> None:
+    gate, seen = Gate(), list[int]()
+    held = Ending(gate, seen)
+    gate.end([held])
+    with gate:
+        gate.end([Ending(gate, seen)])
+    assert seen == []
+    del held
+    gate.end([])
+    assert seen == [0, 0]
 
 
 # Loads.
@@ -337,15 +390,21 @@ def test_after_running_out_the_pool_is_begun_anew_once_nothing_lies_in_it_and_no
     lane = Lane()
     lane.load(1, "a", MiB, 10 * MiB)
     account = lane.accounts.of("a")
-    for moment, renewed in ((0, True), (RENEWED_AFTER - 1, False), (RENEWED_AFTER, True)):
-        account.begin()
-        account.begin()
+    for moment, renewed in ((0, True), (RENEWED_AFTER - 1, False)):
+        account.begin(moment)
+        account.begin(moment)
         account.pool().draw(1000)
         account.ran_out()
-        account.end(moment)
+        account.end()
+        account.begin(moment)
         assert account.budget.used_bytes, "a batch is still in flight"
-        account.end(moment)
+        account.end()
+        account.end()
+        account.begin(moment)
         assert (account.budget.used_bytes == 0) is renewed
+        account.end()
+    account.begin(RENEWED_AFTER)
+    assert account.budget.used_bytes == 0
 
 
 def test_blocks_that_outlive_their_pool_are_reclaimed_with_the_tenants_last_replica() -> None:
@@ -356,6 +415,7 @@ def test_blocks_that_outlive_their_pool_are_reclaimed_with_the_tenants_last_repl
     lane.charges.release(1)
     assert lane.reclaims == 1
     del held
+    GATE.end([])
     lane.load(2, "a", MiB, MiB)
     lane.charges.release(2)
     assert lane.reclaims == 1

@@ -292,7 +292,7 @@ def test_where_pools_cannot_be_had_a_seat_says_so_and_torch_models_are_served_wi
     budget = seat.accounts.of("a").budget
     pools = [budget.pool(), budget.pool()]
     assert (budget.used_bytes, budget.peak_bytes) == (14, 14)
-    del pools[0]
+    budget.give_back([pools.pop(0)])
     assert (budget.used_bytes, budget.peak_bytes) == (7, 14)
 
 
