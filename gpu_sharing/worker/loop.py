@@ -93,6 +93,7 @@ class WorkerLoop:
             enter=seat.enter_loader if seat is not None else lambda: None,
             settle=None if seat is None else seat.settle,
             mover=self._mover,
+            accounts=None if seat is None else seat.accounts,
         )
         arbiter = arbiter_of(
             config.policy,

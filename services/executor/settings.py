@@ -48,7 +48,8 @@ class ExecutorSettings(ServiceSettings):
     """On a GPU: segments that a lane launches before the first of them has ended. 1 leaves the device waiting for the host between
     segments; each more adds a longest slice to what an urgent request may have to wait."""
     graph_bytes: int = Field(default=_GIB, ge=0)
-    """On a GPU: what the CUDA graphs of one lane may hold; those that go unused for longest give way."""
+    """On a GPU: what the CUDA graphs of one lane may hold, of all tenants together. Each replica has its part reserved with its
+    memory as long as there is some left; a tenant's graphs that go unused for longest give way to its others."""
     cache: Path = Path("~/.cache/apportion/artefacts")
     """Folder for artefacts that were fetched. Executors of one host may share it."""
     books: Path | None = None

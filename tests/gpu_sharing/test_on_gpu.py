@@ -72,8 +72,8 @@ async def test_two_lanes_of_one_process_answer_what_the_processor_answers(tmp_pa
 
 
 def test_everything_of_a_model_on_a_lane_is_launched_on_its_streams(tmp_path: Path) -> None:
-    from gpu_sharing.runtimes.graphs import GraphPolicy
-    from gpu_sharing.runtimes.torch_graphs import CudaExportRuntime, Graphs
+    from gpu_sharing.memory.grants import Grant
+    from gpu_sharing.runtimes.torch_cuda import CudaExportRuntime, LaneGraphs
     from gpu_sharing.runtimes.torch_guard import StreamGuard
 
     lanes = on_cuda.Lanes((1, 1))
@@ -82,9 +82,13 @@ def test_everything_of_a_model_on_a_lane_is_launched_on_its_streams(tmp_path: Pa
     with StreamGuard({int(lane.compute), int(lane.loading)}):
         backend.enter_loading()
         path = written(tmp_path, "deep.pt2", deep())
-        model = CudaExportRuntime(Graphs(backend, GraphPolicy(1 << 28))).load(
-            path, LoadConfig(threads=1, compute_units=1)
+        accounts = lanes.pools(number)
+        accounts.try_out(1, "a", 1 << 28)
+        model = CudaExportRuntime(LaneGraphs(backend, accounts)).load(
+            path, LoadConfig(threads=1, compute_units=1, tenant="a")
         )
+        accounts.tried(1)
+        accounts.settle(1, Grant(1 << 28, 1 << 28))
         (spec,) = model.signature.inputs
         backend.enter_lane()
         for _ in range(5):
