@@ -15,7 +15,7 @@ from gpu_sharing.runtimes.base import LoadConfig, LoadedModel, Run, Tensors
 from gpu_sharing.runtimes.graphs import GraphPolicy, Key, Way
 from gpu_sharing.runtimes.program import Program
 from gpu_sharing.runtimes.torch_export import TorchExportModel, TorchExportRuntime
-from gpu_sharing.runtimes.torch_place import Backend, Block, Graph, block_of, brought_back, staged
+from gpu_sharing.runtimes.torch_place import Backend, Block, Graph, block_of, bring_in, brought_back
 from gpu_sharing.runtimes.torch_segments import Segment, run_one
 from gpu_sharing.units import Nanoseconds
 
@@ -78,7 +78,7 @@ class Graphs:
     def _replayed(self, key: Key, model: CudaExportModel, inputs: Tensors) -> Run:
         chain = self._chains[key]
         try:
-            chain.entry.copy_(staged(self.backend, chain.block, inputs), non_blocking=True)
+            bring_in(self.backend, chain.block, inputs, chain.entry)
             last = len(chain.graphs) - 1
             for index, graph in enumerate(chain.graphs):
                 graph.replay()
@@ -121,7 +121,7 @@ class Graphs:
         pool = self.backend.pool()
         with self.backend.allocating(pool):
             entry = torch.empty(max(block.size_bytes, 1), dtype=torch.uint8, device=self.backend.device)
-        entry[: block.size_bytes].copy_(staged(self.backend, block, inputs), non_blocking=True)
+        bring_in(self.backend, block, inputs, entry[: block.size_bytes])
         chain = _Chain(pool, block, entry[: block.size_bytes])
         values = dict(zip(slots, model.arguments(inputs, block.views(chain.entry)), strict=True))
         chain.kept.append(dict(values))
@@ -170,6 +170,11 @@ class CudaExportModel(TorchExportModel):
         self._number = next(_MODELS)
         super().__init__(exported, program, config, copies_inputs=copies_inputs)
 
+    @property
+    def takes_lent(self) -> bool:
+        """See `lent.Borrower`: unless a number among the inputs is needed on the host."""
+        return not any(is_integer for _, is_integer, _ in self._interface.slots)
+
     def again(self, config: LoadConfig) -> LoadedModel:
         """The same program over the same weights, with graphs of its own."""
         other = super().again(config)
@@ -214,7 +219,7 @@ class CudaExportModel(TorchExportModel):
         block, backend = self.block(inputs), self._graphs.backend
         memory = torch.empty(block.size_bytes, dtype=torch.uint8, device=backend.device)
         if block.size_bytes:
-            memory.copy_(staged(backend, block, inputs), non_blocking=True)
+            bring_in(backend, block, inputs, memory)
         return dict(zip(self._slots, self.arguments(inputs, block.views(memory)), strict=True))
 
     def _named(self, flat: list[Any]) -> dict[str, np.ndarray]:

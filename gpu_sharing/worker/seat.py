@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpu_sharing.devices.base import LaneStream
+from gpu_sharing.devices.regions import DeviceRegions
 from gpu_sharing.memory.berths import Space
 from gpu_sharing.runtimes.base import Runtime
 from gpu_sharing.runtimes.python_place import PlaceFor
@@ -19,6 +20,7 @@ class Seat:
     enter_lane, enter_loader: called first on the lane's thread and on those that load, to make its streams their current ones.
     place_for: where operators' Python code computes; None: on the processor.
     threads: of the processor, that one segment may use. settle: waits until what the calling thread has launched has ended.
+    regions: what opens memory that other processes share; None: nothing does.
     close: once the lane's thread has ended. space: where so many bytes of weights wait on the host; None: they stay on the device.
     """
 
@@ -31,3 +33,4 @@ class Seat:
     settle: Callable[[], None] = lambda: None
     close: Callable[[], None] = lambda: None
     space: Callable[[Bytes], Space] | None = None
+    regions: DeviceRegions | None = None
