@@ -73,6 +73,16 @@ class Event:
     alive: bool = True
 
 
+class IpcHandle:
+    """64 bytes, to be had by their address alone."""
+
+    def __init__(self) -> None:
+        self._bytes = ctypes.create_string_buffer(64)
+
+    def getPtr(self) -> int:
+        return ctypes.addressof(self._bytes)
+
+
 @dataclass
 class CudaDouble:
     """One device. calls: what was called, with its arguments. failing: by name, errors for the next calls.
@@ -413,10 +423,10 @@ class CudaDouble:
         self.foreign[ctypes.addressof(memory)] = memory
 
     def CUipcMemHandle(self) -> Any:
-        return SimpleNamespace(reserved=bytes(64))
+        return IpcHandle()
 
     def cuIpcOpenMemHandle(self, handle: Any, Flags: int) -> Any:
-        address = self.shared.get(bytes(handle.reserved))
+        address = self.shared.get(ctypes.string_at(handle.getPtr(), 64))
         if address is None or Flags != 1:
             return (CUresult.CUDA_ERROR_INVALID_VALUE, None)
         if self.current.get(threading.get_ident()) is None:

@@ -6,6 +6,7 @@ it is left undefined by CUDA. So nothing is kept: requests' bytes are copied out
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import suppress
 from typing import Any
 
@@ -78,8 +79,10 @@ class CudaRegions:
 
     def _opened(self, handle: bytes) -> Any:
         told = self._driver.CUipcMemHandle()
-        told.reserved = handle
-        return self._do("cuIpcOpenMemHandle", told, self._driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS)
+        # Its one field has no name in every version of the binding.
+        ctypes.memmove(told.getPtr(), handle, HANDLE_BYTES)
+        flags = int(self._driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS)
+        return self._do("cuIpcOpenMemHandle", told, flags)
 
     def _looked_at(self, address: Any) -> Opened:
         """Memory of another device would be reached over a bus whose time is not this lane's to give."""
