@@ -108,7 +108,9 @@ def refuse(context: Any, refusal: Refusal, *more: tuple[str, str]) -> bytes:
     gRPC's own `abort` raises, and leaves a circle of some thirty objects behind each call, which the collector would have to find: a
     flood of calls that are refused would stop the loop for milliseconds, several times a second.
     """
-    return end(context, CODES[refusal.reason], refusal.message, ((DETAILS_KEY, to_status(refusal).SerializeToString()), *more))
+    return end(
+        context, CODES[refusal.reason], refusal.message, ((DETAILS_KEY, to_status(refusal).SerializeToString()), *more)
+    )
 
 
 def end(context: Any, code: grpc.StatusCode, message: str, trailing: tuple[tuple[str, str | bytes], ...]) -> bytes:

@@ -110,7 +110,7 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         self._rule(request.session in self.sessions, "a region is bound to an open session")
         self.opened += 1
         if self.refuses is not None:
-            await abort(context, self.refuses)
+            return refuse(context, self.refuses)
         self.regions[request.region] = request
         return executor_pb2.OpenRegionResponse(memory_bytes=request.byte_size)
 
