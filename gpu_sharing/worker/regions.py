@@ -116,8 +116,9 @@ class Regions:
             except (BrokenPipeError, ConnectionResetError):
                 # The executor is gone, and the worker with it.
                 return
+        # The lane has ended: whatever it had borrowed is used no more.
         for region in list(self._open):
-            self._close(region)
+            self._close(region, wait=False)
 
     def _answer(self, asked: OpenRegion) -> RegionOpened | RegionFailed:
         try:
@@ -154,13 +155,14 @@ class Regions:
                 "FIELD_INVALID", f"{asked.size_bytes} bytes are more than the {opened.size_bytes} of the memory"
             )
 
-    def _close(self, name: str) -> None:
+    def _close(self, name: str, *, wait: bool = True) -> None:
         with self._lock:
             region = self._open.get(name)
             if region is None:
                 return
             region.closing = True
-            self._lock.wait_for(lambda: not region.uses)
+            if wait:
+                self._lock.wait_for(lambda: not region.uses)
             del self._open[name]
         try:
             self._opener.close(region.opened)

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import grpc
 import msgspec
@@ -69,7 +70,7 @@ class DeviceRegions:
         self._own: dict[tuple[str, str], Record] = {}
         self._sessions: dict[str, dict[str, bytes]] = {}
         """By id and address: over which session each executor has it open."""
-        self._busy = asyncio.Lock()
+        self._busy: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closing: set[asyncio.Task[None]] = set()
         self._machine = boot_id()
 
@@ -92,7 +93,7 @@ class DeviceRegions:
             )
         check_device_region(region)
         local_user(peer, users)
-        async with self._busy:
+        async with self._alone(tenant):
             before = self._checked(tenant, region)
             if before is not None:
                 await self._forget(before)
@@ -112,7 +113,7 @@ class DeviceRegions:
 
     async def unregister(self, tenant: str, name: str = "") -> None:
         """Lets go of the tenant's region of that name, or of all; what is not there is gone already."""
-        async with self._busy:
+        async with self._alone(tenant):
             for record in [each for each in self._records() if each.tenant == tenant]:
                 if name in ("", record.region.name):
                     await self._forget(record)
@@ -137,8 +138,11 @@ class DeviceRegions:
 
     async def sweep(self, users: Mapping[Endpoint, int]) -> None:
         """Lets go of regions whose connection has ended, or whose frontend has; opens the others where they are open no more."""
-        async with self._busy:
-            for record in list(self._records()):
+        for seen in list(self._records()):
+            async with self._alone(seen.tenant):
+                record = self._record(seen.tenant, seen.region.name)
+                if record is None or record.id != seen.id:
+                    continue
                 own = record.keeper == os.getpid()
                 if (endpoint(record.peer) not in users) if own else not runs(record.keeper):
                     await self._forget(record)
@@ -154,6 +158,13 @@ class DeviceRegions:
             if self._folder is not None:
                 self._path(record.tenant, record.region.name).unlink(missing_ok=True)
         self._own.clear()
+
+    def _alone(self, tenant: str) -> asyncio.Lock:
+        """One change of a tenant's regions at a time; a slow executor holds up nobody else's."""
+        lock = self._busy.get(tenant)
+        if lock is None:
+            lock = self._busy[tenant] = asyncio.Lock()
+        return lock
 
     def _openers(self) -> list[tuple[ExecutorLink, Session]]:
         found = ((link, link.session) for link in self._links.up())

@@ -72,6 +72,7 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         self.regions: dict[str, executor_pb2.OpenRegionRequest] = {}
         self.refuses: Refusal | None = None
         self.opened = 0
+        self.slow_for, self.let_open = "", asyncio.Event()
         self.credits_returned = 0
         self.server = grpc.aio.server(
             options=[
@@ -109,6 +110,8 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
     ) -> executor_pb2.OpenRegionResponse:
         self._rule(request.session in self.sessions, "a region is bound to an open session")
         self.opened += 1
+        if request.tenant == self.slow_for:
+            await self.let_open.wait()
         if self.refuses is not None:
             return refuse(context, self.refuses)
         self.regions[request.region] = request

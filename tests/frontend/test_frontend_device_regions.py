@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -362,6 +363,21 @@ async def test_frontends_of_one_folder_know_each_others_regions(start: Start, tm
     for world in (first, second):
         code, _ = await refusal_of(world.stub.ModelInfer(shared_request(8)))
         assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_an_executor_that_is_slow_to_open_holds_up_no_other_tenant(start: Start) -> None:
+    gpu = await executor().start()
+    routes = [route("m", [gpu.address], tenant=name) for name in ("acme", "other")]
+    world = await connected(await start(gpu, routes=routes, tenants=[tenant("acme", "one"), tenant("other", "two")]))
+    mine, others = ((("authorization", f"Bearer {key}"),) for key in ("one", "two"))
+    gpu.slow_for = "acme"
+    waits = asyncio.ensure_future(world.stub.CudaSharedMemoryRegister(register(), metadata=mine))
+    await world.until(lambda: gpu.opened == 1)
+    await world.stub.CudaSharedMemoryRegister(register(handle=b"o" * 64), metadata=others)
+    assert not waits.done()
+    gpu.let_open.set()
+    await waits
+    assert {each.tenant for each in gpu.regions.values()} == {"acme", "other"}
 
 
 async def test_shared_memory_of_either_kind_can_be_switched_off(start: Start) -> None:

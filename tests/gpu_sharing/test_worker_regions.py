@@ -391,6 +391,15 @@ def test_a_batch_that_breaks_lets_go_of_its_regions(world: World, memory: Path, 
     until(lambda: descriptors_of(memory) == 0)
 
 
+def test_a_worker_that_stops_closes_what_a_batch_had_left_open(regions: tuple[Regions, Told], memory: Path) -> None:
+    made, told = regions
+    made.obey(wanted(memory))
+    told.next()
+    assert made.borrow([in_region(1, sink=(0, 8))]) is not None
+    made.stop()
+    assert descriptors_of(memory) == 0
+
+
 def test_regions_are_off_unless_they_are_switched_on(memory: Path) -> None:
     world = World()
     world.send(wanted(memory), CloseRegion(A))
