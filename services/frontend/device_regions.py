@@ -47,6 +47,10 @@ _TELLING = (
 """Where no executor opens a region: whose reason the caller gets, the first of these that was given."""
 
 
+_PASSING = frozenset({Reason.WORKER_LOST, Reason.EXECUTOR_LOST, Reason.OUT_OF_MEMORY, Reason.QUOTA_EXCEEDED})
+"""Why an executor that has come back may not open a region yet: it is asked again."""
+
+
 class Record(msgspec.Struct, frozen=True):
     """A region, whose it is, and over which connection it was registered. id: what executors know it by. keeper: the process that
     watches it. at: addresses of the executors that have it open."""
@@ -233,7 +237,9 @@ class DeviceRegions:
         missing = [(link, session) for link, session in self._openers() if known.get(link.address) != session.id]
         for link, session in missing:
             refusal = await self._open_at(session, record)
-            # Not asked again over this connection, whatever it said.
+            if refusal is not None and refusal.reason in _PASSING:
+                continue
+            # Not asked again over this connection.
             known[link.address] = session.id
             at = {*record.at, link.address} if refusal is None else {*record.at} - {link.address}
             if at != {*record.at}:

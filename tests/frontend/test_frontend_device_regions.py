@@ -21,9 +21,8 @@ from services.common.errors import Reason, Refusal, invalid
 from services.common.machine import boot_id
 from services.common.status import from_rpc_error
 from services.frontend.core.regions import DeviceRegion, Part, check_part
-from services.frontend.device_regions import MOST_REGIONS
 
-HANDLE, SIZE = b"h" * 64, 4096
+HANDLE, SIZE, MOST_REGIONS = b"h" * 64, 4096, 12
 
 
 def at(parameters: Any, region: str, byte_size: int, offset: int = 0) -> None:
@@ -296,7 +295,10 @@ def system_memory() -> Any:
     path.unlink()
 
 
-async def test_a_tenant_may_have_so_many_regions_of_so_many_bytes(start: Start) -> None:
+async def test_a_tenant_may_have_so_many_regions_of_so_many_bytes(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.frontend.device_regions.MOST_REGIONS", MOST_REGIONS)
     gpu = executor()
     world = await connected(await start(gpu, cuda_shared_memory_bytes=MOST_REGIONS * 8 + 100))
     code, refusal = await refusal_of(world.stub.CudaSharedMemoryRegister(register(size=MOST_REGIONS * 8 + 101)))
@@ -338,8 +340,11 @@ async def test_a_region_is_opened_again_at_an_executor_that_has_come_back(start:
     (number,) = gpu.regions
     await gpu.stop()
     again = executor()
+    again.refuses = Refusal(Reason.WORKER_LOST, "no worker runs on the device now")
     await again.start(gpu.address)
     try:
+        await world.until(lambda: again.opened > 0, timeout_s=15)
+        again.refuses = None
         await world.until(lambda: number in again.regions, timeout_s=15)
         assert again.regions[number].session != gpu.regions[number].session
         await world.stub.ModelInfer(shared_request(8))

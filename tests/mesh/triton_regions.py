@@ -1,8 +1,8 @@
 """CUDA shared memory as tritonclient uses it, in a process of its own.
 
 `python triton_regions.py ADDRESS KEY OTHER_KEY cuda|host [PID…]` asks for the model `linear`; prints a line for each thing that
-worked, and with `cuda` a last line of JSON with what requests took. host: files in place of a GPU's memory. PID…: workers that are
-killed while a region is registered.
+worked, and with `cuda` a last line of JSON with what requests took. host: files in place of a GPU's memory. PID…: processes that are
+killed, one after another, while regions are registered.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import numpy as np
 import tritonclient.grpc as triton
 
 WAIT_S = 60.0
+SEEN_S = 0.3
+"""Until whoever talks to a killed process has noticed."""
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 HANDLE_BYTES = 64
 SIZE = 4096
@@ -142,16 +144,16 @@ class Check:
         self.infer(ROWS)
         print("tenants", flush=True)
 
-    def restart(self, workers: list[int]) -> None:
-        """Regions are there again with the worker that takes the place of one that was killed."""
-        for each in workers:
-            os.kill(each, signal.SIGKILL)
+    def restart(self, process: int) -> None:
+        """Regions are there again with the process that takes the place of one that was killed."""
+        os.kill(process, signal.SIGKILL)
+        time.sleep(SEEN_S)
         ends = time.monotonic() + WAIT_S
         while True:
             status, said = told_by(lambda: self.infer(ROWS))
             if status == "OK":
                 break
-            # Typed, whatever it is just then: the worker, its model or its regions are not there yet.
+            # Typed, whatever it is just then: the process, its model or its regions are not there yet.
             assert status in ("UNAVAILABLE", "NOT_FOUND"), (status, said)
             assert time.monotonic() < ends, said
             time.sleep(0.1)
@@ -185,7 +187,7 @@ class Check:
         return told
 
 
-def main(address: str, key: str, other: str, kind: str, workers: list[int]) -> None:
+def main(address: str, key: str, other: str, kind: str, processes: list[int]) -> None:
     """Everything, in order."""
     if kind == "cuda":
         from tritonclient.utils import cuda_shared_memory as memory
@@ -196,8 +198,8 @@ def main(address: str, key: str, other: str, kind: str, workers: list[int]) -> N
         check.tensors()
         check.bounds()
         check.tenants()
-        if workers:
-            check.restart(workers)
+        for each in processes:
+            check.restart(each)
         figures = check.figures()
         check.leave()
     print(json.dumps(figures))
