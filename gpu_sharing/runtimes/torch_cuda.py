@@ -16,7 +16,7 @@ from gpu_sharing.runtimes.graphs import GraphPolicy, Key
 from gpu_sharing.runtimes.program import Program
 from gpu_sharing.runtimes.torch_export import TorchExportModel, TorchExportRuntime
 from gpu_sharing.runtimes.torch_graphs import Graphs, finished
-from gpu_sharing.runtimes.torch_place import Backend, Block, block_of, brought_back, staged
+from gpu_sharing.runtimes.torch_place import Backend, Block, block_of, bring_in, brought_back
 from gpu_sharing.runtimes.torch_segments import Segment
 from gpu_sharing.units import Bytes
 
@@ -53,6 +53,11 @@ class CudaExportModel(TorchExportModel):
         self._graphs = graphs_of(config.tenant)
         self._number = next(_MODELS)
         super().__init__(exported, program, config, copies_inputs=copies_inputs)
+
+    @property
+    def takes_lent(self) -> bool:
+        """See `lent.Borrower`: unless a number among the inputs is needed on the host."""
+        return not any(is_integer for _, is_integer, _ in self._interface.slots)
 
     def again(self, config: LoadConfig) -> LoadedModel:
         """The same program over the same weights, with graphs of its own, on the pool of whoever has it."""
@@ -104,7 +109,7 @@ class CudaExportModel(TorchExportModel):
         block, backend = self.block(inputs), self._graphs.backend
         memory = torch.empty(block.size_bytes, dtype=torch.uint8, device=backend.device)
         if block.size_bytes:
-            memory.copy_(staged(backend, block, inputs), non_blocking=True)
+            bring_in(backend, block, inputs, memory)
         return dict(zip(self._slots, self.arguments(inputs, block.views(memory)), strict=True))
 
     def _named(self, flat: list[Any]) -> dict[str, np.ndarray]:

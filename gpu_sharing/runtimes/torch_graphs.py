@@ -15,7 +15,7 @@ from gpu_sharing.memory.accounts import Account
 from gpu_sharing.memory.capped import Budget
 from gpu_sharing.runtimes.base import Run, Tensors
 from gpu_sharing.runtimes.graphs import GraphPolicy, Key, Way
-from gpu_sharing.runtimes.torch_place import Backend, Block, Graph, staged
+from gpu_sharing.runtimes.torch_place import Backend, Block, Graph, bring_in
 from gpu_sharing.runtimes.torch_segments import Segment, run_one
 from gpu_sharing.units import Nanoseconds
 
@@ -125,7 +125,7 @@ class Graphs:
         with self._lock:
             chain = self._chains[key]
         try:
-            chain.entry.copy_(staged(self.backend, chain.block, inputs), non_blocking=True)
+            bring_in(self.backend, chain.block, inputs, chain.entry)
             last = len(chain.graphs) - 1
             for index, graph in enumerate(chain.graphs):
                 graph.replay()
@@ -196,7 +196,7 @@ class Graphs:
             del pool
             self.account.graphs.give_back(ending)
             raise
-        entry[: block.size_bytes].copy_(staged(self.backend, block, inputs), non_blocking=True)
+        bring_in(self.backend, block, inputs, entry[: block.size_bytes])
         return _Chain(pool, block, entry[: block.size_bytes])
 
     def _add(self, key: Key, chain: _Chain, part: Segment, values: dict[str, Any]) -> bool:

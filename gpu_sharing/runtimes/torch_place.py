@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from gpu_sharing.memory.gate import GATE
+from gpu_sharing.runtimes.lent import LentInputs
 from gpu_sharing.runtimes.torch_tensors import DATATYPES
 from gpu_sharing.units import Bytes, ComputeUnits
 
@@ -94,11 +95,27 @@ def staged(backend: Backend, block: Block, inputs: Mapping[str, np.ndarray]) -> 
     memory = torch.empty(block.size_bytes, dtype=torch.uint8, pin_memory=backend.pins)
     flat = memory.numpy()
     for name, _, shape, start, length in block.places:
-        if length:
+        if length and not (isinstance(inputs, LentInputs) and inputs.is_whole(name)):
             source = inputs[name]
             flat[start : start + length].view(source.dtype).reshape(shape)[...] = source
             flat[start + length : start + length + -length % ALIGNMENT] = 0
     return memory
+
+
+def bring_in(backend: Backend, block: Block, inputs: Mapping[str, np.ndarray], entry: torch.Tensor) -> None:
+    """Fills `entry`, of the block's size, on the calling thread's stream: from the host by one copy, and with what lies on the
+    device already."""
+    if not isinstance(inputs, LentInputs):
+        entry.copy_(staged(backend, block, inputs), non_blocking=True)
+        return
+    if not all(inputs.is_whole(name) for name in inputs):
+        entry.copy_(staged(backend, block, inputs), non_blocking=True)
+    for name, _, _, start, _ in block.places:
+        for piece in inputs.lent.get(name, ()):
+            if piece.length_bytes:
+                begins = start + piece.at
+                source = torch.as_tensor(piece.bytes, device=backend.device)
+                entry[begins : begins + piece.length_bytes].copy_(source, non_blocking=True)
 
 
 def brought_back(backend: Backend, outputs: Sequence[tuple[str, Any]]) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gpu_sharing.devices.cuda.device import CudaDevice
 from gpu_sharing.devices.cuda.driver import Driver, call, load
 from gpu_sharing.devices.cuda.lanes import CudaLane
+from gpu_sharing.devices.cuda.regions import CudaRegions
 from gpu_sharing.devices.cuda.space import CudaSpace
 from gpu_sharing.devices.cuda.stream import AHEAD, CudaStream
 from gpu_sharing.memory.accounts import Accounts
@@ -70,6 +71,7 @@ class CudaSeats:
             close=stream.close,
             accounts=accounts,
             space=lambda host_bytes: self._space(lane, host_bytes),
+            regions=CudaRegions(self._driver, ordinal, self.lanes.primary, lane.compute),
         )
 
     def _space(self, lane: CudaLane, host_bytes: Bytes) -> CudaSpace:

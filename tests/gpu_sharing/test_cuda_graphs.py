@@ -22,6 +22,7 @@ from gpu_sharing.memory.accounts import Accounts, PoolFull
 from gpu_sharing.memory.grants import Grant, Grants
 from gpu_sharing.runtimes.base import LoadConfig, Run
 from gpu_sharing.runtimes.graphs import GraphPolicy, Key, Way
+from gpu_sharing.runtimes.lent import Borrower, LentInputs, Piece
 from gpu_sharing.runtimes.torch_cuda import CudaExportModel, CudaExportRuntime, LaneGraphs
 from gpu_sharing.runtimes.torch_export import TorchExportModel, TorchExportRuntime
 from gpu_sharing.runtimes.torch_place import Block, staged
@@ -553,3 +554,24 @@ def test_tensors_lie_aligned_in_one_block() -> None:
     for name, value in inputs.items():
         assert views[name].shape == value.shape
         assert (views[name].numpy() == value).all()
+
+
+@pytest.mark.parametrize("on_host", [0, 2])
+def test_rows_that_lie_on_the_device_already_are_copied_there_whichever_way_a_batch_runs(
+    loaded: Loaded, on_host: int
+) -> None:
+    assert isinstance(loaded.model, Borrower)
+    assert loaded.model.takes_lent
+    for turn in range(6):
+        x = rows(4, turn)
+        nonsense = x.copy()
+        nonsense[on_host:] = np.nan
+        first, last = (
+            x[at : at + (4 - on_host) // 2].reshape(-1).view(np.uint8) for at in (on_host, (on_host + 4) // 2)
+        )
+        begins = on_host * x.strides[0]
+        pieces = [Piece(begins, first.nbytes, first), Piece(begins + first.nbytes, last.nbytes, last)]
+        inputs = LentInputs({"x": nonsense}, {"x": pieces})
+        assert inputs.is_whole("x") == (on_host == 0)
+        loaded.check(finish(loaded.model.run(inputs)), x)
+    assert loaded.policy.snapshot()[:4] == (1, 1000, 3, 1), "three eager or captured, the others replayed"
