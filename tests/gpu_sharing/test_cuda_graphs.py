@@ -574,4 +574,5 @@ def test_rows_that_lie_on_the_device_already_are_copied_there_whichever_way_a_ba
         inputs = LentInputs({"x": nonsense}, {"x": pieces})
         assert inputs.is_whole("x") == (on_host == 0)
         loaded.check(finish(loaded.model.run(inputs)), x)
-    assert loaded.policy.snapshot()[:4] == (1, 1000, 3, 1), "three eager or captured, the others replayed"
+    chains, _, replays, captures, *_ = loaded.policy.snapshot()
+    assert (chains, replays, captures) == (1, 3, 1), "three eager or captured, the others replayed"
