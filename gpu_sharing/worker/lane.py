@@ -13,6 +13,7 @@ from gpu_sharing.worker.gather import join
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Load, Submit
 from gpu_sharing.worker.meter import Meter
+from gpu_sharing.worker.reading import Reading
 from gpu_sharing.worker.requests import Finished, Requests, Work
 from gpu_sharing.worker.scatter import BatchOutputs
 from gpu_sharing.worker.watch import TIMES_THE_ESTIMATE, Watch, Watched
@@ -39,11 +40,13 @@ class Lane:
         clock: Callable[[], Nanoseconds],
         watch: Watch,
         hang_after_ns: Nanoseconds,
+        reading: Reading,
         meter: Meter | None = None,
         copies: Mapping[tuple[str, str], Nanoseconds] | None = None,
     ) -> None:
         """inputs: the executor's arena. watch: notices slices that have not returned after hang_after_ns, at the least.
 
+        reading: whose turn it is to read commands.
         meter: told of every slice, at both its ends. copies: see WorkerConfig.slow_copies, by tenant and model.
         """
         self._requests = requests
@@ -51,14 +54,23 @@ class Lane:
         self._clock = clock
         self._watch = watch
         self._hang_after_ns = hang_after_ns
+        self._reading = reading
         self._meter = Meter() if meter is None else meter
         self._copies = dict(copies or {})
         self._flights: dict[int, _Flight] = {}
 
     def run(self) -> None:
         """Until `Requests.stop`."""
-        while (work := self._requests.next_work(self._let_go)) is not None:
-            self._run_slice(work)
+        requests, reading = self._requests, self._reading
+        while not requests.is_stopping:
+            rounds = reading.rounds
+            work = requests.next_work(self._let_go)
+            if work is not None:
+                reading.begin(work.hosted.slice_ns, work.slice.predicted)
+                self._run_slice(work)
+                reading.end()
+            else:
+                reading.look(rounds)
 
     def _run_slice(self, work: Work) -> None:
         batch = work.slice.batch
@@ -78,6 +90,7 @@ class Lane:
             self._watch.end("lane")
         took = self._clock() - started
         self._meter.end(took)
+        work.hosted.ran(took)
         if finished is not None:
             del self._flights[batch]
         self._requests.end_slice(batch, took, finished)
