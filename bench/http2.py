@@ -26,6 +26,11 @@ def settings(window_bytes: int | None = None) -> bytes:
     return frame(SETTINGS, 0, 0, payload)
 
 
+def window(more_bytes: int) -> bytes:
+    """Lets the other side send so much more on the connection."""
+    return frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", more_bytes))
+
+
 def call(stream: int, method: str, authority: str, key: str = "") -> bytes:
     """The headers that begin a gRPC call, without compression (RFC 7541, 6.2.2).
 
@@ -68,10 +73,10 @@ class Connection:
         self._push()
         return True
 
-    def send_data(self, stream: int, payload: bytes, flags: int = 0) -> bool:
+    def send_data(self, stream: int, payload: bytes, flags: int = 0, *, after: bytes = b"") -> bool:
         """Sends a DATA frame, where the other side has granted room for it on the connection; its streams have room enough
-        for what is sent here."""
-        if len(payload) > self._window_bytes or not self.send(frame(DATA, flags, stream, payload)):
+        for what is sent here. after: frames that go before it, in the same packet."""
+        if len(payload) > self._window_bytes or not self.send(after + frame(DATA, flags, stream, payload)):
             return False
         self._window_bytes -= len(payload)
         return True

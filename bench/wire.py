@@ -81,8 +81,8 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder, _callers() as callers:
         flags = ("--frontends", str(chosen.frontends)) if chosen.frontends > 1 else ()
-        with running(Path(folder) / "data", *flags) as mesh, _echo() as echo:
-            targets = [echo, _mesh(mesh, Path(folder))]
+        with running(Path(folder) / "data", *flags) as mesh, echo() as bare:
+            targets = [bare, _mesh(mesh, Path(folder))]
             turns = {
                 concurrency: _turns(callers, targets, concurrency, chosen.turns, chosen.seconds)
                 for concurrency in chosen.concurrency
@@ -118,7 +118,8 @@ def _mesh(mesh: RunningMesh, folder: Path) -> Target:
 
 
 @contextmanager
-def _echo() -> Iterator[Target]:
+def echo() -> Iterator[Target]:
+    """The yardstick, running."""
     process = subprocess.Popen([sys.executable, str(ECHO)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -18,6 +18,8 @@ from services.common.spans import Value
 
 log = structlog.get_logger()
 
+PROBE_S = 1.0
+"""How long a collector may take that failed the last time."""
 _INT64_MOST = (1 << 63) - 1
 _EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
@@ -78,7 +80,8 @@ class Exporter:
     def export(self, request: bytes) -> bool:
         """Sends an ExportTraceServiceRequest; says whether the collector took it. Takes at most the timeout, or until `close`."""
         try:
-            self._export(request, timeout=self._timeout_s, metadata=self._metadata)
+            timeout_s = min(self._timeout_s, PROBE_S) if self._failing else self._timeout_s
+            self._export(request, timeout=timeout_s, metadata=self._metadata)
         except (grpc.RpcError, ValueError) as error:
             if not self._failing and not self._closed.is_set():
                 code = error.code() if isinstance(error, grpc.RpcError) else error

@@ -11,7 +11,7 @@ import structlog
 
 from services.common.access.guard import Guard, answering
 from services.common.errors import Reason, Refusal
-from services.common.status import abort
+from services.common.status import refuse
 
 log = structlog.get_logger()
 
@@ -52,9 +52,9 @@ class Refusals(grpc.aio.ServerInterceptor):
                 return await inner(request, context)
             except Exception as error:
                 refused = _alone(error)
-            # gRPC keeps what it aborts with as long as the call, in a circle with these frames: without the request.
+            # A method's own abort stays with gRPC as long as the call, in a circle with these frames: without the request.
             del request
-            await _refuse(context, refused, method)
+            return _refuse(context, refused, method)
 
         make = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
@@ -89,7 +89,7 @@ class Refusals(grpc.aio.ServerInterceptor):
                 return
             except Exception as error:
                 refused = _alone(error)
-            await _refuse(context, refused, method)
+            _refuse(context, refused, method)
 
         make = (
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
@@ -103,11 +103,11 @@ def _alone(error: Exception) -> Exception:
     return error.with_traceback(None) if expected else error
 
 
-async def _refuse(context: Any, error: Exception, method: str) -> None:
+def _refuse(context: Any, error: Exception, method: str) -> bytes:
     # gRPC's own error: the call was over while it was to be ended, since its caller has left.
     if isinstance(error, grpc.aio.AbortError | grpc.aio.InternalError):
         raise error
     if not isinstance(error, Refusal):
         log.error("unexpected error", method=method, exc_info=error)
         error = Refusal(Reason.INTERNAL, f"{method}: an unexpected error; the service's log has it")
-    await abort(context, error)
+    return refuse(context, error)

@@ -18,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import Counter
 
 from services.common import attributes
-from services.common.channel import NOTHING, Credentials
+from services.common.channel import NOTHING, Credentials, backoff
 from services.common.otlp import Exporter
 from services.common.span_bytes import encoded, request_for
 from services.common.spans import (
@@ -55,6 +55,9 @@ BEHIND = 8
 """Where many spans wait, slices are that much longer: on a machine whose cores are all busy a pause takes many times as long, and
 spans would be lost for the sake of it."""
 EXPORT_EVERY_S = 0.2
+FIRST_PAUSE_S, MOST_PAUSE_S = 0.4, 4.0
+"""How long a collector that did not take spans is left alone, so that a thread does not wait in gRPC all the time that it hangs: there
+it may be the one that gRPC has look after every connection of the process, those of requests among them. Meanwhile spans wait."""
 
 
 class Tracer:
@@ -87,6 +90,7 @@ class Tracer:
         self._told = {"exported": 0, "dropped": 0}
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._wake, self._idle, self._stop = threading.Event(), threading.Event(), threading.Event()
+        self._hurry = threading.Event()
         self._idle.set()
         self._exporter = Exporter(endpoint, credentials, timeout_s) if endpoint is not None else None
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
@@ -135,13 +139,17 @@ class Tracer:
     def flush(self, timeout: float = 5.0) -> bool:
         """Waits, at most `timeout` seconds, until what was emitted has been sent or lost. Blocks: not for an event loop."""
         end = time.monotonic() + timeout
-        while self.enabled and (self._queue or not self._idle.is_set()):
-            self._wake.set()
-            left = end - time.monotonic()
-            if left <= 0:
-                return False
-            time.sleep(min(0.01, left))
-        return True
+        self._hurry.set()
+        try:
+            while self.enabled and (self._queue or not self._idle.is_set()):
+                self._wake.set()
+                left = end - time.monotonic()
+                if left <= 0:
+                    return False
+                time.sleep(min(0.01, left))
+            return True
+        finally:
+            self._hurry.clear()
 
     def shutdown(self, timeout: float = 5.0) -> None:
         """Sends what waits, at most `timeout` seconds long, and ends. Further spans are ignored. Blocks."""
@@ -151,17 +159,23 @@ class Tracer:
         self.enabled = False
         self._stop.set()
         self._wake.set()
+        self._hurry.set()
         self._exporter.close()
         self._thread.join(max(0.1, timeout))
         self._lost += len(self._queue)
 
     def _run(self) -> None:
+        pauses = backoff(first_s=FIRST_PAUSE_S, most_s=MOST_PAUSE_S)
         while not self._stop.is_set():
             self._wake.wait(EXPORT_EVERY_S)
             self._wake.clear()
             while self._queue and not self._stop.is_set():
                 self._idle.clear()
-                self._export_some()
+                if self._export_some():
+                    pauses = backoff(first_s=FIRST_PAUSE_S, most_s=MOST_PAUSE_S)
+                else:
+                    self._count()
+                    self._hurry.wait(next(pauses))
             self._count()
             self._idle.set()
 
@@ -171,7 +185,8 @@ class Tracer:
             SPANS.labels(outcome).inc(total - self._told[outcome])
             self._told[outcome] = total
 
-    def _export_some(self) -> None:
+    def _export_some(self) -> bool:
+        """Sends what waits, a message's worth; says whether the collector took it."""
         assert self._exporter is not None
         spans = []
         waiting = len(self._queue)
@@ -185,7 +200,9 @@ class Tracer:
                 log.warning("a span could not be encoded", error=repr(error))
             if index % every == every - 1:
                 time.sleep(PAUSE_S)
-        if spans and self._exporter.export(request_for(self._resource, spans)):
+        taken = not spans or self._exporter.export(request_for(self._resource, spans))
+        if taken:
             self._exported += len(spans)
         else:
             self._lost += len(spans)
+        return taken

@@ -13,7 +13,7 @@ from services.common.access.callers import Caller, calling
 from services.common.errors import Reason, Refusal
 from services.common.logs import about
 from services.common.spans import format_traceparent
-from services.common.status import CODES, DETAILS_KEY, to_status
+from services.common.status import refuse
 from services.frontend.accounting import Accounts
 from services.frontend.calls import Call, expired
 from services.frontend.core.deadlines import Deadlines
@@ -109,7 +109,7 @@ class Inference:
         self._timer: asyncio.TimerHandle | None = None
 
     async def infer(self, payload: bytes, context: Any) -> bytes:
-        """inference.ModelInferRequest in, inference.ModelInferResponse out, both as bytes. Aborts with a typed status."""
+        """inference.ModelInferRequest in, inference.ModelInferResponse out, both as bytes; of a refusal, a typed status."""
         answered = await self.answer(payload, context, calling())
         refusal = answered.request.refusal
         if refusal is None:
@@ -121,10 +121,7 @@ class Inference:
             assert task is not None
             task.add_done_callback(lambda _: self.gone(answered))
             return answered.content
-        details = to_status(refusal).SerializeToString()
-        trailing = ((DETAILS_KEY, details), *answered.trailing())
-        await context.abort(CODES[refusal.reason], refusal.message, trailing)
-        raise AssertionError("abort returned")
+        return refuse(context, refusal, *answered.trailing())
 
     async def answer(
         self, payload: bytes, context: Any, caller: Caller | Refusal, method: str = "ModelInfer"

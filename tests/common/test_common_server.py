@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -118,6 +119,39 @@ async def test_an_unexpected_error_becomes_internal_without_its_details_and_the_
             await call(channel, kind, b"abort")
         assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.ABORTED, "own words")
         assert await call(channel, kind, b"fine") == b"fine"
+    await server.stop()
+
+
+CALLER = """
+import sys, grpc
+_, address, token, request, calls = sys.argv
+with grpc.insecure_channel(address) as channel:
+    for _ in range(int(calls)):
+        try:
+            channel.unary_unary("/test.Room/UnaryUnary")(request.encode(), metadata=(("authorization", f"Bearer {token}"),))
+        except grpc.RpcError:
+            pass
+"""
+
+
+async def left_behind(address: str, token: str, request: str, calls: int = 50) -> float:
+    """Objects that a call leaves to this process' collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        arguments = (sys.executable, "-c", CALLER, address, token, request, str(calls))
+        assert await (await asyncio.create_subprocess_exec(*arguments)).wait() == 0
+        return gc.collect() / calls
+    finally:
+        gc.enable()
+
+
+async def test_a_call_that_is_refused_leaves_the_collector_no_more_than_one_that_is_answered() -> None:
+    server = await started(mesh_token="right")
+    answered = await left_behind(server.address, "right", "fine")
+    assert await left_behind(server.address, "right", "refuse") < answered + 2, "by its method"
+    assert await left_behind(server.address, "wrong", "fine") < answered + 2, "before its method"
+    assert await left_behind(server.address, "right", "abort") > answered + 10, "what gRPC's own abort leaves is seen"
     await server.stop()
 
 

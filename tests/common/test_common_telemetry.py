@@ -144,6 +144,25 @@ def test_a_collector_that_is_absent_and_one_that_refuses_cost_counted_spans(coll
     assert (tracer.dropped, tracer.exported) == (1, 1)
 
 
+def test_spans_wait_while_a_collector_that_has_failed_is_left_alone(
+    collector: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "FIRST_PAUSE_S", 60.0)
+    collector.broken = True
+    tracer = Tracer("x", collector.address)
+    tracer.emit(record())
+    while not tracer.dropped:
+        time.sleep(0.01)
+    collector.broken = False
+    for _ in range(10):
+        tracer.emit(record())
+    time.sleep(2 * telemetry.EXPORT_EVERY_S)
+    assert (tracer.dropped, tracer.exported) == (1, 0)
+    assert tracer.flush(10), "whoever waits for them does not wait for the pause"
+    assert (tracer.dropped, tracer.exported) == (1, 10)
+    tracer.shutdown()
+
+
 def test_prometheus_is_told_what_became_of_spans(collector: Any) -> None:
     told = lambda outcome: telemetry.SPANS.labels(outcome)._value.get()
     before = told("exported"), told("dropped")

@@ -20,7 +20,7 @@ from services._proto.apportion.v1 import (
 )
 from services._proto.inference import grpc_service_pb2 as oip
 from services.common.errors import Reason, Refusal
-from services.common.status import abort, to_status
+from services.common.status import refuse, to_status
 
 INLINE_BYTES = 64 << 10
 CHUNK_BYTES = 64 << 10
@@ -265,14 +265,15 @@ class FakeMesh(scheduler_pb2_grpc.SchedulerServiceServicer, registry_pb2_grpc.Re
         self.wishes.append((request.key.tenant, request.key.name, request.unloaded))
         refusal = self.wish_refusal
         if refusal is not None:
-            await abort(context, refusal)
+            return refuse(context, refusal)
         self.revision += 1
         return registry_pb2.UpdateModelResponse(model=registry_pb2.Model(key=request.key, revision=self.revision))
 
     async def WatchRoutes(self, request: scheduler_pb2.WatchRoutesRequest, context: Any) -> AsyncIterator[Any]:
         self.asked.append((request.epoch, request.after_revision))
         if self.compacted and request.after_revision:
-            await abort(context, Refusal(Reason.REVISION_COMPACTED, "take a new snapshot"))
+            refuse(context, Refusal(Reason.REVISION_COMPACTED, "take a new snapshot"))
+            return
         while True:
             yield await self.routes.get()
 
