@@ -66,7 +66,7 @@ class Lane:
             rounds = reading.rounds
             work = requests.next_work(self._let_go)
             if work is not None:
-                reading.begin(work.hosted.slice_ns, work.slice.predicted)
+                reading.begin(work.hosted.batch_ns, work.slice.predicted)
                 self._run_slice(work)
                 reading.end()
             else:
@@ -90,8 +90,9 @@ class Lane:
             self._watch.end("lane")
         took = self._clock() - started
         self._meter.end(took)
-        work.hosted.ran(took)
         if finished is not None:
+            # With what others took in between: where lanes are shared commands are read meanwhile.
+            work.hosted.ran(self._clock() - finished.gathered)
             del self._flights[batch]
         self._requests.end_slice(batch, took, finished)
 

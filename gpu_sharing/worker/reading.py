@@ -14,7 +14,7 @@ from collections.abc import Callable
 from gpu_sharing.units import MS, Nanoseconds
 
 SHORT: Nanoseconds = 1 * MS
-"""Nobody reads while a slice runs whose model's take no longer as a rule; slices one after the other are read between as often."""
+"""Nobody reads while a batch runs whose model's take no longer as a rule; slices one after the other are read between as often."""
 UNLIKELY = 10
 """Nor where it may, once in a hundred times, take so many times as long."""
 
@@ -71,7 +71,7 @@ class Reading:
                     self._take(wait=True)
 
     def begin(self, usual: Nanoseconds | None, predicted: Nanoseconds | None) -> None:
-        """A slice begins. usual: how long its model's take; predicted: what its batch takes at most; None: nobody knows."""
+        """A slice begins. usual: how long its model's batches take; predicted: what its batch takes at most; None: nobody knows."""
         if not self.is_lanes:
             return
         if usual is None or usual > SHORT or predicted is None or predicted > UNLIKELY * SHORT:
