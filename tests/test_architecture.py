@@ -18,6 +18,7 @@ PURE_ROOMS = sorted(
         "gpu_sharing/partitioning/**/*.py",
         "gpu_sharing/memory/ledger.py",
         "gpu_sharing/memory/extents.py",
+        "gpu_sharing/memory/grants.py",
         "gpu_sharing/memory/owners.py",
         "gpu_sharing/memory/residence.py",
         "gpu_sharing/memory/streaming.py",
@@ -48,7 +49,7 @@ ALLOWED = {
 }  # fmt: skip
 # Our own modules that a pure room may use: other pure rooms, errors that know no transport, names in traces.
 ALLOWED_OURS = re.compile(
-    r"gpu_sharing\.(arbiter|partitioning|simulation|units|tensors|measurements|worker\.(messages|boundary|residency)|memory\.(ledger|extents|owners|residence|streaming))\b|services\.\w+\.core\b|services\.simulator\b|services\.common\.(errors|attributes|objectives|blame|exponential)\b"
+    r"gpu_sharing\.(arbiter|partitioning|simulation|units|tensors|measurements|worker\.(messages|boundary|residency)|memory\.(ledger|extents|grants|owners|residence|streaming))\b|services\.\w+\.core\b|services\.simulator\b|services\.common\.(errors|attributes|objectives|blame|exponential)\b"
 )
 
 

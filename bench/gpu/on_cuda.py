@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 # Imported for their checks, in the order in which these run.
-from bench.gpu.cuda import lanes, memory, serving
+from bench.gpu.cuda import lanes, memory, pools, serving, sharing
 from bench.gpu.cuda.bed import CHECKS, Lanes
 from gpu_sharing.devices.probe import probe
 
-__all__ = ["CHECKS", "Lanes", "lanes", "main", "memory", "run", "serving"]
+__all__ = ["CHECKS", "Lanes", "lanes", "main", "memory", "pools", "run", "serving", "sharing"]
 
 LIMIT_S = 75.0
 BUDGET_S = 465.0

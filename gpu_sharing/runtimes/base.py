@@ -32,6 +32,8 @@ class LoadConfig(msgspec.Struct, frozen=True):
 
     signature, segments: as an earlier load of the same artefact on the same kind of device settled them; then nothing is
     tried or measured again, as long as they fit what the artefact holds. None: not known.
+    tenant: on whose pool of the device's memory it draws, where tenants have such. memory_bytes: what is reserved for the model and
+    what it computes with, as far as it draws on no such pool; None: not said.
     """
 
     threads: int
@@ -41,6 +43,8 @@ class LoadConfig(msgspec.Struct, frozen=True):
     warmup: tuple[WarmupTensor, ...] = ()
     signature: Signature | None = None
     segments: tuple[str, ...] | None = None
+    tenant: str = ""
+    memory_bytes: Bytes | None = None
 
 
 class LoadedModel(Protocol):

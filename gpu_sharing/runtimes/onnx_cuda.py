@@ -38,14 +38,18 @@ def provider_options(stream: int, limit_bytes: Bytes, *, ordinal: int = 0) -> di
 
 
 class OnnxCudaRuntime(OnnxRuntime):
-    """The runtime "onnx" on a lane. A model stays whole: each run is one segment, and is over when it returns."""
+    """The runtime "onnx" on a lane. A model stays whole: each run is one segment, and is over when it returns.
+
+    A model's provider takes no more memory than is reserved for the model. Replicas of one artefact share one session, and run one
+    after another: its limit is the first one's.
+    """
 
     starts_threads = False
 
-    def __init__(self, options: dict[str, str]) -> None:
-        """options: of the provider."""
+    def __init__(self, stream: int, limit_bytes: Bytes, *, ordinal: int = 0) -> None:
+        """stream: see `provider_options`. limit_bytes: where a load says nothing of what is reserved for it."""
         super().__init__()
-        self._provider = options
+        self._stream, self._limit_bytes, self._ordinal = stream, limit_bytes, ordinal
 
     def load(self, path: Path, config: LoadConfig) -> LoadedModel:
         """Opens a session and tries its batch axes. Raises ArtefactRefused where it cannot be served."""
@@ -63,7 +67,9 @@ class OnnxCudaRuntime(OnnxRuntime):
         return model
 
     def _session(self, path: Path, data: bytes, config: LoadConfig) -> Any:
-        providers = [(CUDA, self._provider), "CPUExecutionProvider"]
+        limit_bytes = self._limit_bytes if config.memory_bytes is None else config.memory_bytes
+        options = provider_options(self._stream, limit_bytes, ordinal=self._ordinal)
+        providers = [(CUDA, options), "CPUExecutionProvider"]
         try:
             session = onnxruntime.InferenceSession(data, session_options(config), providers=providers)
         except Exception as broken:  # onnxruntime has no common base for its errors

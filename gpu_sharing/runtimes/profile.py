@@ -80,6 +80,9 @@ def measure(
     try:
         for one in each_of:
             finish(model.run(_inputs(model, one, 1)))
+    except MemoryError:
+        # A batch of one row is the least that it will be asked for.
+        raise
     except Exception as broken:  # whatever the model's kernels raise
         if config.warmup:
             raise ArtefactRefused(f"warmup: the model rejects it: {str(broken).strip()[:300]}") from broken

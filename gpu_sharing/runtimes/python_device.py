@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 
+from gpu_sharing.memory.capped import Budget
 from gpu_sharing.runtimes.python_place import Place, Stream
 from gpu_sharing.runtimes.torch_place import ALIGNMENT, Backend
 from gpu_sharing.units import Bytes
-
-
-class Budget(Protocol):
-    """A pool of torch's with a limit, which one thread draws on: see gpu_sharing.memory.capped."""
-
-    pool: Any
-    limit_bytes: Bytes
-
-    @property
-    def used_bytes(self) -> Bytes: ...
 
 
 class Library(Protocol):
@@ -41,34 +32,31 @@ class Library(Protocol):
 class DevicePool:
     """One budget for all threads of a model; each draws on a pool of its own, since torch's are for one thread."""
 
-    def __init__(self, limit_bytes: Bytes, make: Callable[[Bytes], Budget], xp: Any) -> None:
-        self._limit_bytes, self._make, self._xp = limit_bytes, make, xp
-        self._pools: dict[int, Budget] = {}
+    def __init__(self, budget: Budget, xp: Any) -> None:
+        self._budget, self._xp = budget, xp
+        self._pools: dict[int, Any] = {}
         self._lock = threading.Lock()
 
     @property
     def limit_bytes(self) -> Bytes:
         """See `Pool`."""
-        return self._limit_bytes
+        return self._budget.limit_bytes
 
     @property
     def used_bytes(self) -> Bytes:
         """See `Pool`."""
-        with self._lock:
-            return sum(pool.used_bytes for pool in self._pools.values())
+        return self._budget.used_bytes
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Any:
         """See `Pool`. Within a load or a slice, where everything is drawn from the pool."""
         return self._xp.empty(shape, dtype)
 
-    def mine(self) -> Budget:
-        """The calling thread's, which may grow by what the others leave."""
+    def mine(self) -> Any:
+        """The calling thread's."""
         with self._lock:
             mine = self._pools.get(threading.get_ident())
             if mine is None:
-                mine = self._pools[threading.get_ident()] = self._make(self._limit_bytes)
-            others = sum(pool.used_bytes for pool in self._pools.values() if pool is not mine)
-            mine.limit_bytes = max(0, self._limit_bytes - others)
+                mine = self._pools[threading.get_ident()] = self._budget.pool()
             return mine
 
 
@@ -79,17 +67,16 @@ class DevicePlace(Place):
         self,
         backend: Backend,
         library: Library,
-        make_pool: Callable[[Bytes], Budget],
+        budget: Budget,
         *,
-        limit_bytes: Bytes,
         threads: int = 1,
         compute_units: int = 1,
     ) -> None:
-        """make_pool: a pool of torch's with a limit, for one thread. limit_bytes: of the model, all its threads together."""
+        """budget: of the model, all its threads together."""
         super().__init__(threads=threads, compute_units=compute_units)
         self.device, self.xp = backend.device, library.xp
         self._backend, self._library = backend, library
-        self._draws = DevicePool(limit_bytes, make_pool, library.xp)
+        self._draws = DevicePool(budget, library.xp)
         self.pool = self._draws
 
     @property
@@ -101,7 +88,7 @@ class DevicePlace(Place):
     def working(self) -> Iterator[None]:
         """See `Place`."""
         with ExitStack() as stack:
-            stack.enter_context(self._backend.allocating(self._draws.mine().pool))
+            stack.enter_context(self._backend.allocating(self._draws.mine()))
             stack.enter_context(self._library.computing(self._library.current()))
             yield
 
@@ -119,8 +106,10 @@ class DevicePlace(Place):
         flat = host.numpy()
         for name, value in pieces.items():
             if value.nbytes:
-                at = offsets[name]
-                flat[at : at + value.nbytes].view(value.dtype).reshape(value.shape)[...] = value
+                at, end = offsets[name], offsets[name] + value.nbytes
+                flat[at:end].view(value.dtype).reshape(value.shape)[...] = value
+                # What lies between is nobody's, and shows nobody's bytes.
+                flat[end : end + -value.nbytes % ALIGNMENT] = 0
         memory = torch.empty(total, dtype=torch.uint8, device=self._backend.device)
         memory.copy_(host, non_blocking=True)
         block = self.xp.from_dlpack(memory)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from gpu_sharing.memory.gate import GATE
+from gpu_sharing.runtimes.lent import LentInputs
 from gpu_sharing.runtimes.torch_tensors import DATATYPES
 from gpu_sharing.units import Bytes, ComputeUnits
 
@@ -86,14 +88,34 @@ def block_of(inputs: Mapping[str, np.ndarray], datatypes: Mapping[str, str]) -> 
 
 
 def staged(backend: Backend, block: Block, inputs: Mapping[str, np.ndarray]) -> torch.Tensor:
-    """The inputs gathered in pinned memory: what one asynchronous copy brings in. torch keeps it until that copy has ended."""
+    """The inputs gathered in pinned memory: what one asynchronous copy brings in. torch keeps it until that copy has ended.
+
+    Between tensors it is zero: torch gives such memory to everybody in turn, and a program can look beyond the view that it gets.
+    """
     memory = torch.empty(block.size_bytes, dtype=torch.uint8, pin_memory=backend.pins)
     flat = memory.numpy()
     for name, _, shape, start, length in block.places:
-        if length:
+        if length and not (isinstance(inputs, LentInputs) and inputs.is_whole(name)):
             source = inputs[name]
             flat[start : start + length].view(source.dtype).reshape(shape)[...] = source
+            flat[start + length : start + length + -length % ALIGNMENT] = 0
     return memory
+
+
+def bring_in(backend: Backend, block: Block, inputs: Mapping[str, np.ndarray], entry: torch.Tensor) -> None:
+    """Fills `entry`, of the block's size, on the calling thread's stream: from the host by one copy, and with what lies on the
+    device already."""
+    if not isinstance(inputs, LentInputs):
+        entry.copy_(staged(backend, block, inputs), non_blocking=True)
+        return
+    if not all(inputs.is_whole(name) for name in inputs):
+        entry.copy_(staged(backend, block, inputs), non_blocking=True)
+    for name, _, _, start, _ in block.places:
+        for piece in inputs.lent.get(name, ()):
+            if piece.length_bytes:
+                begins = start + piece.at
+                source = torch.as_tensor(piece.bytes, device=backend.device)
+                entry[begins : begins + piece.length_bytes].copy_(source, non_blocking=True)
 
 
 def brought_back(backend: Backend, outputs: Sequence[tuple[str, Any]]) -> dict[str, np.ndarray]:
@@ -156,6 +178,19 @@ class CudaBackend:
     def _enter(self, stream: Any) -> None:
         torch.cuda.set_device(self._ordinal)
         torch.cuda.set_stream(stream)
+        self._warm_libraries()
+
+    def _warm_libraries(self) -> None:
+        """Matrix libraries set memory aside for each thread and stream when they are first used, and keep it: not on a tenant's pool."""
+        small = torch.ones(16, 16, device=self.device)
+        with CAPTURING, torch.inference_mode():
+            before = torch.backends.cuda.preferred_blas_library()
+            for name in ("cublas", "cublaslt"):
+                torch.backends.cuda.preferred_blas_library(name)
+                torch.addmm(small[0], small, small)
+                torch.mm(small, small)
+            torch.backends.cuda.preferred_blas_library(before)
+        self.synchronize()
 
     def on_lane(self) -> bool:
         """See `Backend`."""
@@ -164,6 +199,10 @@ class CudaBackend:
     def synchronize(self) -> None:
         """See `Backend`."""
         torch.cuda.current_stream(self._ordinal).synchronize()
+
+    def reclaim(self) -> None:
+        """Has torch give back what it keeps of pools that are gone. Makes the driver wait for the device: at loads and unloads."""
+        torch.cuda.empty_cache()
 
     def pool(self) -> Any:
         """See `Backend`."""
@@ -176,13 +215,13 @@ class CudaBackend:
     @contextmanager
     def allocating(self, pool: Any) -> Iterator[None]:
         """See `Backend`."""
-        with torch.cuda.use_mem_pool(pool, device=self._ordinal):
+        with GATE, torch.cuda.use_mem_pool(pool, device=self._ordinal):
             yield
 
     def capture(self, pool: Any, work: Callable[[], Any]) -> tuple[Graph, Any]:
         """See `Backend`. Quietly: torch.cuda.graph would wait for the whole device, and give its memory back, first."""
         graph = torch.cuda.CUDAGraph()
-        with CAPTURING, self._told_of_sms():
+        with CAPTURING, self._told_of_sms(), GATE:
             graph.capture_begin(pool=pool.id, capture_error_mode="thread_local")
             try:
                 made = work()

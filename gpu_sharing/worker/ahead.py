@@ -9,13 +9,14 @@ from typing import Any
 
 from gpu_sharing.devices.base import LaneStream
 from gpu_sharing.devices.cuda.errors import is_lost
-from gpu_sharing.runtimes.base import Run
+from gpu_sharing.runtimes.base import Run, Tensors
 from gpu_sharing.units import Nanoseconds
 from gpu_sharing.worker.faults import describe, reason_of
 from gpu_sharing.worker.gather import join
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Submit
 from gpu_sharing.worker.meter import Meter
+from gpu_sharing.worker.regions import Lease, Regions
 from gpu_sharing.worker.requests import Finished, Requests, Work
 from gpu_sharing.worker.scatter import BatchOutputs
 from gpu_sharing.worker.watch import TIMES_THE_ESTIMATE, Watch, Watched
@@ -23,13 +24,14 @@ from gpu_sharing.worker.watch import TIMES_THE_ESTIMATE, Watch, Watched
 
 @dataclass(slots=True)
 class _Flight:
-    """A batch that has started. gathered: when its inputs had been put together. outputs: once its last segment has been launched; they are there when it has ended."""
+    """A batch that has started. gathered: when its inputs had been put together. lease: of regions that it uses. outputs: once its last segment has been launched; they are there when it has ended."""
 
     hosted: Hosted
     requests: tuple[Submit, ...]
     rows: int
     run: Run
     gathered: Nanoseconds
+    lease: Lease | None = None
     outputs: Any = None
 
 
@@ -62,16 +64,18 @@ class AheadLane:
         end_worker: Callable[[], None],
         enter: Callable[[], None] = lambda: None,
         meter: Meter | None = None,
+        regions: Regions | None = None,
     ) -> None:
         """inputs: the executor's arena. enter: called first on the lane's thread, to make the stream its current one.
 
         watch: notices slices that have not ended after hang_after_ns, at the least. meter: told of every slice, as the device
-        comes to it and when it has ended.
+        comes to it and when it has ended. regions: that requests' tensors may lie in.
         """
         self._requests, self._inputs, self._stream = requests, inputs, stream
         self._clock, self._watch, self._hang_after_ns = clock, watch, hang_after_ns
         self._end_worker, self._enter = end_worker, enter
         self._meter = Meter() if meter is None else meter
+        self._regions = regions
         self._flights: dict[int, _Flight] = {}
         self._out: deque[_Launched] = deque()
         self._launches = 0
@@ -142,7 +146,7 @@ class AheadLane:
             except BaseException as error:
                 self._fail(first.work, took, error)
                 return
-            finished = Finished(flight.hosted, flight.requests, outputs, flight.gathered)
+            finished = Finished(flight.hosted, flight.requests, outputs, flight.gathered, flight.lease)
         self._requests.end_slice(batch, took, finished)
         if first.last:
             # Its outputs have been copied by now: what they lay in may be used again.
@@ -204,13 +208,25 @@ class AheadLane:
         )
 
     def _start(self, work: Work) -> _Flight:
-        model = work.hosted.model
-        inputs = join(model.signature, work.requests, self._inputs)
-        gathered = self._clock()
-        rows = sum(request.rows for request in work.requests)
-        flight = _Flight(work.hosted, work.requests, rows, model.run(inputs), gathered)
+        lease = None if self._regions is None else self._regions.borrow(work.requests)
+        try:
+            flight = self._flight(work, lease)
+        except BaseException:
+            if lease is not None:
+                lease.end()
+            raise
         self._flights[work.slice.batch] = flight
         return flight
+
+    def _flight(self, work: Work, lease: Lease | None) -> _Flight:
+        model, requests = work.hosted.model, work.requests
+        if lease is None:
+            inputs: Tensors = join(model.signature, requests, self._inputs)
+        else:
+            inputs = lease.join(model.signature, requests, self._inputs, model)
+        gathered = self._clock()
+        rows = sum(request.rows for request in requests)
+        return _Flight(work.hosted, requests, rows, model.run(inputs), gathered, lease)
 
     def _let_go(self, batch: int) -> None:
         flight = self._flights.pop(batch, None)
@@ -220,3 +236,6 @@ class AheadLane:
             flight.run.close()
         except BaseException:  # the model's own clean-up: nobody waits for it
             return
+        finally:
+            if flight.lease is not None:
+                flight.lease.end()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import msgspec
 
 from gpu_sharing.arbiter.policies import PolicyName as PolicyName
 from gpu_sharing.units import SECOND, Bytes, GiB, Millidevices, Nanoseconds
+
+RegionsOf: TypeAlias = Literal["off", "on", "host"]
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
@@ -29,6 +33,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     slow_copies: for tests: how much longer the inputs of each batch of a tenant's model take to be put together.
     host_bytes: what weights may take on the host, from where they come to the device and go back when others need the room; whole
         pages; 0: they stay on the device, and what does not fit there is refused.
+    device_regions: what requests' tensors may lie in beside the arenas: "on", memory of the GPU that other processes share; "host",
+        files in its place, for tests; "off", nothing.
     quantum_ns: batches are kept so small that their longest slice fits it; None: they are not.
     """
 
@@ -50,3 +56,4 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     slow_copies: tuple[tuple[str, str, Nanoseconds], ...] = ()
     python_artefacts: tuple[str, ...] = ()
     host_bytes: Bytes = 0
+    device_regions: RegionsOf = "off"

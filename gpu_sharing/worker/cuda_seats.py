@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gpu_sharing.devices.cuda.device import CudaDevice
 from gpu_sharing.devices.cuda.driver import Driver, call, load
 from gpu_sharing.devices.cuda.lanes import CudaLane
+from gpu_sharing.devices.cuda.regions import CudaRegions
 from gpu_sharing.devices.cuda.space import CudaSpace
 from gpu_sharing.devices.cuda.stream import AHEAD, CudaStream
+from gpu_sharing.memory.accounts import Accounts
+from gpu_sharing.memory.capped import Budget, MakeBudget
+from gpu_sharing.memory.grants import Grants
 from gpu_sharing.partitioning.partitions import Partitions
 from gpu_sharing.runtimes.base import ArtefactRefused, Runtime
 from gpu_sharing.runtimes.registry import RUNTIMES
@@ -18,7 +24,7 @@ from gpu_sharing.worker.seat import Seat
 
 if TYPE_CHECKING:
     from gpu_sharing.runtimes.python_place import Place
-    from gpu_sharing.runtimes.torch_graphs import Graphs
+    from gpu_sharing.runtimes.torch_cuda import GraphsOf
     from gpu_sharing.runtimes.torch_place import Backend
 
 
@@ -46,23 +52,26 @@ class CudaSeats:
 
     def seat(self, number: int) -> Seat:
         """Of the lane of that number. KeyError where there is none."""
-        from gpu_sharing.runtimes.graphs import GraphPolicy
-        from gpu_sharing.runtimes.torch_graphs import Graphs
+        from gpu_sharing.runtimes.torch_cuda import LaneGraphs
         from gpu_sharing.runtimes.torch_place import CudaBackend
 
         lane, ordinal = self.lanes.lanes[number], self._device.facts.ordinal
         stream = CudaStream(self._driver, lane.compute, self.lanes.primary, ahead=self._ahead)
         backend = CudaBackend(int(lane.compute), int(lane.loading), sms=lane.sms, ordinal=ordinal)
-        graphs = Graphs(backend, GraphPolicy(self._graph_bytes), partition=number)
+        accounts = Accounts(budgets_on(backend, int(lane.loading)), Grants(self._graph_bytes), reclaim=backend.reclaim)
+        graphs_of = LaneGraphs(backend, accounts, partition=number)
+        limit_bytes = self._lane_bytes()
         return Seat(
             stream,
             enter_lane=backend.enter_lane,
             enter_loader=backend.enter_loading,
-            place_for=functools.partial(place_on_cuda, backend, self._onnx_bytes(), ordinal),
-            runtime_for=lambda name: runtime_on_cuda(name, graphs, int(lane.compute), self._onnx_bytes(), ordinal),
+            place_for=functools.partial(place_on_cuda, backend, accounts.part, limit_bytes, ordinal),
+            runtime_for=lambda name: runtime_on_cuda(name, graphs_of, int(lane.compute), limit_bytes, ordinal),
             settle=backend.synchronize,
             close=stream.close,
+            accounts=accounts,
             space=lambda host_bytes: self._space(lane, host_bytes),
+            regions=CudaRegions(self._driver, ordinal, self.lanes.primary, lane.compute),
         )
 
     def _space(self, lane: CudaLane, host_bytes: Bytes) -> CudaSpace:
@@ -73,8 +82,8 @@ class CudaSeats:
             self._spaces[lane.number] = found
         return found
 
-    def _onnx_bytes(self) -> Bytes:
-        """What one ONNX model, or one of Python code, may draw: the ledger admits loads, this stops one that grows afterwards."""
+    def _lane_bytes(self) -> Bytes:
+        """A lane's part of the device: what one model may draw of which nobody has said how much is reserved for it."""
         return self._device.memory_bytes // max(1, len(self.lanes.lanes))
 
     def close(self) -> None:
@@ -85,26 +94,44 @@ class CudaSeats:
         self.lanes.close()
 
 
-def runtime_on_cuda(name: str, graphs: Graphs, stream: int, limit_bytes: Bytes, ordinal: int = 0) -> Runtime:
+def budgets_on(backend: Backend, wiping_stream: int) -> MakeBudget:
+    """Makes budgets of a lane's tenants. Where pools with budgets cannot be had, ones that nobody keeps, and a line says so."""
+    from gpu_sharing.memory.capped import Budgets, PlainBudget, PoolUnavailable
+
+    try:
+        return Budgets(wiping_stream)
+    except PoolUnavailable as missing:
+        because = str(missing)
+        print(f"memory of tenants has no limits on this device: {because}", file=sys.stderr, flush=True)
+        return lambda limit_bytes, _within: PlainBudget(limit_bytes, backend.pool, backend.pool_bytes, because)
+
+
+def runtime_on_cuda(name: str, graphs_of: GraphsOf, stream: int, limit_bytes: Bytes, ordinal: int = 0) -> Runtime:
     """The runtime of that name, for models that live on a lane. ArtefactRefused, naming those that there are, for any other."""
     if name == "torch_export":
-        from gpu_sharing.runtimes.torch_graphs import CudaExportRuntime
+        from gpu_sharing.runtimes.torch_cuda import CudaExportRuntime
 
-        return CudaExportRuntime(graphs)
+        return CudaExportRuntime(graphs_of)
     if name == "onnx":
-        from gpu_sharing.runtimes.onnx_cuda import OnnxCudaRuntime, provider_options
+        from gpu_sharing.runtimes.onnx_cuda import OnnxCudaRuntime
 
-        return OnnxCudaRuntime(provider_options(stream, limit_bytes, ordinal=ordinal))
+        return OnnxCudaRuntime(stream, limit_bytes, ordinal=ordinal)
     raise ArtefactRefused(f"format: {name!r} is not one of {', '.join(RUNTIMES)}")
 
 
-def place_on_cuda(backend: Backend, limit_bytes: Bytes, ordinal: int, **sizes: Any) -> Place:
-    """Where one model of Python code computes. ArtefactRefused where what that takes is not installed."""
-    from gpu_sharing.memory.capped import ModelPool, PoolUnavailable
+def place_on_cuda(
+    backend: Backend, part: Callable[[Bytes], Budget], limit_bytes: Bytes, ordinal: int, **sizes: Any
+) -> Place:
+    """Where one model of Python code computes, on a part of its tenant's budget. ArtefactRefused where what that takes is missing."""
+    from gpu_sharing.memory.capped import PlainBudget, PoolUnavailable
     from gpu_sharing.runtimes.python_device import CupyLibrary, DevicePlace
 
     try:
-        place = DevicePlace(backend, CupyLibrary(ordinal), ModelPool, limit_bytes=limit_bytes, **sizes)
+        library = CupyLibrary(ordinal)
+        budget = part(limit_bytes)
+        if isinstance(budget, PlainBudget):
+            raise PoolUnavailable(budget.because)
+        place = DevicePlace(backend, library, budget, **sizes)
         with place.working():
             return place
     except (ImportError, PoolUnavailable) as missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from gpu_sharing.worker.messages import Event, Failed
+from gpu_sharing.worker.regions import RegionLost
 
 MODEL_FAILED = "MODEL_FAILED"
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
@@ -23,7 +24,9 @@ _OUT_OF_MEMORY_WORDS = (
 
 
 def reason_of(error: BaseException) -> str:
-    """OUT_OF_MEMORY where memory was what lacked, else MODEL_FAILED."""
+    """OUT_OF_MEMORY where memory was what lacked; of a region that is gone its own; else MODEL_FAILED."""
+    if isinstance(error, RegionLost):
+        return error.reason
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY
     words = str(error)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from gpu_sharing.runtimes.base import Interrupted, Run
+from gpu_sharing.runtimes.base import Interrupted, Run, Tensors
 from gpu_sharing.units import SECOND, Nanoseconds
 from gpu_sharing.worker.faults import describe, reason_of
 from gpu_sharing.worker.gather import join
@@ -14,19 +14,21 @@ from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Load, Submit
 from gpu_sharing.worker.meter import Meter
 from gpu_sharing.worker.reading import Reading
+from gpu_sharing.worker.regions import Lease, Regions
 from gpu_sharing.worker.requests import Finished, Requests, Work
 from gpu_sharing.worker.scatter import BatchOutputs
 from gpu_sharing.worker.watch import TIMES_THE_ESTIMATE, Watch, Watched
 
 
 class _Flight(NamedTuple):
-    """A batch that has started. gathered: when its inputs had been put together."""
+    """A batch that has started. gathered: when its inputs had been put together. lease: of regions that it uses."""
 
     hosted: Hosted
     requests: tuple[Submit, ...]
     rows: int
     run: Run
     gathered: Nanoseconds
+    lease: Lease | None = None
 
 
 class Lane:
@@ -43,11 +45,13 @@ class Lane:
         reading: Reading,
         meter: Meter | None = None,
         copies: Mapping[tuple[str, str], Nanoseconds] | None = None,
+        regions: Regions | None = None,
     ) -> None:
         """inputs: the executor's arena. watch: notices slices that have not returned after hang_after_ns, at the least.
 
         reading: whose turn it is to read commands.
         meter: told of every slice, at both its ends. copies: see WorkerConfig.slow_copies, by tenant and model.
+        regions: that requests' tensors may lie in.
         """
         self._requests = requests
         self._inputs = inputs
@@ -57,6 +61,7 @@ class Lane:
         self._reading = reading
         self._meter = Meter() if meter is None else meter
         self._copies = dict(copies or {})
+        self._regions = regions
         self._flights: dict[int, _Flight] = {}
 
     def run(self) -> None:
@@ -95,6 +100,8 @@ class Lane:
             work.hosted.ran(self._clock() - finished.gathered)
             del self._flights[batch]
         self._requests.end_slice(batch, took, finished)
+        if finished is not None and finished.lease is not None:
+            finished.lease.end()
 
     def _watched(self, work: Work) -> Watched:
         expected_ns = TIMES_THE_ESTIMATE * (work.slice.predicted or 0)
@@ -112,19 +119,31 @@ class Lane:
             next(flight.run)
         except StopIteration as end:
             outputs = BatchOutputs(flight.hosted.model.signature, end.value, flight.rows)
-            return Finished(flight.hosted, flight.requests, outputs, flight.gathered)
+            return Finished(flight.hosted, flight.requests, outputs, flight.gathered, flight.lease)
         return None
 
     def _start(self, work: Work) -> _Flight:
-        model = work.hosted.model
-        inputs = join(model.signature, work.requests, self._inputs)
+        lease = None if self._regions is None else self._regions.borrow(work.requests)
+        try:
+            flight = self._flight(work, lease)
+        except BaseException:
+            if lease is not None:
+                lease.end()
+            raise
+        self._flights[work.slice.batch] = flight
+        return flight
+
+    def _flight(self, work: Work, lease: Lease | None) -> _Flight:
+        model, requests = work.hosted.model, work.requests
+        if lease is None:
+            inputs: Tensors = join(model.signature, requests, self._inputs)
+        else:
+            inputs = lease.join(model.signature, requests, self._inputs, model)
         if self._copies:
             self._delay(work.hosted.load)
         gathered = self._clock()
-        rows = sum(request.rows for request in work.requests)
-        flight = _Flight(work.hosted, work.requests, rows, model.run(inputs), gathered)
-        self._flights[work.slice.batch] = flight
-        return flight
+        rows = sum(request.rows for request in requests)
+        return _Flight(work.hosted, requests, rows, model.run(inputs), gathered, lease)
 
     def _delay(self, load: Load) -> None:
         """Makes a copy take longer, where a test has asked for that."""
@@ -140,3 +159,6 @@ class Lane:
             flight.run.close()
         except BaseException:  # the model's own clean-up: nobody waits for it
             return
+        finally:
+            if flight.lease is not None:
+                flight.lease.end()

@@ -6,39 +6,29 @@ import gc
 import importlib
 import os
 import queue
-import random
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gpu_sharing.arbiter.switching import IN_FLIGHT_PER_REPLICA
-from gpu_sharing.measurements import Profile
+from gpu_sharing.memory.accounts import Accounts
 from gpu_sharing.memory.ledger import Ledger, LedgerFull
 from gpu_sharing.memory.limits import data_bytes, trim
 from gpu_sharing.runtimes.base import ArtefactRefused, Interrupted, Interruptible, LoadConfig, LoadedModel, Runtime
 from gpu_sharing.units import SECOND, Bytes, ComputeUnits, MiB, Nanoseconds
 from gpu_sharing.worker.background import Background
+from gpu_sharing.worker.charges import Charges
 from gpu_sharing.worker.faults import OUT_OF_MEMORY, reason_of
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unload, Unloaded
 from gpu_sharing.worker.mover import Mover
 from gpu_sharing.worker.outbox import Outbox
+from gpu_sharing.worker.profiling import Profiling
 from gpu_sharing.worker.requests import Requests
-from gpu_sharing.worker.shelf import Measured, Shelf, Shelved, variant
+from gpu_sharing.worker.shelf import Shelf, Shelved
 from gpu_sharing.worker.watch import Watch, Watched
 
-if TYPE_CHECKING:
-    from gpu_sharing.runtimes.stopwatch import Stopwatch
-
 RuntimeFor = Callable[[str], Runtime]
-
-MOST_PRETENDED_NS: Nanoseconds = 60 * SECOND
-"""A stage of a load whose model is there already takes no longer."""
-
-PRETENDED_SPREAD = (0.97, 1.05)
-"""Two loads of one artefact never take equally long."""
 
 UNSEEN_BYTES: Bytes = 512 * MiB
 """A load may take so much more than twice its weights before what it took is charged: libraries are imported on the way."""
@@ -65,27 +55,35 @@ class Loader:
         enter: Callable[[], None] = lambda: None,
         settle: Callable[[], None] | None = None,
         mover: Mover | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         """runtime_for: finds a runtime by its name; None: gpu_sharing.runtimes.registry. watch: notices loads that
         have not ended after load_limit_ns. threads: of the processor, for one segment; None: as many as compute units.
         enter: called first on each thread that touches models, so that what they do on a device goes where it should.
         settle: waits for what such a thread has launched there; None: models compute on the processor.
-        mover: takes care of weights that may leave the device; None: all stay.
+        mover: takes care of weights that may leave the device; None: all stay. accounts: tenants' pools there; None: none.
         """
         self._outbox = outbox
-        self._ledger = ledger
-        self._device_kind = device_kind
+        self._charges = Charges(ledger, mover, accounts)
         self._compute_units = compute_units
         self._clock = clock
         self._runtime_for = runtime_for or _registered
         self._watch = watch
         self._load_limit_ns = load_limit_ns
-        self._sleep = sleep
-        self._threads = threads
         self._enter = enter
         self._settle = settle
         self._mover = mover
         self._background = Background(enter=enter)
+        self._profiling = Profiling(
+            device_kind=device_kind,
+            compute_units=compute_units,
+            threads=threads,
+            clock=clock,
+            sleep=sleep,
+            settle=settle,
+            background=self._background,
+            tell=self._tell,
+        )
         self._shelf = Shelf()
         self._jobs: queue.SimpleQueue[Load | int | None] = queue.SimpleQueue()
         self._models: dict[int, LoadedModel] = {}
@@ -141,6 +139,7 @@ class Loader:
             self._present.add(load.replica)
             requests.host(hosted)
         except BaseException as error:  # an artefact may raise anything
+            _let_go_of_frames(error)
             self._present.discard(load.replica)
             self._forget(load.replica)
             # Trying again would hang again.
@@ -162,21 +161,18 @@ class Loader:
         self._watch_over(load, runtime)
         self._background.call(lambda: runtime.check(path))
         expected_bytes = load.profile.weight_bytes if load.profile is not None else os.stat(path).st_size
-        self._reserve(load.replica, expected_bytes)
+        memory_bytes = self._charges.expect(load, expected_bytes)
         self._tell(load, "loading")
-        config = self._config(load)
+        config = self._profiling.config(load, memory_bytes)
         shelved = self._shelf.find(load.digest, load.format)
         if shelved is None:
             shelved = self._read(load, runtime, path, config)
-            moves = self._mover is not None and self._mover.adopt(load, shelved.origin)
-            shelved.moves = moves
+            shelved.moves = self._charges.adopt(load, shelved.origin)
         else:
             self._have_again(load, shelved, config)
-        profile, activation_bytes = self._profile(load, shelved, config)
-        # Batches of a replica may be suspended while another of it runs: each keeps its activations.
-        memory_bytes = shelved.charged_bytes + IN_FLIGHT_PER_REPLICA * activation_bytes
-        self._reserve(load.replica, memory_bytes - (shelved.charged_bytes if shelved.moves else 0))
-        return Hosted(load, self._models[load.replica], profile, self._compute_units), memory_bytes
+        profile, activation_bytes = self._profiling.profile(load, self._models[load.replica], shelved, config)
+        charged = self._charges.settle(load, shelved, activation_bytes)
+        return Hosted(load, self._models[load.replica], profile, self._compute_units), charged
 
     def _read(self, load: Load, runtime: Runtime, path: Path, config: LoadConfig) -> Shelved:
         """Loads the artefact, for this replica and for whoever brings the same one."""
@@ -203,86 +199,7 @@ class Loader:
             self._models[load.replica] = self._background.call(lambda: shelved.origin.again(config))
             shelved.users.add(load.replica)
         finally:
-            self._pretend(shelved.loading_ns - (self._clock() - began))
-
-    def _reserve(self, replica: int, asked_bytes: Bytes) -> None:
-        if self._mover is None:
-            self._ledger.reserve(replica, asked_bytes)
-        else:
-            self._mover.reserve(replica, asked_bytes)
-
-    def _pretend(self, rest_ns: Nanoseconds) -> None:
-        self._sleep(max(0, min(rest_ns, MOST_PRETENDED_NS)) * random.uniform(*PRETENDED_SPREAD) / SECOND)
-
-    def _config(self, load: Load) -> LoadConfig:
-        known = self._known(load)
-        return LoadConfig(
-            threads=self._compute_units if self._threads is None else self._threads,
-            compute_units=self._compute_units,
-            max_batch_size=load.max_batch_size,
-            batch_axes=load.batch_axes,
-            warmup=load.warmup,
-            signature=load.signature,
-            segments=tuple(segment.name for segment in known.segments) or None if known is not None else None,
-        )
-
-    def _known(self, load: Load) -> Profile | None:
-        """The profile that was given along, if it was measured on this artefact and on such a device."""
-        known = load.profile
-        return known if known and (known.digest, known.device_kind) == (load.digest, self._device_kind) else None
-
-    def _profile(self, load: Load, shelved: Shelved, config: LoadConfig) -> tuple[Profile, Bytes]:
-        known, model = self._known(load), self._models[load.replica]
-        same_cut = known is not None and config.segments in (None, model.segments)
-        if known is not None and same_cut and (known.on(self._compute_units) or not known.points):
-            return known, max((point.activation_bytes for point in known.points), default=0)
-        measured = shelved.measured.get(variant(config))
-        if measured is None:
-            measured = shelved.measured[variant(config)] = self._measure(load, model, config)
-        else:
-            for stage, took in measured.stages:
-                self._tell(load, stage)
-                self._pretend(took)
-        # What was measured on lanes of another size is kept beside it.
-        profile = known.joined(measured.profile) if known is not None and same_cut else measured.profile
-        return profile, measured.activation_bytes
-
-    def _measure(self, load: Load, model: LoadedModel, config: LoadConfig) -> Measured:
-        from gpu_sharing.runtimes.profile import measure
-
-        moments: list[tuple[str, Nanoseconds]] = []
-
-        def on_stage(stage: str) -> None:
-            moments.append((stage, self._clock()))
-            self._tell(load, stage)
-
-        profile, activation_bytes = self._background.call(
-            lambda: measure(
-                model,
-                config,
-                digest=load.digest,
-                device_kind=self._device_kind,
-                stopwatch=self._stopwatch(config),
-                on_stage=on_stage,
-            )
-        )
-        ends = [moment for _, moment in moments[1:]] + [self._clock()]
-        stages = tuple((stage, end - began) for (stage, began), end in zip(moments, ends, strict=True))
-        return Measured(profile, activation_bytes, stages)
-
-    def _stopwatch(self, config: LoadConfig) -> Stopwatch:
-        from gpu_sharing.runtimes.stopwatch import Stopwatch
-
-        settle, clock = self._settle, self._clock
-        if settle is None:
-            return Stopwatch.of_this_thread(clock, threads=config.threads)
-
-        def ended() -> Nanoseconds:
-            settle()
-            return clock()
-
-        # The thread waits for the device, whose time it is.
-        return Stopwatch(ended)
+            self._profiling.pretend(shelved.loading_ns - (self._clock() - began))
 
     def _watch_over(self, load: Load, runtime: Runtime) -> None:
         if self._watch is None:
@@ -311,26 +228,30 @@ class Loader:
 
     def _forget(self, replica: int) -> None:
         model = self._models.pop(replica, None)
-        if self._mover is None:
-            self._ledger.release(replica)
-        else:
-            self._mover.release(replica)
         for each in self._shelf.leave(replica, model) if model is not None else ():
             try:
                 each.close()
             except Exception:  # the model's own clean-up
                 traceback.print_exc()
+            del each
+        if model is not None:
+            del model
+            # Programs are full of circles, which hold their weights.
+            gc.collect()
+            trim()
+        self._charges.release(replica)
         if self._mover is not None:
             self._mover.leave(replica)
-        if model is None:
-            return
-        del model
-        # Programs are full of circles, which hold their weights.
-        gc.collect()
-        trim()
 
     def _tell(self, load: Load, stage: str) -> None:
         self._outbox.send([Stage(load.replica, stage)])
+
+
+def _let_go_of_frames(error: BaseException | None) -> None:
+    """What they still hold lies in memory that is to be given back."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _registered(name: str) -> Runtime:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from gpu_sharing.arbiter.events import ArbiterStatistics
 from gpu_sharing.arbiter.policies import arbiter_of
 from gpu_sharing.devices.base import Device
+from gpu_sharing.devices.host_regions import HostRegions
 from gpu_sharing.memory.arena import Arena, ArenaView
 from gpu_sharing.memory.berths import HostSpace
 from gpu_sharing.memory.ledger import Ledger
@@ -23,11 +24,25 @@ from gpu_sharing.worker.ahead import AheadLane
 from gpu_sharing.worker.config import WorkerConfig
 from gpu_sharing.worker.lane import Lane
 from gpu_sharing.worker.loader import Loader, RuntimeFor
-from gpu_sharing.worker.messages import Account, Command, Load, Ready, Settled, Statistics, Stop, Unload, Used
+from gpu_sharing.worker.messages import (
+    Account,
+    CloseRegion,
+    Command,
+    Load,
+    OpenRegion,
+    Ready,
+    RegionFailed,
+    Settled,
+    Statistics,
+    Stop,
+    Unload,
+    Used,
+)
 from gpu_sharing.worker.meter import Meter
 from gpu_sharing.worker.mover import Mover
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.reading import Reading
+from gpu_sharing.worker.regions import Regions
 from gpu_sharing.worker.requests import RequestCommand, Requests
 from gpu_sharing.worker.residency import Residency
 from gpu_sharing.worker.scatter import Outputs
@@ -43,7 +58,7 @@ HUNG_STATUS = 3
 
 _READ_BYTES = 1 << 18
 _LANE_ENDS_S = 5.0
-_OWN = (Load, Stop, Settled)
+_OWN = (Load, Stop, Settled, OpenRegion, CloseRegion)
 """Commands that are the loop's own; the others are about requests."""
 
 
@@ -97,6 +112,7 @@ class WorkerLoop:
             enter=seat.enter_loader if seat is not None else lambda: None,
             settle=None if seat is None else seat.settle,
             mover=self._mover,
+            accounts=None if seat is None else seat.accounts,
         )
         arbiter = arbiter_of(
             config.policy,
@@ -118,6 +134,7 @@ class WorkerLoop:
         )
         if self._mover is not None:
             self._mover.attach(self._requests)
+        self._regions = self._regions_on(seat)
         self._lane = self._lane_on(seat, inputs.view, meter, clock, end_worker)
         self._clock = clock
         # As long as nothing has happened there is nothing to tell.
@@ -149,6 +166,16 @@ class WorkerLoop:
         residency = Residency(self._ledger.capacity_bytes)
         return Mover(residency, self._ledger, space, self._outbox, clock=time.monotonic_ns)
 
+    def _regions_on(self, seat: Seat | None) -> Regions | None:
+        """None where tensors come through the arenas alone."""
+        match self._config.device_regions:
+            case "on" if seat is not None and seat.regions is not None:
+                return Regions(seat.regions, self._outbox.send)
+            case "host":
+                return Regions(HostRegions(), self._outbox.send)
+            case _:
+                return None
+
     def _lane_on(
         self,
         seat: Seat | None,
@@ -168,6 +195,7 @@ class WorkerLoop:
                 reading=self._reading,
                 meter=meter,
                 copies={(tenant, model): delay for tenant, model, delay in self._config.slow_copies},
+                regions=self._regions,
             )
         return AheadLane(
             self._requests,
@@ -179,6 +207,7 @@ class WorkerLoop:
             end_worker=end_worker,
             enter=seat.enter_lane,
             meter=meter,
+            regions=self._regions,
         )
 
     def run(self, pid: int) -> None:
@@ -206,6 +235,8 @@ class WorkerLoop:
             self._loader.stop()
             if self._mover is not None:
                 self._mover.stop()
+            if self._regions is not None:
+                self._regions.stop()
             self._seat.close()
 
     def _ready(self, pid: int) -> Ready:
@@ -241,9 +272,15 @@ class WorkerLoop:
         if together:
             self._requests.take(together)
 
-    def _obey(self, command: Load | Stop | Settled) -> None:
+    def _obey(self, command: Load | Stop | Settled | OpenRegion | CloseRegion) -> None:
         if isinstance(command, Load):
             self._loader.load(command)
+            return
+        if isinstance(command, OpenRegion | CloseRegion):
+            if self._regions is not None:
+                self._regions.obey(command)
+            elif isinstance(command, OpenRegion):
+                self._outbox.send([RegionFailed(command.region, "UNSUPPORTED", "regions are switched off here")])
             return
         if isinstance(command, Settled):
             self._meter.free(command.replica)

@@ -25,6 +25,16 @@ class TensorRef(msgspec.Struct, array_like=True, frozen=True):
     length_bytes: int
 
 
+class RegionPart(msgspec.Struct, array_like=True, frozen=True):
+    """A tensor's part of a region: `place` counts a Submit's inputs or its outputs. For an output, length_bytes is what there is
+    room for."""
+
+    place: int
+    region: str
+    offset: int
+    length_bytes: int
+
+
 # From the executor.
 
 
@@ -85,6 +95,7 @@ class Submit(msgspec.Struct, tag=True, array_like=True, frozen=True):
         have none.
     outputs: indices of the outputs wanted, in the order wanted.
     deadline: drop it past this moment. objective: None: class `batch`.
+    sources: inputs that lie in regions; their TensorRefs have no bytes. sinks: outputs that go there.
     """
 
     call: int
@@ -97,6 +108,8 @@ class Submit(msgspec.Struct, tag=True, array_like=True, frozen=True):
     deadline: Nanoseconds | None = None
     objective: Nanoseconds | None = None
     priority: int = 0
+    sources: tuple[RegionPart, ...] = ()
+    sinks: tuple[RegionPart, ...] = ()
 
 
 class Cancel(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -111,13 +124,28 @@ class Release(msgspec.Struct, tag=True, array_like=True, frozen=True):
     call: int
 
 
+class OpenRegion(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Open memory of another process for requests to name. Answered by RegionOpened or RegionFailed. What is open stays so."""
+
+    region: str
+    tenant: str
+    handle: bytes
+    size_bytes: Bytes
+
+
+class CloseRegion(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """Let go of a region, once batches that use it have ended. No answer."""
+
+    region: str
+
+
 class Stop(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """Finish within `grace_ns` and exit."""
 
     grace_ns: Nanoseconds
 
 
-Command: TypeAlias = Load | Update | Unload | Settled | Submit | Cancel | Release | Stop
+Command: TypeAlias = Load | Update | Unload | Settled | Submit | Cancel | Release | OpenRegion | CloseRegion | Stop
 
 
 # From the worker.
@@ -166,6 +194,7 @@ class Unloaded(msgspec.Struct, tag=True, array_like=True, frozen=True):
 class Done(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """The call's outputs, in the order wanted. Its input memory may be used again; its output memory is held until Release.
 
+    Outputs that went to a region lie there; their TensorRefs have no bytes.
     gathered: when the batch's inputs had been put together, within its first slice. copied: when the outputs lay in the arena.
     0: not told.
     """
@@ -181,7 +210,8 @@ class Done(msgspec.Struct, tag=True, array_like=True, frozen=True):
 class Failed(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """The call was refused, dropped or broken. Its input memory may be used again.
 
-    reason: DEADLINE_EXCEEDED, CANCELLED, OVERLOADED, OUT_OF_MEMORY, MODEL_FAILED, MODEL_NOT_READY.
+    reason: DEADLINE_EXCEEDED, CANCELLED, OVERLOADED, OUT_OF_MEMORY, MODEL_FAILED, MODEL_NOT_READY; of regions REGION_NOT_FOUND,
+        FIELD_INVALID.
     facts: the numbers that led here. decided: when it was refused or dropped; 0: not told.
     """
 
@@ -239,7 +269,24 @@ class Moved(msgspec.Struct, tag=True, array_like=True, frozen=True):
     why: str
 
 
-Event: TypeAlias = Ready | Stage | Loaded | LoadFailed | Unloaded | Done | Failed | Statistics | Moved
+class RegionOpened(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """memory_bytes: of all that the handle is of."""
+
+    region: str
+    memory_bytes: Bytes
+
+
+class RegionFailed(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """reason: FIELD_INVALID, UNSUPPORTED, OUT_OF_MEMORY. message: for the caller, and tells nothing of other tenants."""
+
+    region: str
+    reason: str
+    message: str
+
+
+Event: TypeAlias = (
+    Ready | Stage | Loaded | LoadFailed | Unloaded | Done | Failed | Statistics | Moved | RegionOpened | RegionFailed
+)
 
 
 # What a worker's meter page says (gpu_sharing.worker.meter).

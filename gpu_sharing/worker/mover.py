@@ -77,9 +77,10 @@ class Mover:
 
     # The loader's side.
 
-    def adopt(self, load: Load, model: LoadedModel) -> bool:
+    def adopt(self, load: Load, model: LoadedModel, beside_bytes: Bytes = 0) -> bool:
         """Takes the weights of a model that was just loaded into its care, and has them in for as long as the replica loads.
 
+        beside_bytes: what stays reserved for the replica, beside its weights.
         False: it stays as it is, since its weights cannot be moved or the host has no room for them. LedgerFull where the
         device could never hold them beside what is kept; then the model is of no use any more.
         """
@@ -92,7 +93,7 @@ class Mover:
         try:
             weights.save(berth.host)
             weights.drop()
-            self.reserve(load.replica, 0)
+            self.reserve(load.replica, beside_bytes)
             self._decided(
                 lambda: self._berth(self.residency.add(load.replica, weights.layout, berth.size_bytes), berth)
             )

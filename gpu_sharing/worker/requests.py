@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
 
 from gpu_sharing.arbiter import Arbiter
 from gpu_sharing.arbiter import events as arbitration
@@ -13,9 +15,10 @@ from gpu_sharing.units import Nanoseconds
 from gpu_sharing.worker.boundary import Ran, next_turn, tell
 from gpu_sharing.worker.faults import MODEL_FAILED, because
 from gpu_sharing.worker.hosted import Hosted
-from gpu_sharing.worker.messages import Cancel, Done, Event, Failed, Release, Submit, Unload, Update
+from gpu_sharing.worker.messages import Cancel, Done, Event, Failed, Release, Submit, TensorRef, Unload, Update
 from gpu_sharing.worker.outbox import Outbox
 from gpu_sharing.worker.reading import Reading
+from gpu_sharing.worker.regions import Lease, RegionLost
 from gpu_sharing.worker.residency import Residency
 from gpu_sharing.worker.scatter import BatchOutputs, OutputInvalid, Outputs, OutputsFull
 
@@ -33,12 +36,13 @@ class Work(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A batch that has run. gathered: when its inputs had been put together."""
+    """A batch that has run. gathered: when its inputs had been put together. lease: of regions that it uses."""
 
     hosted: Hosted
     requests: tuple[Submit, ...]
     outputs: BatchOutputs
     gathered: Nanoseconds = 0
+    lease: Lease | None = None
 
 
 class _Effects(NamedTuple):
@@ -247,13 +251,35 @@ class Requests:
         hosted = finished.hosted
         try:
             wanted = finished.outputs.part(request.outputs, start, stop)
-            refs = self._outputs.put(request.call, wanted, hosted.load.tenant)
+            if request.sinks:
+                refs = self._stored(finished, request, wanted)
+            else:
+                refs = self._outputs.put(request.call, wanted, hosted.load.tenant)
+        except RegionLost as lost:
+            return Failed(request.call, lost.reason, str(lost), {}, received, batch)
         except OutputsFull as full:
             return Failed(request.call, "OUT_OF_MEMORY", str(full), full.facts, received, batch)
         except OutputInvalid as broken:
             message = f"{hosted.label}: {broken}"
             return Failed(request.call, "MODEL_FAILED", message, {}, received, batch)
         return Done(request.call, refs, received, batch, finished.gathered, self._clock())
+
+    def _stored(
+        self, finished: Finished, request: Submit, wanted: Sequence[tuple[int, str, np.ndarray]]
+    ) -> tuple[TensorRef, ...]:
+        """Outputs in regions, where they are to go there, and in the arena."""
+        assert finished.lease is not None
+        sinks = {sink.place: sink for sink in request.sinks}
+        specs = finished.hosted.model.signature.outputs
+        for place, sink in sinks.items():
+            index, _, tensor = wanted[place]
+            finished.lease.write(sink, specs[index], tensor)
+        rest = [each for place, each in enumerate(wanted) if place not in sinks]
+        put = iter(self._outputs.put(request.call, rest, finished.hosted.load.tenant) if rest else ())
+        return tuple(
+            TensorRef(index, tuple(tensor.shape), 0, 0) if place in sinks else next(put)
+            for place, (index, _, tensor) in enumerate(wanted)
+        )
 
     def _emit(self, effects: _Effects) -> None:
         self._outbox.send(effects.events)

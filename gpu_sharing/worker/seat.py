@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpu_sharing.devices.base import LaneStream
+from gpu_sharing.devices.regions import DeviceRegions
+from gpu_sharing.memory.accounts import Accounts
 from gpu_sharing.memory.berths import Space
 from gpu_sharing.runtimes.base import Runtime
 from gpu_sharing.runtimes.python_place import PlaceFor
@@ -19,7 +21,8 @@ class Seat:
     enter_lane, enter_loader: called first on the lane's thread and on those that load, to make its streams their current ones.
     place_for: where operators' Python code computes; None: on the processor.
     threads: of the processor, that one segment may use. settle: waits until what the calling thread has launched has ended.
-    close: once the lane's thread has ended. space: where so many bytes of weights wait on the host; None: they stay on the device.
+    regions: what opens memory that other processes share; None: nothing does.
+    close: once the lane's thread has ended. accounts: tenants' pools on the device; None: it has none. space: where so many bytes of weights wait on the host; None: they stay on the device.
     """
 
     stream: LaneStream
@@ -30,4 +33,6 @@ class Seat:
     threads: int = 1
     settle: Callable[[], None] = lambda: None
     close: Callable[[], None] = lambda: None
+    accounts: Accounts | None = None
     space: Callable[[Bytes], Space] | None = None
+    regions: DeviceRegions | None = None

@@ -29,7 +29,7 @@ class Shelved:
     """One artefact's model. origin: as it was loaded, for the first of its users; the others have it once more.
 
     charged_bytes: what each replica's weights count for, whether it shares them or not.
-    moves: its weights may leave the device. loading_ns: how long loading it took. measured: by the configuration that the profile is for.
+    moves: its weights may leave the device. drawn_bytes: the most that trying it drew on a tenant's pool. loading_ns: how long loading it took. measured: by the configuration that the profile is for.
     """
 
     origin: LoadedModel
@@ -38,6 +38,7 @@ class Shelved:
     measured: dict[bytes, Measured] = field(default_factory=dict)
     users: set[int] = field(default_factory=set)
     moves: bool = False
+    drawn_bytes: Bytes = 0
 
 
 class Shelf:
@@ -70,5 +71,5 @@ class Shelf:
 
 def variant(config: LoadConfig) -> bytes:
     """Equal where a profile of one is a profile of the other."""
-    settled = msgspec.structs.replace(config, signature=None, segments=None)
+    settled = msgspec.structs.replace(config, signature=None, segments=None, tenant="", memory_bytes=None)
     return msgspec.msgpack.encode(settled, order="deterministic")

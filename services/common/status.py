@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
-from google.protobuf.any_pb2 import Any
+from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -63,7 +65,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
 def to_status(refusal: Refusal) -> status_pb2.Status:
     """The refusal as google.rpc.Status: ErrorInfo always, BadRequest and RetryInfo where they say something."""
     info = error_details_pb2.ErrorInfo(reason=refusal.reason, domain=DOMAIN, metadata=refusal.facts)
-    details: list[Any] = [_packed(info)]
+    details: list[any_pb2.Any] = [_packed(info)]
     if refusal.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(field=refusal.field, description=refusal.message)
         details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
@@ -108,7 +110,9 @@ def refuse(context: Any, refusal: Refusal, *more: tuple[str, str]) -> bytes:
     gRPC's own `abort` raises, and leaves a circle of some thirty objects behind each call, which the collector would have to find: a
     flood of calls that are refused would stop the loop for milliseconds, several times a second.
     """
-    return end(context, CODES[refusal.reason], refusal.message, ((DETAILS_KEY, to_status(refusal).SerializeToString()), *more))
+    return end(
+        context, CODES[refusal.reason], refusal.message, ((DETAILS_KEY, to_status(refusal).SerializeToString()), *more)
+    )
 
 
 def end(context: Any, code: grpc.StatusCode, message: str, trailing: tuple[tuple[str, str | bytes], ...]) -> bytes:
@@ -124,7 +128,7 @@ def code_name(status: status_pb2.Status) -> str:
     return code_pb2.Code.Name(status.code)
 
 
-def _packed(message: Message) -> Any:
-    packed = Any()
+def _packed(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
     packed.Pack(message)
     return packed

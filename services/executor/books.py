@@ -17,6 +17,7 @@ from gpu_sharing.memory.arena import create_memory
 from gpu_sharing.units import ComputeUnits
 from gpu_sharing.worker.messages import Reading, Used
 from gpu_sharing.worker.meter import PAGE_BYTES, read
+from services.common.machine import boot_id as _boot
 from services.executor.core.books import (
     FORMAT,
     Book,
@@ -39,7 +40,6 @@ PATIENCE_S, STEP_S = 3.0, 0.02
 """How long to wait for the end of an executor that was killed, and of its workers, which die with it."""
 _LIVES_A_SECOND = 1 << 20
 """More than ever begin: numbers of lives that an executor gave and could not write down are not given again by the next."""
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class MeterPage:
@@ -228,13 +228,6 @@ class Books:
                 folder=str(self._folder),
                 reason=error.strerror or str(error),
             )
-
-
-def _boot() -> str:
-    try:
-        return _BOOT.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _locked(path: Path, ends: float) -> int | None:

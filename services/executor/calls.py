@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import count
 
 import structlog
+from msgspec.structs import replace
 
 from gpu_sharing.measurements import Batch
 from gpu_sharing.units import Nanoseconds
@@ -18,6 +19,7 @@ from services.common.status import to_status
 from services.executor.core.elements import walk_elements
 from services.executor.core.heads import Invalid
 from services.executor.core.load import smoothed
+from services.executor.core.regions import InRegions
 from services.executor.core.statistics import StatisticsLedger
 from services.executor.decode import (
     ALIGNMENT,
@@ -33,6 +35,7 @@ from services.executor.decode import (
     shape_key,
 )
 from services.executor.inflight import Call, Caller, Lane, Phase, Serving, stages
+from services.executor.regions import DeviceRegions
 from services.executor.spans import Spans
 
 log = structlog.get_logger()
@@ -55,6 +58,8 @@ class Calls:
         self._numbers = count(1)
         self._walks: set[asyncio.Task[None]] = set()
         self.statistics = StatisticsLedger()
+        self.regions = DeviceRegions({})
+        """What of callers' device memory is open here; nothing, unless it is set."""
         self.serving: dict[int, Serving] = {}
         """The replicas that take requests, by id."""
 
@@ -204,21 +209,24 @@ class Calls:
                 facts={"stage": "decode", "late_us": late_us},
             )
         plan = decoded.plan
-        call.phase, call.rows = Phase.RUNNING, plan.rows
-        call.serving.client.send(
-            Submit(
-                call.number,
-                call.serving.replica,
-                plan.rows,
-                shape_key(plan, placed.contents, call.number),
-                placed.refs,
-                plan.outputs,
-                call.arrived,
-                deadline,
-                call.objective,
-                queueing.priority(call.priority),
-            )
+        submit = Submit(
+            call.number,
+            call.serving.replica,
+            plan.rows,
+            shape_key(plan, placed.contents, call.number),
+            placed.refs,
+            plan.outputs,
+            call.arrived,
+            deadline,
+            call.objective,
+            queueing.priority(call.priority),
         )
+        if plan.in_regions:
+            sources = plan.sources
+            self.regions.check(call.serving.lane.number, InRegions(sources, plan.sinks))
+            submit = replace(submit, sources=sources, sinks=plan.sinks)
+        call.phase, call.rows = Phase.RUNNING, plan.rows
+        call.serving.client.send(submit)
 
     def _over(self, call: Call) -> None:
         """The call needs its inputs no more."""
@@ -266,6 +274,10 @@ class Calls:
             parts, length = serving.encoder.classified(
                 decoded.model_name, decoded.request_id, done.outputs, plan.classes, memory
             )
+        elif plan.sinks:
+            parts, length = serving.encoder.stored(
+                decoded.model_name, decoded.request_id, done.outputs, plan.sinks, memory
+            )
         else:
             parts, length = serving.encoder.parts(decoded.model_name, decoded.request_id, done.outputs, memory)
         self._count(call, "OK")
@@ -305,4 +317,5 @@ def crowded(serving: Serving, most: int) -> Refusal:
 
 _WORKER_REASONS = frozenset(
     {"DEADLINE_EXCEEDED", "CANCELLED", "OVERLOADED", "OUT_OF_MEMORY", "MODEL_FAILED", "MODEL_NOT_READY"}
+    | {"REGION_NOT_FOUND", "FIELD_INVALID"}
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -15,7 +15,7 @@ from gpu_sharing.worker.messages import TensorRef
 from services._proto.inference.grpc_service_pb2 import ModelInferRequest
 from services.common.errors import Reason, Refusal, invalid
 from services.executor.core.elements import TEXT_AT_ONCE, walk_elements
-from services.executor.core.heads import InputHead, Invalid, Limits, OutputHead, Plan, PlannedInput
+from services.executor.core.heads import SHARED_MEMORY, InputHead, Invalid, Limits, OutputHead, Plan, PlannedInput
 from services.executor.core.requests import check_length, plan
 from services.executor.core.typed import AS_THEY_ARE, Values
 from services.executor.core.wire import Malformed, scan
@@ -76,10 +76,16 @@ class Decoder:
     def _plan(self, head: bytes, raw_count: int) -> tuple[Plan, str]:
         request = ModelInferRequest.FromString(head)
         inputs = [
-            InputHead(each.name, each.datatype, tuple(each.shape), tuple(each.parameters), _typed(each))
+            InputHead(
+                each.name,
+                each.datatype,
+                tuple(each.shape),
+                _typed(each),
+                _shared(each.parameters),
+            )
             for each in request.inputs
         ]
-        outputs = [OutputHead(each.name, tuple(each.parameters), _classes(each)) for each in request.outputs]
+        outputs = [OutputHead(each.name, _classes(each), _shared(each.parameters)) for each in request.outputs]
         planned = plan(inputs, outputs, raw_count, self._signature, self._limits)
         if planned.raw and len(head) <= REMEMBERED_HEAD_BYTES:
             if len(self._remembered) >= REMEMBERED_HEADS:
@@ -94,6 +100,16 @@ def _classes(asked: ModelInferRequest.InferRequestedOutputTensor) -> object:
     value = asked.parameters["classification"]
     kind = value.WhichOneof("parameter_choice")
     return getattr(value, kind) if kind is not None else ""
+
+
+def _shared(parameters: Any) -> dict[str, object]:
+    """Those that say where in shared memory a tensor lies, with their values."""
+    found: dict[str, object] = {}
+    for name in SHARED_MEMORY:
+        if name in parameters:
+            kind = parameters[name].WhichOneof("parameter_choice")
+            found[name] = getattr(parameters[name], kind) if kind is not None else None
+    return found
 
 
 def _typed(given: ModelInferRequest.InferInputTensor) -> dict[str, Values] | None:
@@ -172,7 +188,10 @@ def shape_key(planned: Plan, contents: Sequence[bytes | memoryview], number: int
     parts: list[bytes | memoryview] = [planned.shapes_key]
     for at in planned.keyed:
         content = contents[at]
-        if len(content) <= 64:
+        if planned.inputs[at].source is not None:
+            # Nobody here knows what lies there.
+            parts += (b"!", number.to_bytes(8, "little"))
+        elif len(content) <= 64:
             parts += (b"=", len(content).to_bytes(1, "little"), content)
         elif len(content) <= KEYED_BYTES:
             parts += (b"#", hashlib.sha256(content).digest())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from gpu_sharing.tensors import Signature, byte_count
-from gpu_sharing.worker.messages import TensorRef
+from gpu_sharing.worker.messages import RegionPart, TensorRef
 from services._proto.inference.grpc_service_pb2 import ModelInferResponse
 from services.common.errors import Reason, Refusal
 from services.executor.core.classes import MOST_ELEMENTS, classify
@@ -66,6 +66,28 @@ class Encoder:
         written = response.SerializeToString()
         return [written], len(written)
 
+    def stored(
+        self,
+        model_name: str,
+        request_id: str,
+        outputs: Sequence[TensorRef],
+        sinks: Sequence[RegionPart],
+        memory: memoryview,
+    ) -> tuple[list[Part], int]:
+        """As `parts`, for outputs of which some went to regions: of these it tells how many bytes."""
+        room = {sink.place: sink.length_bytes for sink in sinks}
+        response = ModelInferResponse.FromString(self._head(model_name, outputs, room))
+        response.id = request_id
+        for place, (ref, told) in enumerate(zip(outputs, response.outputs, strict=True)):
+            if place in room:
+                size_bytes = byte_count(told.datatype, ref.shape) or 0
+                told.parameters["shared_memory_byte_size"].int64_param = size_bytes
+                response.raw_output_contents.append(b"")
+            else:
+                response.raw_output_contents.append(bytes(memory[ref.offset : ref.offset + ref.length_bytes]))
+        written = response.SerializeToString()
+        return [written], len(written)
+
     def _ranked(self, ref: TensorRef, told: ModelInferResponse.InferOutputTensor, most: int, content: Part) -> bytes:
         spec = self._signature.outputs[ref.index]
         elements = math.prod(ref.shape)
@@ -83,14 +105,18 @@ class Encoder:
         told.shape[:] = shape
         return ranked
 
-    def _head(self, model_name: str, outputs: Sequence[TensorRef]) -> bytes:
+    def _head(self, model_name: str, outputs: Sequence[TensorRef], room: Mapping[int, int] | None = None) -> bytes:
+        """room: by place, of the outputs that went to regions."""
         response = ModelInferResponse(model_name=model_name, model_version=self._version)
-        for ref in outputs:
+        for place, ref in enumerate(outputs):
             if not 0 <= ref.index < len(self._signature.outputs) or any(extent < 0 for extent in ref.shape):
                 raise Refusal(Reason.MODEL_FAILED, f"the worker answered with output {ref.index} of shape {ref.shape}")
             spec = self._signature.outputs[ref.index]
             expected = byte_count(spec.datatype, ref.shape)
-            if expected is not None and expected != ref.length_bytes:
+            if room is not None and place in room:
+                if expected is None or expected > room[place]:
+                    raise Refusal(Reason.MODEL_FAILED, f"output {spec.name!r} cannot have gone to its region")
+            elif expected is not None and expected != ref.length_bytes:
                 raise Refusal(
                     Reason.MODEL_FAILED,
                     f"output {spec.name!r}: shape {list(ref.shape)} needs {expected} bytes, not {ref.length_bytes}",

@@ -21,11 +21,14 @@ from gpu_sharing.worker.messages import (
     Loaded,
     LoadFailed,
     Moved,
+    RegionFailed,
+    RegionOpened,
     Stage,
     Statistics,
     Unloaded,
 )
 from services.common.channel import backoff
+from services.common.machine import boot_id
 from services.common.status import from_rpc_error
 from services.executor.books import Books
 from services.executor.cache import ArtefactCache, FetchFailed, format_of
@@ -62,6 +65,7 @@ from services.executor.forgetting import Forgetting
 from services.executor.inflight import Lane, Serving
 from services.executor.loads import Loads
 from services.executor.meters import Meters
+from services.executor.regions import DeviceRegions
 from services.executor.session import Session
 from services.executor.signed import Signatures
 from services.executor.watching import Watching
@@ -83,7 +87,7 @@ class Executor:
 
     changed: set whenever what the scheduler knows is out of date. tenants: by replica, of all that were ever here.
     patience: how long a worker may be silent. limits: of every request, whatever its model allows. books: where device time is
-    written down; None: nowhere.
+    written down; None: nowhere. opens_regions: whether callers' device memory may be opened.
     """
 
     def __init__(
@@ -98,10 +102,12 @@ class Executor:
         limits: Limits | None = None,
         layouts: Sequence[tuple[int, ...]] = (),
         books: Books | None = None,
+        opens_regions: bool = False,
     ) -> None:
         self.layouts = tuple(layouts) or (tuple(workers),)
         self.layout, self.layout_pinned = 0, False
         self.lanes = {number: Lane(number) for number in workers}
+        self.regions = DeviceRegions(self.lanes, opens=opens_regions, machine=boot_id())
         self.replicas = Replicas(workers)
         self._watching = Watching(self.lanes, self.replicas, patience or Patience())
         self.books = Books(None, "", "") if books is None else books
@@ -232,11 +238,13 @@ class Executor:
         log.info("worker started", lane=number, pid=client.pid)
         self._leaving[number].clear()
         self.handle(WorkerUp(number))
+        self.regions.worker_up(number)
         is_read = lambda: any(session.sends_from(client) for session in self.sessions())
         reason = await lost_or_left(lane, client, self._leaving[number], is_read)
         if self._stopping:
             return
         lane.client = None
+        self.regions.worker_lost(number, reason)
         self.calls.lost(lane, reason)
         self._meters.close(number)
         self.accounts.ended(number)
@@ -259,6 +267,8 @@ class Executor:
                         self.accounts.take(lane.number, event.accounts, tenants)
                     case Stage() | Loaded() | LoadFailed() | Unloaded():
                         self.handle(event, lane.number)
+                    case RegionOpened() | RegionFailed():
+                        self.regions.take(lane.number, event)
                     case Moved():
                         log.debug("weights moved", lane=lane.number, **asdict(event))
             except Exception as error:

@@ -164,6 +164,7 @@ def _build(
         limits=Limits(settings.max_rows, settings.max_string_bytes),
         layouts=partitions.layouts,
         books=books,
+        opens_regions=opens_regions(settings, serving.device),
     )
     spans = Spans(
         tracer,
@@ -177,7 +178,14 @@ def _build(
     executor.calls = Calls(
         settings.inline_bytes, spans, executor.loads.changed, most=WORKERS_SHARE * settings.queue_limit
     )
+    executor.calls.regions = executor.regions
     return executor, spans
+
+
+def opens_regions(settings: ExecutorSettings, device: Device) -> bool:
+    """Whether workers open callers' device memory."""
+    wanted = settings.cuda_shared_memory
+    return wanted == "host" or (wanted == "on" and device.backend.startswith("cuda"))
 
 
 def slow_copies(settings: ExecutorSettings) -> tuple[tuple[str, str, int], ...]:
@@ -239,6 +247,7 @@ def _workers(settings: ExecutorSettings, serving: Serving, partitions: Partition
             load_limit_ns=int(settings.load_limit_s * 1e9),
             slow_copies=slow_copies(settings),
             python_artefacts=settings.python_artefacts,
+            device_regions=settings.cuda_shared_memory,
         )
         for number, cores in enumerate(partitions.lanes)
     }

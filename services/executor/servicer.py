@@ -11,12 +11,16 @@ from typing import Any
 from services._proto.apportion.v1.executor_pb2 import (
     STREAM_KIND_BULK,
     STREAM_KIND_PRIMARY,
+    CloseRegionRequest,
+    CloseRegionResponse,
     ExecuteHello,
     ExecuteRequest,
     ExecuteResponse,
     ExecuteWelcome,
     GetStatisticsRequest,
     GetStatisticsResponse,
+    OpenRegionRequest,
+    OpenRegionResponse,
 )
 from services._proto.apportion.v1.executor_pb2_grpc import ExecutorServiceServicer
 from services.executor.calls import Calls
@@ -34,7 +38,12 @@ class ExecuteService(ExecutorServiceServicer):
     """Serves Execute. tenants: by replica, of all that were ever here."""
 
     def __init__(
-        self, settings: ExecutorSettings, incarnation: str, calls: Calls, spans: Spans, tenants: dict[int, str]
+        self,
+        settings: ExecutorSettings,
+        incarnation: str,
+        calls: Calls,
+        spans: Spans,
+        tenants: dict[int, str],
     ) -> None:
         self._settings, self._incarnation = settings, incarnation
         self._calls, self._spans, self._tenants = calls, spans, tenants
@@ -71,6 +80,15 @@ class ExecuteService(ExecutorServiceServicer):
         found = self._calls.statistics.find(request.tenant, request.model)
         return statistics_to(request.tenant, self._incarnation, found, time.time_ns() - time.monotonic_ns())
 
+    async def OpenRegion(self, request: OpenRegionRequest, context: Any) -> OpenRegionResponse:  # noqa: ARG002
+        """See the contract."""
+        return OpenRegionResponse(memory_bytes=await self._calls.regions.open(request, self._sessions.__contains__))
+
+    async def CloseRegion(self, request: CloseRegionRequest, context: Any) -> CloseRegionResponse:  # noqa: ARG002
+        """See the contract."""
+        self._calls.regions.close(request.region)
+        return CloseRegionResponse()
+
     def _new(self, hello: ExecuteHello) -> Session:
         settings = self._settings
         session = self._sessions[hello.session] = Session(
@@ -104,6 +122,7 @@ class ExecuteService(ExecutorServiceServicer):
             session.bulk_lost()
             return
         del self._sessions[hello.session]
+        self._calls.regions.session_ended(hello.session)
         session.end()
 
     def _welcome(self) -> ExecuteResponse:
@@ -113,6 +132,7 @@ class ExecuteService(ExecutorServiceServicer):
                 incarnation=self._incarnation,
                 inline_bytes=self._settings.inline_bytes,
                 tenant_credit_bytes=self._settings.tenant_credit_bytes,
+                opens_regions=self._calls.regions.opens,
             )
         )
 

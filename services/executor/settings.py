@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from gpu_sharing.worker.config import PolicyName
+from gpu_sharing.worker.config import PolicyName, RegionsOf
 from services.common.settings import Address, ServiceSettings
 
 _MIB = 1 << 20
@@ -48,7 +48,12 @@ class ExecutorSettings(ServiceSettings):
     """On a GPU: segments that a lane launches before the first of them has ended. 1 leaves the device waiting for the host between
     segments; each more adds a longest slice to what an urgent request may have to wait."""
     graph_bytes: int = Field(default=_GIB, ge=0)
-    """On a GPU: what the CUDA graphs of one lane may hold; those that go unused for longest give way."""
+    """On a GPU: what the CUDA graphs of one lane may hold, of all tenants together. Each replica has its part reserved with its
+    memory as long as there is some left; a tenant's graphs that go unused for longest give way to its others."""
+    cuda_shared_memory: RegionsOf = "off"
+    """Whether callers on this machine may have tensors in memory of their own on this executor's GPU (CudaSharedMemoryRegister).
+    "on" lets them: what a worker has open of it is at their mercy (SECURITY.md). "host", for tests alone, opens files below
+    /dev/shm in its place, also where there is no GPU."""
     cache: Path = Path("~/.cache/apportion/artefacts")
     """Folder for artefacts that were fetched. Executors of one host may share it."""
     books: Path | None = None

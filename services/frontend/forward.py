@@ -61,6 +61,11 @@ class ExecutorLink:
         return self._session.statistics(request, timeout_s)
 
     @property
+    def session(self) -> Session | None:
+        """The connection that stands, if one does."""
+        return self._session
+
+    @property
     def idle(self) -> bool:
         """Whether nothing waits for this executor."""
         return not self._backlog and (self._session is None or self._session.outstanding == 0)

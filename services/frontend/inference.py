@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Container
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
@@ -174,21 +174,25 @@ class Inference:
         held_bytes = self._hold(request.tenant, len(payload))
         counts.in_flight += 1
         try:
-            outputs = None
+            gathered = None
             if shared:
-                payload, outputs = await self._shared.gather(request.tenant, payload)
+                gathered = await self._shared.gather(request.tenant, payload)
+                payload = gathered.payload
                 held_bytes += self._hold(request.tenant, max(0, len(payload) - held_bytes))
-            replica = self._table.replica(route, version)
+            if gathered is None or gathered.at is None:
+                replica = self._table.replica(route, version)
+            else:
+                replica = self._beside(route, version, gathered.at)
             self._retries.requested(request.tenant)
             answer = await self._forwarded(request, payload, route.tenant, replica)
-            if isinstance(answer, Refusal) and answer.reason in RETRYABLE:
+            if isinstance(answer, Refusal) and answer.reason in RETRYABLE and (gathered is None or gathered.at is None):
                 other = self._other(request, route, version, replica)
                 if other is not None:
                     answer = await self._forwarded(request, payload, route.tenant, other)
             if isinstance(answer, Refusal):
                 raise answer
-            if outputs:
-                answer = await self._released(request, self._shared.scatter(request.tenant, answer, outputs))
+            if gathered is not None and gathered.outputs:
+                answer = await self._released(request, self._shared.scatter(request.tenant, answer, gathered))
         finally:
             counts.in_flight -= 1
             self._waiting.give(request.tenant, held_bytes)
@@ -201,6 +205,18 @@ class Inference:
             if not self._unread.take(request.tenant, len(answer)):
                 raise full(self._unread, request.tenant, *UNREAD)
         return answer
+
+    def _beside(self, route: Route, version: Version, at: Container[str]) -> Replica:
+        """A replica of an executor at one of these addresses: what it is to read lies there. Raises Refusal."""
+        elsewhere = [each.replica_id for each in version.replicas if each.address not in at]
+        if len(elsewhere) == len(version.replicas):
+            raise Refusal(
+                Reason.MODEL_NOT_READY,
+                f'model "{route.model}": no replica is on the device that has the regions of this request; '
+                "send tensors in the request",
+                retry_after_s=1,
+            )
+        return self._table.replica(route, version, excluded=elsewhere)
 
     def _hold(self, tenant: str, size_bytes: int) -> int:
         """Counts what is held for a tenant, and returns it. Raises Refusal (QUOTA_EXCEEDED)."""

@@ -111,7 +111,7 @@ class Regions:
             raise Refusal(
                 Reason.QUOTA_EXCEEDED, f"a tenant may have {MOST_REGIONS} regions", facts={"limit": MOST_REGIONS}
             )
-        memory = self._opened(tenant, region, _user(peer, users))
+        memory = self._opened(tenant, region, local_user(peer, users))
         record = Record(tenant, region, peer, os.getpid())
         self._held[tenant, region.name] = _Held(record, memory, self._written(record))
 
@@ -142,7 +142,7 @@ class Regions:
         """Lets go of regions whose connection has ended, or whose frontend has; told every second or so."""
         for record in list(self._records()):
             own = record.keeper == os.getpid()
-            gone = endpoint(record.peer) not in users if own else not _runs(record.keeper)
+            gone = endpoint(record.peer) not in users if own else not runs(record.keeper)
             if gone:
                 self.unregister(record.tenant, record.region.name)
         for tenant, name in list(self._held):
@@ -227,7 +227,7 @@ class Regions:
         return self._folder / f"{spelt[:40]}.region"
 
 
-def _user(peer: str, users: Mapping[Endpoint, int]) -> int:
+def local_user(peer: str, users: Mapping[Endpoint, int]) -> int:
     """The user whose process is at the other end of the connection. Raises Refusal where it is not on this machine."""
     caller = endpoint(peer)
     user = users.get(caller) if caller is not None else None
@@ -253,7 +253,8 @@ def _read(path: Path) -> Record | None:
     return None
 
 
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
+    """Whether there is a process of that number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -22,6 +22,7 @@ from services.frontend.core.held import Held
 from services.frontend.core.retries import Retries
 from services.frontend.core.routing import RoutingTable
 from services.frontend.core.wire import Limits
+from services.frontend.device_regions import DeviceRegions
 from services.frontend.forward import Links
 from services.frontend.health import ModelHealth
 from services.frontend.inference import Inference
@@ -107,6 +108,7 @@ class Frontend:
         await self._reports.leave()
         self.inference.close()
         self.regions.close()
+        await self.device_regions.close()
         await self.links.close()
         for channel in self._channels:
             await channel.close(None)
@@ -117,13 +119,16 @@ class Frontend:
         settings = self.settings
         limits = Limits(settings.max_fields, settings.max_parameters, settings.max_tensors, settings.max_name_bytes)
         self.regions = Regions(settings.shared_memory_folder)
+        self.device_regions = DeviceRegions(
+            self.links, self.regions, settings.cuda_shared_memory_bytes, settings.shared_memory_folder
+        )
         self.waiting, self.unread = Held(settings.tenant_request_bytes), Held(settings.tenant_unread_bytes)
         self.accounts.held = lambda: {"waiting": self.waiting.all(), "unread": self.unread.all()}
         self.inference = Inference(
             self.table,
             self.links,
             self.accounts,
-            SharedMemory(self.regions, settings.max_message_bytes),
+            SharedMemory(self.regions, self.device_regions, settings.max_message_bytes),
             limits=limits,
             most_bytes=settings.max_message_bytes,
             default_deadline_s=settings.default_deadline_s,
@@ -157,9 +162,14 @@ class Frontend:
         settings = self.settings
         bounds = Bounds(settings.stream_requests, settings.stream_bytes, settings.streams)
         streams = Streams(self.inference, self.server.guard, limits, bounds)
-        self.memory = MemoryService(self.regions, allowed=settings.shared_memory)
+        self.memory = MemoryService(self.regions, self.device_regions, allowed=settings.shared_memory)
         servicers = (
-            Describer(self.table, lambda: self._catalogue.platforms, lambda: self.ready),
+            Describer(
+                self.table,
+                lambda: self._catalogue.platforms,
+                lambda: self.ready,
+                lambda: settings.shared_memory and self.device_regions.offered,
+            ),
             Statistics(self.table, self.links),
             Repository(
                 self.table,
@@ -176,6 +186,7 @@ class Frontend:
         self.accounts.keep(self.table.has)
         if self.keys.known:
             self.regions.keep_tenants(self.keys.tenants)
+            self.device_regions.keep_tenants(self.keys.tenants)
         if self.ready and not self._announced:
             self._announced = True
             for name in ("", SERVICE):

@@ -32,9 +32,10 @@ EXTENSIONS = (
     "system_shared_memory",
 )
 """Extensions of the protocol that are served: what `ServerMetadata` lists, clients rely on."""
+OF_DEVICES = "cuda_shared_memory"
+"""Listed beside them where some executor opens a GPU's memory."""
 
 INSTEAD = {
-    "CudaSharedMemoryRegister": "send tensors in the request, or register system shared memory",
     "TraceSetting": "set APPORTION_FRONTEND_TRACE_SAMPLE",
     "LogSettings": "set APPORTION_LOG_LEVEL",
 }
@@ -44,7 +45,8 @@ INSTEAD = {
 class Describer:
     """Health and metadata.
 
-    platforms: the format's name by (tenant, model, version). ready: whether tenants and routes are known.
+    platforms: the format's name by (tenant, model, version). ready: whether tenants and routes are known. devices: whether a GPU's
+    memory may be registered.
     """
 
     def __init__(
@@ -52,8 +54,9 @@ class Describer:
         table: RoutingTable,
         platforms: Callable[[], Mapping[tuple[str, str, int], str]],
         ready: Callable[[], bool],
+        devices: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._table, self._platforms, self._ready = table, platforms, ready
+        self._table, self._platforms, self._ready, self._devices = table, platforms, ready, devices
 
     async def ServerLive(self, _request: pb.ServerLiveRequest, _context: Any) -> pb.ServerLiveResponse:
         """It answers, so it lives."""
@@ -75,7 +78,8 @@ class Describer:
 
     async def ServerMetadata(self, _request: pb.ServerMetadataRequest, _context: Any) -> pb.ServerMetadataResponse:
         """Name, version, and the extensions that are served."""
-        return pb.ServerMetadataResponse(name="apportion", version=installed("apportion"), extensions=EXTENSIONS)
+        extensions = (*EXTENSIONS, OF_DEVICES) if self._devices() else EXTENSIONS
+        return pb.ServerMetadataResponse(name="apportion", version=installed("apportion"), extensions=extensions)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, _context: Any) -> pb.ModelMetadataResponse:
         """Tensors of the version, with whole shapes. Refusals as ModelInfer's while its signature is not known."""
@@ -139,6 +143,7 @@ SERVED = {
         "SystemSharedMemoryRegister",
         "SystemSharedMemoryUnregister",
         "CudaSharedMemoryStatus",
+        "CudaSharedMemoryRegister",
         "CudaSharedMemoryUnregister",
     ),
 }

@@ -100,6 +100,24 @@ class Session:
         return call
 
     @property
+    def id(self) -> bytes:
+        """By which both streams bear each other out, and what is bound to them."""
+        return self._hello.session
+
+    def open_region(self, request: pb.OpenRegionRequest, timeout_s: float) -> Awaitable[pb.OpenRegionResponse]:
+        """OpenRegion, bound to this session. Raises grpc.RpcError."""
+        request.session = self._hello.session
+        stub = stubs.ExecutorServiceStub(self._channels[0])  # type: ignore[no-untyped-call]
+        call: Awaitable[pb.OpenRegionResponse] = stub.OpenRegion(request, timeout=timeout_s, metadata=self._metadata)
+        return call
+
+    def close_region(self, request: pb.CloseRegionRequest, timeout_s: float) -> Awaitable[pb.CloseRegionResponse]:
+        """CloseRegion. Raises grpc.RpcError."""
+        stub = stubs.ExecutorServiceStub(self._channels[0])  # type: ignore[no-untyped-call]
+        call: Awaitable[pb.CloseRegionResponse] = stub.CloseRegion(request, timeout=timeout_s, metadata=self._metadata)
+        return call
+
+    @property
     def outstanding(self) -> int:
         """Calls that wait for their answer."""
         return len(self._sent)

@@ -54,9 +54,12 @@ class FrontendSettings(ServiceSettings):
     """Bytes of a tenant's answers that one frontend holds while its callers do not read them, those in chunks apart, which draw
     on `tenant_credit_bytes`; beyond it, requests and answers become QUOTA_EXCEEDED."""
     shared_memory: bool = True
-    """Whether callers on this machine may register system shared memory."""
+    """Whether callers on this machine may register shared memory: system memory, and a GPU's where an executor opens it."""
     shared_memory_folder: Path | None = None
     """Folder that all frontends of one port know regions of shared memory by; none: this is the port's only frontend."""
+    cuda_shared_memory_bytes: int = Field(default=16 << 30, ge=0)
+    """Bytes of a GPU's memory that one tenant may have registered, where an executor opens any; a further region gets
+    QUOTA_EXCEEDED."""
     model_control: bool = True
     """Whether callers may load and unload their tenant's models (RepositoryModelLoad, RepositoryModelUnload)."""
     load_wait_s: float = Field(default=300.0, gt=0)

@@ -11,13 +11,18 @@ from gpu_sharing.memory.arena import Arena
 from gpu_sharing.tensors import Signature, TensorSpec
 from gpu_sharing.worker.messages import (
     Cancel,
+    CloseRegion,
     Done,
     Event,
     Failed,
     Load,
     Loaded,
     LoadFailed,
+    OpenRegion,
     Ready,
+    RegionFailed,
+    RegionOpened,
+    RegionPart,
     Release,
     Submit,
     TensorRef,
@@ -49,6 +54,9 @@ class FakeWorker:
         self.held: list[Submit] = []
         self.commands: list[Any] = []
         self.blocks: dict[int, list[int]] = {}
+        self.memories: dict[bytes, int] = {}
+        self.regions: dict[str, bytearray] = {}
+        self.hold_regions = False
 
     @property
     def output_bytes(self) -> int:
@@ -96,9 +104,38 @@ class FakeWorker:
             case Cancel() if any(each.call == command.call for each in self.held):
                 self.held = [each for each in self.held if each.call != command.call]
                 self._tell(Failed(command.call, "CANCELLED", "cancelled"))
+            case OpenRegion() if self.hold_regions:
+                pass
+            case OpenRegion(handle=handle):
+                size = self.memories.get(handle)
+                if size is None:
+                    self._tell(RegionFailed(command.region, "FIELD_INVALID", "is of no memory that can be opened here"))
+                else:
+                    self.regions[command.region] = bytearray(size)
+                    self._tell(RegionOpened(command.region, size))
+            case CloseRegion():
+                self.regions.pop(command.region, None)
+            case Release(call=call) if call not in self.blocks:
+                pass
             case Release():
                 for block in self.blocks.pop(command.call):
                     self._outputs.free(block)
+
+    def _through_regions(
+        self, submit: Submit, source: TensorRef, sink: RegionPart | None, blocks: list[int]
+    ) -> TensorRef:
+        """Echoes an input that may lie in a region to an output that may go to one."""
+        data = bytes(self.inputs.view[source.offset : source.offset + source.length_bytes])
+        for part in submit.sources:
+            data = bytes(self.regions[part.region][part.offset : part.offset + part.length_bytes])
+        if sink is not None:
+            self.regions[sink.region][sink.offset : sink.offset + len(data)] = data
+            return TensorRef(source.index, source.shape, 0, 0)
+        block = self._outputs.allocate(len(data))
+        assert block is not None
+        blocks.append(block)
+        self._outputs.view[block : block + len(data)] = data
+        return TensorRef(source.index, source.shape, block, len(data))
 
     def _load(self, load: Load) -> None:
         if load.model == "crash":
@@ -111,8 +148,12 @@ class FakeWorker:
 
     def _run(self, submit: Submit) -> None:
         refs, blocks = [], []
-        for index in submit.outputs:
+        sinks = {sink.place: sink for sink in submit.sinks}
+        for place, index in enumerate(submit.outputs):
             source = submit.inputs[index]
+            if submit.sources or sinks:
+                refs.append(self._through_regions(submit, source, sinks.get(place), blocks))
+                continue
             block = self._outputs.allocate(max(1, source.length_bytes))
             assert block is not None
             blocks.append(block)

@@ -88,9 +88,11 @@ async def house(
         load_interval_s=config.load_interval_ms / 1000,
         start_worker=start_worker or fake,
         patience=Patience(int(config.watchdog_s * 1e9), int(config.load_patience_s * 1e9)),
+        opens_regions=config.cuda_shared_memory != "off",
     )
     spans = Spans(tracer or Tracer("executor", None), "e1", "i1", hold_ns=10**10, capacity=100)
     executor.calls = Calls(config.inline_bytes, spans, executor.loads.changed, most=2 * config.queue_limit)
+    executor.calls.regions = executor.regions
     servicer = ExecuteService(config, "i1", executor.calls, spans, executor.tenants)
     executor.sessions = lambda: servicer.sessions
     server = Server(config, config.listen, name="executor")

@@ -68,6 +68,11 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         self.sessions: dict[bytes, Session] = {}
         self.statistics: list[executor_pb2.VersionStatistics] | None = []
         self.most_drawn = 0
+        self.opens_regions = False
+        self.regions: dict[str, executor_pb2.OpenRegionRequest] = {}
+        self.refuses: Refusal | None = None
+        self.opened = 0
+        self.slow_for, self.let_open = "", asyncio.Event()
         self.credits_returned = 0
         self.server = grpc.aio.server(
             options=[
@@ -100,6 +105,24 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         told = [each for each in self.statistics if each.key.tenant == request.tenant]
         return executor_pb2.GetStatisticsResponse(incarnation="i", versions=told)
 
+    async def OpenRegion(
+        self, request: executor_pb2.OpenRegionRequest, context: Any
+    ) -> executor_pb2.OpenRegionResponse:
+        self._rule(request.session in self.sessions, "a region is bound to an open session")
+        self.opened += 1
+        if request.tenant == self.slow_for:
+            await self.let_open.wait()
+        if self.refuses is not None:
+            return refuse(context, self.refuses)
+        self.regions[request.region] = request
+        return executor_pb2.OpenRegionResponse(memory_bytes=request.byte_size)
+
+    async def CloseRegion(
+        self, request: executor_pb2.CloseRegionRequest, context: Any
+    ) -> executor_pb2.CloseRegionResponse:
+        self.regions.pop(request.region, None)
+        return executor_pb2.CloseRegionResponse()
+
     async def Execute(self, requests: AsyncIterator[executor_pb2.ExecuteRequest], context: Any) -> AsyncIterator[Any]:
         first = await anext(aiter(requests))
         hello = first.hello
@@ -110,6 +133,7 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
                 incarnation="i",
                 inline_bytes=INLINE_BYTES,
                 tenant_credit_bytes=self.credit_bytes,
+                opens_regions=self.opens_regions,
             )
         )
         primary = hello.kind == executor_pb2.STREAM_KIND_PRIMARY

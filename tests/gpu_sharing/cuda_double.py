@@ -73,6 +73,16 @@ class Event:
     alive: bool = True
 
 
+class IpcHandle:
+    """64 bytes, to be had by their address alone."""
+
+    def __init__(self) -> None:
+        self._bytes = ctypes.create_string_buffer(64)
+
+    def getPtr(self) -> int:
+        return ctypes.addressof(self._bytes)
+
+
 @dataclass
 class CudaDouble:
     """One device. calls: what was called, with its arguments. failing: by name, errors for the next calls.
@@ -93,6 +103,7 @@ class CudaDouble:
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     failing: dict[str, list[CUresult]] = field(default_factory=dict)
     now: float = 0.0
+    ordinal_of_shared: int = 0
 
     CUdevResourceType = SimpleNamespace(CU_DEV_RESOURCE_TYPE_SM="SM")
     CUdevice_attribute = SimpleNamespace(
@@ -108,6 +119,7 @@ class CudaDouble:
     CUmemLocationType = SimpleNamespace(CU_MEM_LOCATION_TYPE_DEVICE=1)
     CUmemAccess_flags = SimpleNamespace(CU_MEM_ACCESS_FLAGS_PROT_READWRITE=3)
     CUmemAllocationGranularity_flags = SimpleNamespace(CU_MEM_ALLOC_GRANULARITY_RECOMMENDED=1)
+    CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL="ORDINAL")
     CUipcMem_flags = SimpleNamespace(CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS=1)
 
     def __post_init__(self) -> None:
@@ -129,6 +141,7 @@ class CudaDouble:
         self.content: dict[int, bytes] = {}
         self.bytes_per_ms = 25e6
         self.shared: dict[bytes, int] = {}
+        self.foreign: dict[int, Any] = {}
         self.opened: Counter[int] = Counter()
 
     # For tests.
@@ -380,6 +393,9 @@ class CudaDouble:
 
     def cuMemcpyHtoDAsync(self, dstDevice: int, srcHost: int, ByteCount: int, hStream: Stream) -> Any:
         """Takes its time on the stream; what it brought is kept by address."""
+        if self._is_foreign(dstDevice, ByteCount):
+            ctypes.memmove(int(dstDevice), srcHost, ByteCount)
+            return self.launch(hStream, ByteCount / self.bytes_per_ms)
         base = next((at for at, (_, size) in self.mapped.items() if at <= int(dstDevice) < at + size), None)
         if base is None or int(dstDevice) + ByteCount > base + self.mapped[base][1]:
             return (CUresult.CUDA_ERROR_INVALID_VALUE,)
@@ -400,11 +416,21 @@ class CudaDouble:
 
     # Memory of other processes.
 
+    def export(self, handle: bytes, size: int) -> None:
+        """Another process has shared so much of its memory by this handle."""
+        memory = ctypes.create_string_buffer(size)
+        self.shared[handle] = ctypes.addressof(memory)
+        self.foreign[ctypes.addressof(memory)] = memory
+
+    def CUipcMemHandle(self) -> Any:
+        return IpcHandle()
+
     def cuIpcOpenMemHandle(self, handle: Any, Flags: int) -> Any:
-        size = self.shared.get(bytes(handle.reserved))
-        if size is None:
+        address = self.shared.get(ctypes.string_at(handle.getPtr(), 64))
+        if address is None or Flags != 1:
             return (CUresult.CUDA_ERROR_INVALID_VALUE, None)
-        address = 0x7E00_0000_0000 + (sorted(self.shared).index(bytes(handle.reserved)) << 32)
+        if self.current.get(threading.get_ident()) is None:
+            return (CUresult.CUDA_ERROR_INVALID_CONTEXT, None)
         self.opened[address] += 1
         return address
 
@@ -415,9 +441,26 @@ class CudaDouble:
         return None
 
     def cuMemGetAddressRange(self, dptr: int) -> Any:
-        sizes = [self.shared[key] for key in sorted(self.shared)]
-        index = (int(dptr) - 0x7E00_0000_0000) >> 32
-        return (CUresult.CUDA_SUCCESS, int(dptr), sizes[index])
+        if not self.opened[int(dptr)]:
+            return (CUresult.CUDA_ERROR_INVALID_VALUE, None, None)
+        return (CUresult.CUDA_SUCCESS, int(dptr), len(self.foreign[int(dptr)]))
+
+    def cuPointerGetAttribute(self, attribute: Any, dptr: int) -> Any:
+        return self.ordinal_of_shared if self.opened[int(dptr)] else (CUresult.CUDA_ERROR_INVALID_VALUE, None)
+
+    def cuMemcpyDtoHAsync(self, dstHost: int, srcDevice: int, ByteCount: int, hStream: Stream) -> Any:
+        if not self._is_foreign(srcDevice, ByteCount):
+            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
+        ctypes.memmove(dstHost, srcDevice, ByteCount)
+        self.launch(hStream, ByteCount / self.bytes_per_ms)
+        return None
+
+    def _is_foreign(self, address: int, length: int) -> bool:
+        """Whether these bytes lie in memory of another process that is open now."""
+        return any(
+            self.opened[at] and at <= int(address) and int(address) + length <= at + len(held)
+            for at, held in self.foreign.items()
+        )
 
 
 def _success(made: Any) -> tuple[Any, ...]:

@@ -8,10 +8,12 @@ import types
 
 import pytest
 from cuda_double import CudaDouble, CUresult
+from pool_double import Memory
 
 from gpu_sharing.devices.cuda.errors import CudaError
 from gpu_sharing.devices.cuda.vmm import Ranges
-from gpu_sharing.memory.capped import CappedPool, PoolUnavailable, callbacks
+from gpu_sharing.memory.callbacks import callbacks
+from gpu_sharing.memory.capped import CappedPool, PoolUnavailable
 from gpu_sharing.units import MiB
 
 # Ranges.
@@ -83,51 +85,26 @@ def test_a_range_is_freed_once(driver: CudaDouble) -> None:
 # Budgets.
 
 
-class Memory:
-    """malloc and free that count, as the driver's are called."""
-
-    def __init__(self) -> None:
-        self.given: dict[int, int] = {}
-        self.refuses = False
-        self.kept = (
-            ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_uint64), ctypes.c_size_t)(self._malloc),
-            ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64)(self._free),
-        )
-
-    def _malloc(self, slot: ctypes._Pointer[ctypes.c_uint64], size: int) -> int:
-        if self.refuses:
-            return 2
-        slot[0] = 0x1000 * (len(self.given) + 1)
-        self.given[slot[0]] = size
-        return 0
-
-    def _free(self, address: int) -> int:
-        del self.given[address]
-        return 0
-
-    @property
-    def addresses(self) -> tuple[int, ...]:
-        return tuple(ctypes.cast(each, ctypes.c_void_p).value or 0 for each in self.kept)
-
-
 def test_the_callbacks_count_and_refuse_what_is_above_the_budget() -> None:
     pytest.importorskip("llvmlite", reason="llvmlite is not installed")
     memory = Memory()
-    made = callbacks(*memory.addresses, limit_bytes=100)
+    malloc, free, *_ = memory.addresses
+    made = callbacks(malloc, free, limit_bytes=100)
     allocate = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_uint64)(made.allocate)
     release = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_uint64)(made.release)
     first = allocate(60, 0, 0)
-    assert (first, made.used.value, memory.given) == (0x1000, 60, {0x1000: 60})
+    assert (first, made.cells.used, memory.given) == (0x1000, 60, {0x1000: 60})
+    assert memory.wiped == [], "nobody said how"
     assert allocate(41, 0, 0) == 0
-    assert made.used.value == 60
+    assert made.cells.used == 60
     second = allocate(40, 0, 0)
-    assert made.used.value == 100
+    assert made.cells.used == 100
     release(first, 60, 0, 0)
-    assert (made.used.value, list(memory.given)) == (40, [second])
+    assert (made.cells.used, list(memory.given)) == (40, [second])
     memory.refuses = True
     assert allocate(10, 0, 0) == 0
-    assert made.used.value == 40
-    made.limit.value = 10
+    assert made.cells.used == 40
+    made.cells.limit = 10
     memory.refuses = False
     assert allocate(1, 0, 0) == 0
 
@@ -149,7 +126,7 @@ def test_the_callbacks_counters_stand_several_threads() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert made.used.value == -3 * 80_000
+    assert made.cells.used == -3 * 80_000
 
 
 def test_a_torch_without_such_allocators_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

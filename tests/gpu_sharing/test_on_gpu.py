@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +75,8 @@ async def test_two_lanes_of_one_process_answer_what_the_processor_answers(tmp_pa
 
 
 def test_everything_of_a_model_on_a_lane_is_launched_on_its_streams(tmp_path: Path) -> None:
-    from gpu_sharing.runtimes.graphs import GraphPolicy
-    from gpu_sharing.runtimes.torch_graphs import CudaExportRuntime, Graphs
+    from gpu_sharing.memory.grants import Grant
+    from gpu_sharing.runtimes.torch_cuda import CudaExportRuntime, LaneGraphs
     from gpu_sharing.runtimes.torch_guard import StreamGuard
 
     lanes = on_cuda.Lanes((1, 1))
@@ -82,11 +85,70 @@ def test_everything_of_a_model_on_a_lane_is_launched_on_its_streams(tmp_path: Pa
     with StreamGuard({int(lane.compute), int(lane.loading)}):
         backend.enter_loading()
         path = written(tmp_path, "deep.pt2", deep())
-        model = CudaExportRuntime(Graphs(backend, GraphPolicy(1 << 28))).load(
-            path, LoadConfig(threads=1, compute_units=1)
+        accounts = lanes.pools(number)
+        accounts.try_out(1, "a", 1 << 28)
+        model = CudaExportRuntime(LaneGraphs(backend, accounts)).load(
+            path, LoadConfig(threads=1, compute_units=1, tenant="a")
         )
+        accounts.tried(1)
+        accounts.settle(1, Grant(1 << 28, 1 << 28))
         (spec,) = model.signature.inputs
         backend.enter_lane()
         for _ in range(5):
             finish(model.run({spec.name: np.ones((4, 64), np.float32)}))
             backend.synchronize()
+
+
+def test_memory_of_another_process_is_opened_read_written_and_refused_as_on_the_double() -> None:
+    from gpu_sharing.devices.cuda.regions import CudaRegions
+    from gpu_sharing.devices.regions import ABSENT, RegionRefused
+
+    lanes = on_cuda.Lanes((1,))
+    lane = next(iter(lanes.made.lanes.values()))
+    regions = CudaRegions(lanes.driver, lanes.device.facts.ordinal, lanes.made.primary, lane.compute)
+    with pytest.raises(RegionRefused, match=ABSENT):
+        regions.open(os.urandom(64))
+    exporter = subprocess.Popen(
+        [sys.executable, "-c", EXPORTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert exporter.stdout is not None
+        assert exporter.stdin is not None
+        handle = bytes.fromhex(exporter.stdout.readline())
+        opened = regions.open(handle)
+        assert opened.size_bytes >= 1 << 21
+        assert regions.open(handle).identity == opened.identity, "one memory, whoever asks"
+        regions.close(opened)
+        there = np.zeros(256, np.uint8)
+        regions.read(opened, 1 << 20, there)
+        assert (there == 7).all()
+        regions.write(opened, 0, np.arange(256, dtype=np.uint8))
+        exporter.stdin.write("look\n")
+        exporter.stdin.flush()
+        assert exporter.stdout.readline().strip() == bytes(range(256)).hex()
+        regions.close(opened)
+        regions.stop()
+    finally:
+        exporter.kill()
+        exporter.wait()
+
+
+EXPORTER = """
+import ctypes, sys
+from cuda.bindings import driver
+def do(name, *arguments):
+    result, *values = getattr(driver, name)(*arguments)
+    assert int(result) == 0, (name, result)
+    return values[0] if values else None
+do("cuInit", 0)
+do("cuCtxSetCurrent", do("cuDevicePrimaryCtxRetain", do("cuDeviceGet", 0)))
+memory = do("cuMemAlloc", 1 << 21)
+do("cuMemsetD8", memory, 7, 1 << 21)
+do("cuCtxSynchronize")
+print(ctypes.string_at(do("cuIpcGetMemHandle", memory).getPtr(), 64).hex(), flush=True)
+sys.stdin.readline()
+seen = bytearray(256)
+do("cuMemcpyDtoH", seen, memory, 256)
+print(seen.hex(), flush=True)
+sys.stdin.readline()
+"""

@@ -31,7 +31,7 @@ def test_the_default_stream_and_no_memory_are_refused() -> None:
 
 
 def runtime() -> OnnxCudaRuntime:
-    return OnnxCudaRuntime(provider_options(1, 1 << 30))
+    return OnnxCudaRuntime(1, 1 << 30)
 
 
 def test_an_onnxruntime_without_cuda_is_told_before_anything_is_opened(tmp_path: Path, monkeypatch: Any) -> None:
@@ -67,7 +67,16 @@ def test_a_model_runs_whole_on_the_provider(tmp_path: Path, monkeypatch: Any) ->
     x = np.ones((2, 4), np.float32)
     assert (finish(model.run({"x": x}))["y"] == 2).all()
     assert model._session.given[0][0] == CUDA
-    assert model._session.given[0][1]["user_compute_stream"] == "1"
+    options = model._session.given[0][1]
+    assert (options["user_compute_stream"], options["gpu_mem_limit"]) == ("1", str(1 << 30))
+
+
+def test_a_model_may_take_what_is_reserved_for_it_and_no_more(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    config = LoadConfig(threads=1, compute_units=1, memory_bytes=300 << 20)
+    model = runtime().load(doubling(tmp_path / "m.onnx"), config)
+    assert model._session.given[0][1]["gpu_mem_limit"] == str(300 << 20)
 
 
 def test_a_provider_that_did_not_start_is_not_passed_off_as_one(tmp_path: Path, monkeypatch: Any) -> None:

@@ -27,7 +27,7 @@ from gpu_sharing.runtimes.ragged import Ragged, pad, starts_of, unpad
 from gpu_sharing.runtimes.registry import runtime_for
 from gpu_sharing.runtimes.warmup import finish
 from gpu_sharing.units import MiB
-from gpu_sharing.worker.cuda_seats import place_on_cuda
+from gpu_sharing.worker.cuda_seats import budgets_on, place_on_cuda
 
 CONFIG = LoadConfig(threads=1, compute_units=1)
 TENSORS = """
@@ -327,19 +327,20 @@ class Backend:
 
 class Budget:
     def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes, self.used_bytes, self.pool = limit_bytes, 0, object()
+        self.limit_bytes, self.used_bytes, self.pools = limit_bytes, 0, list[Any]()
+
+    def pool(self) -> Any:
+        self.pools.append(object())
+        return self.pools[-1]
 
 
 class Lane:
     def __init__(self) -> None:
         self.library, self.backend, self.budgets = Library(), Backend(), list[Budget]()
 
-    def budget(self, limit_bytes: int) -> Budget:
-        self.budgets.append(Budget(limit_bytes))
-        return self.budgets[-1]
-
     def place(self, **sizes: int) -> DevicePlace:
-        return DevicePlace(self.backend, self.library, self.budget, limit_bytes=MiB, **sizes)  # type: ignore[arg-type]
+        self.budgets.append(Budget(MiB))
+        return DevicePlace(self.backend, self.library, self.budgets[-1], **sizes)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -409,22 +410,21 @@ def test_at_a_boundary_the_threads_stream_and_pool_are_nobodys(tmp_path: Path, l
 
 def test_every_thread_draws_on_a_pool_of_its_own_and_all_on_one_budget(lane: Lane) -> None:
     place = lane.place()
+    (budget,) = lane.budgets
+    inside: list[Any] = []
 
     def work() -> None:
         with place.working():
-            pass
+            inside.append(lane.backend.pools[-1])
 
     work()
-    lane.budgets[0].used_bytes = 1000
     other = threading.Thread(target=work)
     other.start()
     other.join()
-    assert [budget.limit_bytes for budget in lane.budgets] == [MiB, MiB - 1000]
-    lane.budgets[1].used_bytes = 400
     work()
-    assert lane.budgets[0].limit_bytes == MiB - 400
-    assert place.pool.used_bytes == 1400
-    assert place.pool.limit_bytes == MiB
+    assert inside == [budget.pools[0], budget.pools[1], budget.pools[0]]
+    budget.used_bytes, budget.limit_bytes = 1400, 2000
+    assert (place.pool.used_bytes, place.pool.limit_bytes) == (1400, 2000)
 
 
 def test_rows_are_padded_and_taken_apart_by_numpy_as_the_kernels_do_it() -> None:
@@ -510,20 +510,27 @@ def test_beyond_the_budget_torchs_error_is_cupys_memory_error(cupy: Cupy, monkey
         cupy.allocators[0][0](1 << 40, 0)
 
 
+def part(limit_bytes: int) -> Any:
+    return budgets_on(Backend(), 0)(limit_bytes, None)  # type: ignore[arg-type]
+
+
 def test_a_gpu_without_what_code_needs_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)  # type: ignore[arg-type]
     with pytest.raises(ArtefactRefused, match=r"python is not served on this device: .*cupy"):
-        place_on_cuda(Backend(), MiB, 0, threads=1, compute_units=1)  # type: ignore[arg-type]
+        place_on_cuda(Backend(), part, MiB, 0, threads=1, compute_units=1)  # type: ignore[arg-type]
 
 
 def test_a_gpu_whose_torch_has_no_pools_with_budgets_serves_no_code(
-    cupy: Cupy, monkeypatch: pytest.MonkeyPatch
+    cupy: Cupy, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
     monkeypatch.delattr(torch._C, "_cuda_customAllocator", raising=False)
+    monkeypatch.setattr(Backend, "pool", object, raising=False)
+    monkeypatch.setattr(Backend, "pool_bytes", lambda self, pool: 0, raising=False)
     with pytest.raises(ArtefactRefused, match="takes no allocator of others' making"):
-        place_on_cuda(Backend(), MiB, 0, threads=1, compute_units=1)  # type: ignore[arg-type]
+        place_on_cuda(Backend(), part, MiB, 0, threads=1, compute_units=1)  # type: ignore[arg-type]
+    assert "memory of tenants has no limits on this device: torch" in capfd.readouterr().err
 
 
 def test_on_cupys_arrays_the_kernel_is_launched_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,10 @@ from gpu_sharing.tensors import Signature, TensorSpec
 from gpu_sharing.units import MS, SECOND
 from gpu_sharing.worker import wire
 from gpu_sharing.worker.background import NICE, NICEST, Background
-from gpu_sharing.worker.loader import MOST_PRETENDED_NS, PRETENDED_SPREAD, Loader
+from gpu_sharing.worker.loader import Loader
 from gpu_sharing.worker.messages import Load, Loaded, LoadFailed, Stage, Unloaded
 from gpu_sharing.worker.outbox import Outbox
+from gpu_sharing.worker.profiling import MOST_PRETENDED_NS, PRETENDED_SPREAD
 
 SIGNATURE = Signature(
     (TensorSpec("x", "FP32", (None, 2), batch_axis=0),), (TensorSpec("y", "FP32", (None, 2), batch_axis=0),), 4
@@ -316,7 +317,7 @@ def test_loading_and_measuring_give_way_to_the_lane(world: World, path: Path) ->
 
 def test_a_runtime_whose_threads_stay_loads_them_at_the_lanes_priority(world: World, path: Path) -> None:
     world.starts_threads = True
-    world.loader._compute_units = 2
+    world.loader._profiling._compute_units = 2
     seen: list[int] = []
     load = world.load
     world.load = lambda path, config: seen.append(threading.get_native_id()) or load(path, config)  # type: ignore[method-assign]

@@ -11,6 +11,7 @@ from bench.gpu.figures import quantile
 from gpu_sharing.devices.cuda.device import CudaDevice
 from gpu_sharing.devices.probe import probe
 from gpu_sharing.partitioning.partitions import parse_layouts
+from gpu_sharing.units import Bytes, GiB
 
 CHECKS: dict[str, Callable[[], dict[str, Any]]] = {}
 
@@ -48,6 +49,15 @@ class Lanes:
     def sms(self, lane: int) -> int:
         """As granted."""
         return self.made.lanes[lane].sms
+
+    def pools(self, lane: int, graph_bytes: Bytes = GiB) -> Any:
+        """This project's pools of tenants on a lane."""
+        from gpu_sharing.memory.accounts import Accounts
+        from gpu_sharing.memory.capped import Budgets
+        from gpu_sharing.memory.grants import Grants
+
+        backend = self.backend(lane)
+        return Accounts(Budgets(int(self.made.lanes[lane].loading)), Grants(graph_bytes), reclaim=backend.reclaim)
 
     def backend(self, lane: int) -> Any:
         """This project's captures on a lane."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from gpu_sharing.tensors import TensorSpec
 from gpu_sharing.units import Bytes
+from gpu_sharing.worker.messages import RegionPart
 from services.executor.core.typed import Values
 
 SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
-"""Parameters that say where in shared memory a tensor lies. Frontends resolve them: no executor takes any."""
+"""Parameters that say where in shared memory a tensor lies. Of system memory frontends resolve them; of a device's they put the
+region's id in place of its name."""
 
 
 class Invalid(Exception):
@@ -40,22 +43,24 @@ class Limits(NamedTuple):
 class InputHead(NamedTuple):
     """One input as the request names it.
 
-    typed: the fields of `contents` that hold anything, with their values; None: there is no `contents`.
+    typed: the fields of `contents` that hold anything, with their values; None: there is no `contents`. shared: the values of those
+    of its parameters that are in SHARED_MEMORY.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    parameters: tuple[str, ...] = ()
     typed: dict[str, Values] | None = None
+    shared: Mapping[str, object] = MappingProxyType({})
 
 
 class OutputHead(NamedTuple):
-    """One output as the request asks for it. classes: the value of its parameter `classification`, if there is one."""
+    """One output as the request asks for it. classes: the value of its parameter `classification`, if there is one. shared: see
+    InputHead."""
 
     name: str
-    parameters: tuple[str, ...] = ()
     classes: object = None
+    shared: Mapping[str, object] = MappingProxyType({})
 
 
 class PlannedInput(NamedTuple):
@@ -63,7 +68,7 @@ class PlannedInput(NamedTuple):
 
     place: its index in the signature. length_bytes: None for BYTES, whose elements have to be walked. elements: how many.
     field: what to call it in a message. typed: its bytes, where they came as typed contents. most_bytes, utf8: of an element
-    of BYTES, see Limits.
+    of BYTES, see Limits. source: where its bytes lie in a region; then none may come with the request.
     """
 
     place: int
@@ -74,6 +79,7 @@ class PlannedInput(NamedTuple):
     typed: bytes | None
     most_bytes: Bytes = Limits().element_bytes
     utf8: bool = False
+    source: RegionPart | None = None
 
 
 class Plan(NamedTuple):
@@ -81,7 +87,8 @@ class Plan(NamedTuple):
 
     outputs: indices in the signature, in the order wanted. rows: extent at the batch axis. shapes_key: what shapes add to
     the key of a batch. keyed: positions of the inputs whose bytes add to it too. classes: for each output, how many of its
-    largest values are wanted in its place, 0 standing for the output itself; empty: none is wanted so.
+    largest values are wanted in its place, 0 standing for the output itself; empty: none is wanted so. sinks: where outputs go that
+    go to regions. in_regions: whether anything of the request lies in one.
     """
 
     inputs: tuple[PlannedInput, ...]
@@ -91,6 +98,13 @@ class Plan(NamedTuple):
     keyed: tuple[int, ...]
     raw: bool
     classes: tuple[int, ...] = ()
+    sinks: tuple[RegionPart, ...] = ()
+    in_regions: bool = False
+
+    @property
+    def sources(self) -> tuple[RegionPart, ...]:
+        """Where inputs lie that lie in regions."""
+        return tuple(each.source for each in self.inputs if each.source is not None)
 
 
 def names_of(specs: Sequence[TensorSpec]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpu_sharing.tensors import Signature
-from services.executor.core.heads import SHARED_MEMORY, Invalid, OutputHead, names_of
+from services.executor.core.heads import Invalid, OutputHead, names_of
 
 MOST_CLASSES = 65_536
 
@@ -25,13 +25,6 @@ def wanted_outputs(outputs: Sequence[OutputHead], signature: Signature) -> tuple
             )
         if index in wanted:
             raise Invalid(f"{field}.name", "the output is asked for twice")
-        for parameter in output.parameters:
-            if parameter in SHARED_MEMORY:
-                raise Invalid(
-                    f"{field}.parameters[{parameter!r}]",
-                    "not supported here; leave it out and read raw_output_contents",
-                    unsupported=True,
-                )
         wanted.append(index)
     return tuple(wanted)
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from gpu_sharing.tensors import ITEM_BYTES, NUMPY_NAMES, Signature, TensorSpec
 from gpu_sharing.units import Bytes
+from gpu_sharing.worker.messages import RegionPart
 from services.executor.core.elements import check_values
 from services.executor.core.heads import (
-    SHARED_MEMORY,
     InputHead,
     Invalid,
     Limits,
@@ -22,6 +22,7 @@ from services.executor.core.heads import (
     quoted,
 )
 from services.executor.core.outputs import wanted_classes, wanted_outputs
+from services.executor.core.regions import check_source, part_of, sinks_of
 from services.executor.core.typed import AS_THEY_ARE, BYTES_KIND, MOST_CONVERTED, TYPED_KINDS, to_bytes
 
 MAX_EXTENT = 1 << 40
@@ -55,21 +56,29 @@ def plan(
             raise Invalid(f"{field}.name", "the input is given twice")
         seen.add(given.name)
         spec = signature.inputs[index]
-        _check_head(field, given, spec, extents)
+        source = _check_head(field, position, given, spec, extents)
         rows = _check_rows(field, given.shape, spec, most_rows, rows)
-        planned.append(_planned(field, given, index, limits, raw=raw))
+        each = _planned(field, given, index, limits, raw=raw)
+        if source is not None:
+            check_source(field, source, spec, each.length_bytes)
+            each = each._replace(source=source, length_bytes=0)
+        planned.append(each)
     missing = [spec.name for spec in signature.inputs if spec.name not in seen and not spec.optional]
     if missing:
         raise Invalid("inputs", f"{quoted(missing)} missing; the model needs {names_of(signature.inputs)}")
+    wanted = wanted_outputs(outputs, signature)
+    sinks = sinks_of(outputs, {spec.name: spec for spec in signature.outputs})
     keyed = tuple(at for at, each in enumerate(planned) if signature.inputs[each.place].batch_axis is None)
     return Plan(
         inputs=tuple(planned),
-        outputs=wanted_outputs(outputs, signature),
+        outputs=wanted,
         rows=rows[0] if rows else 1,
         shapes_key=_shapes_key(planned, signature),
         keyed=keyed if signature.max_batch_size else (),
         raw=raw,
         classes=wanted_classes(outputs, signature),
+        sinks=sinks,
+        in_regions=bool(sinks) or any(each.source is not None for each in planned),
     )
 
 
@@ -79,24 +88,24 @@ def check_length(planned: PlannedInput, got_bytes: Bytes) -> None:
     if expected is not None and expected != got_bytes:
         raise Invalid(
             f"raw_input_contents of {planned.field}",
-            f"{got_bytes} bytes given where shape {list(planned.shape)} needs {expected}",
+            f"{got_bytes} bytes given where shape {list(planned.shape)} needs {expected}"
+            if planned.source is None
+            else f"{got_bytes} bytes given beside shared memory; send a tensor one way only",
             expected_bytes=expected,
             got_bytes=got_bytes,
         )
 
 
-def _check_head(field: str, given: InputHead, spec: TensorSpec, extents: dict[str, tuple[int, str]]) -> None:
-    for parameter in given.parameters:
-        if parameter in SHARED_MEMORY:
-            raise Invalid(
-                f"{field}.parameters[{parameter!r}]",
-                "not supported here; send the tensor in raw_input_contents",
-                unsupported=True,
-            )
+def _check_head(
+    field: str, position: int, given: InputHead, spec: TensorSpec, extents: dict[str, tuple[int, str]]
+) -> RegionPart | None:
+    """Where in a region the tensor lies; None: it does not."""
+    source = part_of(field, position, given.shared, "send the tensor in raw_input_contents")
     if given.datatype != spec.datatype:
         raise Invalid(f"{field}.datatype", f"{given.datatype!r} given where the model takes {spec.datatype}")
     _check_shape(field, given.shape, spec)
     _check_symbols(field, given.shape, spec, extents)
+    return source
 
 
 def _check_shape(field: str, shape: tuple[int, ...], spec: TensorSpec) -> None:

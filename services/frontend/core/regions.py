@@ -12,6 +12,9 @@ from services.common.errors import Reason, Refusal, invalid
 REGION, SIZE, OFFSET = "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"
 """The parameters of a tensor that lies in a region."""
 LONGEST_NAME = 256
+HANDLE_BYTES = 64
+MOST_DEVICES = 1023
+MOST_DEVICE_BYTES = 1 << 62
 _KEY = re.compile(r"/?([A-Za-z0-9_+=@.-]{1,255})")
 
 
@@ -21,6 +24,15 @@ class Region(msgspec.Struct, frozen=True):
     name: str
     key: str
     offset: int
+    byte_size: int
+
+
+class DeviceRegion(msgspec.Struct, frozen=True):
+    """A region of a GPU's memory as its tenant registered it. handle: a cudaIpcMemHandle_t. device_id: as the caller counts."""
+
+    name: str
+    handle: bytes
+    device_id: int
     byte_size: int
 
 
@@ -48,6 +60,21 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_device_region(region: DeviceRegion) -> None:
+    """Raises Refusal where what was registered can be no memory of a device, wherever that is."""
+    check_name(region.name)
+    if len(region.handle) != HANDLE_BYTES:
+        raise invalid(
+            "raw_handle",
+            f"{len(region.handle)} bytes given; a cudaIpcMemHandle_t has {HANDLE_BYTES}",
+            limit=HANDLE_BYTES,
+        )
+    if not 0 <= region.device_id <= MOST_DEVICES:
+        raise invalid("device_id", f"must lie within 0 to {MOST_DEVICES}")
+    if not 1 <= region.byte_size < MOST_DEVICE_BYTES:
+        raise invalid("byte_size", f"must lie within 1 to {MOST_DEVICE_BYTES - 1}")
+
+
 def check_extent(region: Region, file_bytes: int) -> None:
     """Raises Refusal unless the region lies within the memory that its key names."""
     if region.byte_size < 1:
@@ -60,7 +87,7 @@ def check_extent(region: Region, file_bytes: int) -> None:
         )
 
 
-def check_part(part: Part, region: Region) -> None:
+def check_part(part: Part, region: Region | DeviceRegion) -> None:
     """Raises Refusal unless the tensor's part lies within its region."""
     if part.offset + part.byte_size > region.byte_size:
         raise invalid(
@@ -95,7 +122,7 @@ def unknown(name: str, field: str) -> Refusal:
     """The refusal of a region that is not there, or is another tenant's: nobody can tell which."""
     return Refusal(
         Reason.REGION_NOT_FOUND,
-        f"{field}: there is no region {name!r} of shared memory; register it with SystemSharedMemoryRegister",
+        f"{field}: there is no region {name!r} of shared memory; register it with SystemSharedMemoryRegister or CudaSharedMemoryRegister",
         field=field,
     )
 

@@ -60,16 +60,18 @@ class ExecuteHello(_message.Message):
     def __init__(self, frontend_id: _Optional[str] = ..., session: _Optional[bytes] = ..., kind: _Optional[_Union[StreamKind, str]] = ..., tenant_credit_bytes: _Optional[int] = ...) -> None: ...
 
 class ExecuteWelcome(_message.Message):
-    __slots__ = ("executor_id", "incarnation", "inline_bytes", "tenant_credit_bytes")
+    __slots__ = ("executor_id", "incarnation", "inline_bytes", "tenant_credit_bytes", "opens_regions")
     EXECUTOR_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     INLINE_BYTES_FIELD_NUMBER: _ClassVar[int]
     TENANT_CREDIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OPENS_REGIONS_FIELD_NUMBER: _ClassVar[int]
     executor_id: str
     incarnation: str
     inline_bytes: int
     tenant_credit_bytes: int
-    def __init__(self, executor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., inline_bytes: _Optional[int] = ..., tenant_credit_bytes: _Optional[int] = ...) -> None: ...
+    opens_regions: bool
+    def __init__(self, executor_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., inline_bytes: _Optional[int] = ..., tenant_credit_bytes: _Optional[int] = ..., opens_regions: bool = ...) -> None: ...
 
 class Infer(_message.Message):
     __slots__ = ("call", "replica_id", "payload", "bulk_bytes", "deadline_us", "objective_us", "priority", "span", "tenant")
@@ -182,6 +184,38 @@ class Credit(_message.Message):
     tenant: str
     bytes: int
     def __init__(self, tenant: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class OpenRegionRequest(_message.Message):
+    __slots__ = ("session", "region", "tenant", "handle", "byte_size", "machine")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    BYTE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    region: str
+    tenant: str
+    handle: bytes
+    byte_size: int
+    machine: str
+    def __init__(self, session: _Optional[bytes] = ..., region: _Optional[str] = ..., tenant: _Optional[str] = ..., handle: _Optional[bytes] = ..., byte_size: _Optional[int] = ..., machine: _Optional[str] = ...) -> None: ...
+
+class OpenRegionResponse(_message.Message):
+    __slots__ = ("memory_bytes",)
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    memory_bytes: int
+    def __init__(self, memory_bytes: _Optional[int] = ...) -> None: ...
+
+class CloseRegionRequest(_message.Message):
+    __slots__ = ("region",)
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    def __init__(self, region: _Optional[str] = ...) -> None: ...
+
+class CloseRegionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class GetStatisticsRequest(_message.Message):
     __slots__ = ("tenant", "model")

@@ -49,6 +49,16 @@ class ExecutorServiceStub(object):
                 request_serializer=apportion_dot_v1_dot_executor__pb2.GetStatisticsRequest.SerializeToString,
                 response_deserializer=apportion_dot_v1_dot_executor__pb2.GetStatisticsResponse.FromString,
                 _registered_method=True)
+        self.OpenRegion = channel.unary_unary(
+                '/apportion.v1.ExecutorService/OpenRegion',
+                request_serializer=apportion_dot_v1_dot_executor__pb2.OpenRegionRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_executor__pb2.OpenRegionResponse.FromString,
+                _registered_method=True)
+        self.CloseRegion = channel.unary_unary(
+                '/apportion.v1.ExecutorService/CloseRegion',
+                request_serializer=apportion_dot_v1_dot_executor__pb2.CloseRegionRequest.SerializeToString,
+                response_deserializer=apportion_dot_v1_dot_executor__pb2.CloseRegionResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutorServiceServicer(object):
@@ -76,6 +86,26 @@ class ExecutorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenRegion(self, request, context):
+        """Opens memory of a caller's process on this executor's device, for requests of this session's and other frontends to name.
+        It stays until CloseRegion, or until the session's primary stream ends; a worker that is started anew opens it again.
+        INVALID_ARGUMENT (FIELD_INVALID): the handle is of no memory that can be opened here, whatever the reason, or of less than
+        byte_size. UNIMPLEMENTED (UNSUPPORTED): this executor opens none, or is on another machine. NOT_FOUND (REGION_NOT_FOUND):
+        the session is not open. RESOURCE_EXHAUSTED (QUOTA_EXCEEDED, OUT_OF_MEMORY). UNAVAILABLE (WORKER_LOST): no worker runs, or
+        one has ended meanwhile or does not answer. After a failure nothing is open.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseRegion(self, request, context):
+        """Lets go of a region, once requests that run have ended; requests that wait are refused (REGION_NOT_FOUND). What is not
+        there is gone already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -88,6 +118,16 @@ def add_ExecutorServiceServicer_to_server(servicer, server):
                     servicer.GetStatistics,
                     request_deserializer=apportion_dot_v1_dot_executor__pb2.GetStatisticsRequest.FromString,
                     response_serializer=apportion_dot_v1_dot_executor__pb2.GetStatisticsResponse.SerializeToString,
+            ),
+            'OpenRegion': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenRegion,
+                    request_deserializer=apportion_dot_v1_dot_executor__pb2.OpenRegionRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_executor__pb2.OpenRegionResponse.SerializeToString,
+            ),
+            'CloseRegion': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseRegion,
+                    request_deserializer=apportion_dot_v1_dot_executor__pb2.CloseRegionRequest.FromString,
+                    response_serializer=apportion_dot_v1_dot_executor__pb2.CloseRegionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -149,6 +189,60 @@ class ExecutorService(object):
             '/apportion.v1.ExecutorService/GetStatistics',
             apportion_dot_v1_dot_executor__pb2.GetStatisticsRequest.SerializeToString,
             apportion_dot_v1_dot_executor__pb2.GetStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenRegion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.ExecutorService/OpenRegion',
+            apportion_dot_v1_dot_executor__pb2.OpenRegionRequest.SerializeToString,
+            apportion_dot_v1_dot_executor__pb2.OpenRegionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseRegion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apportion.v1.ExecutorService/CloseRegion',
+            apportion_dot_v1_dot_executor__pb2.CloseRegionRequest.SerializeToString,
+            apportion_dot_v1_dot_executor__pb2.CloseRegionResponse.FromString,
             options,
             channel_credentials,
             insecure,
