@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from gpu_sharing.memory.arena import Arena, ArenaView, create_memory, read_only
+from gpu_sharing.units import Bytes
 from gpu_sharing.worker import wire
 from gpu_sharing.worker.config import WorkerConfig
-from gpu_sharing.worker.messages import Command, Done, Event, Ready, Stop
+from gpu_sharing.worker.messages import Command, Done, Event, Ready, Release, Stop
 from gpu_sharing.worker.meter import PAGE_BYTES
 from gpu_sharing.worker.process import WorkerProcess
 
@@ -35,6 +36,9 @@ class Running(Protocol):
 Spawn = Callable[[WorkerConfig, int, int, int], Running]
 
 _NS_PER_S = 1_000_000_000
+_RELEASED_WITHIN_S = 0.005
+_PART_HELD = 64
+"""Answers that are read, but not released yet, are at most this part of the outputs' arena."""
 
 
 class WorkerLost(Exception):
@@ -59,6 +63,9 @@ class WorkerClient:
         self._process = process
         self._on_events = on_events
         self._outgoing: list[Command] = []
+        self._released_bytes = 0
+        self._release: asyncio.TimerHandle | None = None
+        self._flushes = False
         self._transport: asyncio.Transport | None = None
         self._frames: _Frames | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -111,9 +118,24 @@ class WorkerClient:
         """Sends a command, in one frame with all others of this turn of the loop. Does nothing once the worker is lost."""
         if self._transport is None:
             return
-        if not self._outgoing:
+        if not self._flushes:
+            self._flushes = True
             self._loop.call_soon(self._flush)
         self._outgoing.append(command)
+
+    def release(self, call: int, length_bytes: Bytes) -> None:
+        """Sends a Release of so small an answer with the next command: by itself it would wake the worker for nothing.
+
+        It goes within a few milliseconds all the same, and at once where much of the arena waits for it.
+        """
+        self._released_bytes += length_bytes
+        if self._released_bytes * _PART_HELD > self._outputs.capacity_bytes:
+            self.send(Release(call))
+            return
+        if self._transport is not None:
+            self._outgoing.append(Release(call))
+            if self._release is None:
+                self._release = self._loop.call_later(_RELEASED_WITHIN_S, self._release_late)
 
     def kill(self, reason: str) -> None:
         """Ends the process at once, also one that does not answer; `lost` resolves with the reason."""
@@ -137,8 +159,14 @@ class WorkerClient:
             await self._process.kill()
             raise WorkerLost(f"worker {self.pid}: {reason}\n{self._process.stderr_tail()}".rstrip())
 
+    def _release_late(self) -> None:
+        self._release = None
+        if not self._flushes:
+            self._flush()
+
     def _flush(self) -> None:
         commands, self._outgoing = self._outgoing, []
+        self._flushes, self._released_bytes = False, 0
         if self._transport is not None and commands:
             # The transport buffers what the socket does not take, so the loop never waits for the worker.
             self._transport.write(wire.encode(commands))
@@ -164,6 +192,8 @@ class WorkerClient:
     def _disconnected(self, reason: str | None) -> None:
         """The socket is closed. reason: what was wrong with what came; None where the worker closed it."""
         self._transport = None
+        if self._release is not None:
+            self._release.cancel()
         self._ending = asyncio.ensure_future(self._end(reason))
 
     async def _end(self, reason: str | None) -> None:

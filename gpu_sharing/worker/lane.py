@@ -13,6 +13,7 @@ from gpu_sharing.worker.gather import join
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Load, Submit
 from gpu_sharing.worker.meter import Meter
+from gpu_sharing.worker.reading import Reading
 from gpu_sharing.worker.regions import Lease, Regions
 from gpu_sharing.worker.requests import Finished, Requests, Work
 from gpu_sharing.worker.scatter import BatchOutputs
@@ -41,12 +42,14 @@ class Lane:
         clock: Callable[[], Nanoseconds],
         watch: Watch,
         hang_after_ns: Nanoseconds,
+        reading: Reading,
         meter: Meter | None = None,
         copies: Mapping[tuple[str, str], Nanoseconds] | None = None,
         regions: Regions | None = None,
     ) -> None:
         """inputs: the executor's arena. watch: notices slices that have not returned after hang_after_ns, at the least.
 
+        reading: whose turn it is to read commands.
         meter: told of every slice, at both its ends. copies: see WorkerConfig.slow_copies, by tenant and model.
         regions: that requests' tensors may lie in.
         """
@@ -55,6 +58,7 @@ class Lane:
         self._clock = clock
         self._watch = watch
         self._hang_after_ns = hang_after_ns
+        self._reading = reading
         self._meter = Meter() if meter is None else meter
         self._copies = dict(copies or {})
         self._regions = regions
@@ -62,8 +66,16 @@ class Lane:
 
     def run(self) -> None:
         """Until `Requests.stop`."""
-        while (work := self._requests.next_work(self._let_go)) is not None:
-            self._run_slice(work)
+        requests, reading = self._requests, self._reading
+        while not requests.is_stopping:
+            rounds = reading.rounds
+            work = requests.next_work(self._let_go)
+            if work is not None:
+                reading.begin(work.hosted.batch_ns, work.slice.predicted)
+                self._run_slice(work)
+                reading.end()
+            else:
+                reading.look(rounds)
 
     def _run_slice(self, work: Work) -> None:
         batch = work.slice.batch
@@ -84,6 +96,8 @@ class Lane:
         took = self._clock() - started
         self._meter.end(took)
         if finished is not None:
+            # With what others took in between: where lanes are shared commands are read meanwhile.
+            work.hosted.ran(self._clock() - finished.gathered)
             del self._flights[batch]
         self._requests.end_slice(batch, took, finished)
         if finished is not None and finished.lease is not None:

@@ -41,6 +41,7 @@ from gpu_sharing.worker.messages import (
 from gpu_sharing.worker.meter import Meter
 from gpu_sharing.worker.mover import Mover
 from gpu_sharing.worker.outbox import Outbox
+from gpu_sharing.worker.reading import Reading
 from gpu_sharing.worker.regions import Regions
 from gpu_sharing.worker.requests import RequestCommand, Requests
 from gpu_sharing.worker.residency import Residency
@@ -62,7 +63,7 @@ _OWN = (Load, Stop, Settled, OpenRegion, CloseRegion)
 
 
 class WorkerLoop:
-    """Reads commands on the thread that calls `run`; the lane and the loader have one each."""
+    """Reads commands on the thread that calls `run`, and on the lane's while that has nothing long to run; the loader has its own."""
 
     def __init__(
         self,
@@ -94,7 +95,10 @@ class WorkerLoop:
         meter = Meter() if meter is None else meter
         self._meter = meter
         self._mover = self._mover_on(seat)
-        self._watch = Watch(clock=clock, end_worker=end_worker, beat=meter.beat)
+        self._decoder, self._readable = wire.commands(), select.poll()
+        # What a mover or a device does by itself would not wake a lane that reads.
+        self._reading = Reading(self._read, clock=clock, shared=seat is None and self._mover is None)
+        self._watch = Watch(clock=clock, end_worker=end_worker, beat=self._beat)
         self._loader = Loader(
             self._outbox,
             self._ledger,
@@ -126,6 +130,7 @@ class WorkerLoop:
             on_gone=self._loader.unload,
             residency=self._mover.residency if self._mover is not None else None,
             on_moves=self._mover.wake if self._mover is not None else lambda: None,
+            reading=self._reading,
         )
         if self._mover is not None:
             self._mover.attach(self._requests)
@@ -187,6 +192,7 @@ class WorkerLoop:
                 clock=clock,
                 watch=self._watch,
                 hang_after_ns=hang_after_ns,
+                reading=self._reading,
                 meter=meter,
                 copies={(tenant, model): delay for tenant, model, delay in self._config.slow_copies},
                 regions=self._regions,
@@ -216,7 +222,8 @@ class WorkerLoop:
         if self._config.spare_cores:  # of the processor: no lane elsewhere has any
             os.sched_setaffinity(0, {*self._config.cores, *self._config.spare_cores})
         threading.Thread(target=self._watch.run, name="watch", daemon=True).start()
-        self._read_until_stopped()
+        self._readable.register(self._socket, select.POLLIN)
+        self._reading.run()
         self._watch.stop()
         self._requests.stop()
         self._tell_statistics()
@@ -236,18 +243,21 @@ class WorkerLoop:
         device = self._device
         return Ready(pid, device.device_kind, device.backend, self._units, device.reason)
 
-    def _read_until_stopped(self) -> None:
-        decoder = wire.commands()
-        readable = select.poll()
-        readable.register(self._socket, select.POLLIN)
-        while not self._is_over():
-            if readable.poll(self._patience_ms()):
-                data = self._socket.recv(_READ_BYTES)
-                if not data:
-                    return
-                for commands in decoder.feed(data):
-                    self._take(commands)
-            self._keep_time()
+    def _read(self, wait: bool) -> bool:
+        """Takes the commands that have come, then does what is due. False once there is nothing more to read."""
+        due = self._requests.wake_at()
+        if self._readable.poll(self._patience_ms(due) if wait else 0):
+            data = self._socket.recv(_READ_BYTES)
+            if not data:
+                return False
+            for commands in self._decoder.feed(data):
+                self._take(commands)
+        self._keep_time(due)
+        return not self._is_over()
+
+    def _beat(self, now: Nanoseconds) -> None:
+        self._meter.beat(now)
+        self._reading.beat()
 
     def _take(self, commands: list[Command]) -> None:
         """Runs of request commands are taken together, in the order in which everything came."""
@@ -276,22 +286,22 @@ class WorkerLoop:
             self._meter.free(command.replica)
             return
         self._exit_at = self._clock() + command.grace_ns + _LAST_ANSWERS
+        self._reading.keep()
         self._requests.take([Unload(replica, command.grace_ns) for replica in self._requests.replicas()])
 
     def _is_over(self) -> bool:
         return self._exit_at is not None and (self._clock() >= self._exit_at or self._loader.is_empty)
 
-    def _patience_ms(self) -> float:
+    def _patience_ms(self, wake_at: Nanoseconds | None) -> float:
         """How long to wait for commands before something else is due."""
-        moments = [self._requests.wake_at(), self._exit_at, self._tell_at]
+        moments = [wake_at, self._exit_at, self._tell_at]
         due = min(moment for moment in moments if moment is not None)
         # While it drains, nothing wakes this thread when the last request is answered.
         most_ms = STATISTICS_EVERY / MS if self._exit_at is None else 10.0
         return min(most_ms, max(0.0, (due - self._clock()) / MS))
 
-    def _keep_time(self) -> None:
+    def _keep_time(self, wake_at: Nanoseconds | None) -> None:
         now = self._clock()
-        wake_at = self._requests.wake_at()
         if wake_at is not None and wake_at <= now:
             self._requests.pass_time()
         if now >= self._tell_at:

@@ -17,6 +17,7 @@ from gpu_sharing.worker.faults import MODEL_FAILED, because
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Cancel, Done, Event, Failed, Release, Submit, TensorRef, Unload, Update
 from gpu_sharing.worker.outbox import Outbox
+from gpu_sharing.worker.reading import Reading
 from gpu_sharing.worker.regions import Lease, RegionLost
 from gpu_sharing.worker.residency import Residency
 from gpu_sharing.worker.scatter import BatchOutputs, OutputInvalid, Outputs, OutputsFull
@@ -53,7 +54,10 @@ class _Effects(NamedTuple):
 
 
 class Requests:
-    """Shared by the thread that reads commands, the lane and the loader. Every method may be called by any of them."""
+    """Shared by the thread that reads commands, the lane and the loader. Every method may be called by any of them.
+
+    is_stopping: `stop` was called.
+    """
 
     def __init__(
         self,
@@ -65,21 +69,23 @@ class Requests:
         on_gone: Callable[[int], None],
         residency: Residency | None = None,
         on_moves: Callable[[], None] = lambda: None,
+        reading: Reading | None = None,
     ) -> None:
         """on_gone: told of each replica that has left the arbiter, and may be unloaded; must return at once.
 
         residency: whose weights are on the device; None: all are. on_moves: told when weights are to be moved; likewise.
+        reading: whose turn it is to read commands; None: never the lane's.
         """
         self._arbiter = arbiter
         self._outputs = outputs
         self._outbox = outbox
         self._clock = clock
         self._on_gone = on_gone
-        self._residency, self._on_moves = residency, on_moves
+        self._residency, self._on_moves, self._reading = residency, on_moves, reading
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._lane_waits = False
-        self._stopping = False
+        self.is_stopping = False
         self._hosted: dict[int, Hosted] = {}
         self._submits: dict[int, tuple[Submit, Nanoseconds]] = {}
         self._abandoned: list[int] = []
@@ -137,6 +143,8 @@ class Requests:
             now = self._clock()
             effects = self._perform([action for command in commands for action in self._take(command, now)])
             if self._lane_waits:
+                if self._reading is not None:
+                    self._reading.offer()
                 self._changed.notify()
         self._emit(effects)
 
@@ -159,7 +167,7 @@ class Requests:
     def stop(self) -> None:
         """The lane ends at its next boundary."""
         with self._lock:
-            self._stopping = True
+            self.is_stopping = True
             self._changed.notify_all()
 
     # The lane's side.
@@ -167,9 +175,10 @@ class Requests:
     def next_work(self, let_go: Callable[[int], None], *, wait: bool = True) -> Work | None:
         """Waits for the next slice; None once stopped. let_go: told of each batch that was abandoned, on this thread.
 
-        wait: False: None, too, where there is none now.
+        wait: False: None, too, where there is none now, as where it is the lane's turn to read.
         """
-        while not self._stopping:
+        reading = self._reading
+        while not self.is_stopping:
             with self._lock:
                 now = self._clock()
                 turn = next_turn(self._arbiter, now)
@@ -178,7 +187,8 @@ class Requests:
                 work = self._work(turn.slice) if turn.slice is not None else None
                 if work is not None and work.slice.first and self._residency is not None:
                     self._residency.started(work.slice.batch, work.slice.replica)
-                if wait and work is None and not abandoned and not any(effects) and not self._stopping:
+                wait = wait and (reading is None or not reading.is_lanes)
+                if wait and work is None and not abandoned and not any(effects) and not self.is_stopping:
                     self._lane_waits = True
                     self._changed.wait()
                     self._lane_waits = False

@@ -291,7 +291,7 @@ class Calls:
             now = time.monotonic_ns()
             result = Result(call=call.call, payload=content, stages=stages(call, done.batch, now))
             call.caller.answer(result)
-            self.sent(call)
+            serving.client.release(call.number, length)
         call.decoded = None
         serving.counts.succeeded(done.batch, plan.rows, call.arrived, call.handed, now)
         self._spans.finished(call, done.batch, now, None, done.gathered, done.copied)

@@ -68,6 +68,9 @@ class FakeWorker:
         self.commands.append(command)
         self._loop.call_soon(self._obey, command)
 
+    def release(self, call: int, length_bytes: int) -> None:
+        self.send(Release(call))
+
     async def stop(self, grace_s: float) -> None:
         if not self.lost.done():
             self.lost.set_result("stopped")

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ import pytest_asyncio
 import worker_models as models
 from worker_models import Books
 
+from gpu_sharing.worker import wire
 from gpu_sharing.worker.client import WorkerClient, WorkerConfig, WorkerLost
-from gpu_sharing.worker.messages import Cancel, Done, Failed, Loaded, LoadFailed, Stage, Statistics
+from gpu_sharing.worker.messages import Cancel, Done, Failed, Loaded, LoadFailed, Release, Stage, Statistics
 
 
 @pytest_asyncio.fixture
@@ -120,6 +122,28 @@ async def test_outputs_that_are_never_released_fill_the_arena_and_say_so(tmp_pat
     assert isinstance(await books.submit([question], rows=128), Done)
     assert isinstance(second, Done)
     await books.client.stop(1.0)
+
+
+async def test_small_answers_are_released_with_the_next_command_or_a_little_later(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames: list[bytes] = []
+    client = books.client
+    assert client._transport is not None
+    monkeypatch.setattr(client, "_transport", SimpleNamespace(write=frames.append, abort=client._transport.abort))
+    client.release(1, 100)
+    await asyncio.sleep(0)
+    assert frames == []
+    client.send(Cancel(2))
+    await asyncio.sleep(0)
+    assert wire.commands().feed(frames.pop()) == [[Release(1), Cancel(2)]]
+    client.release(3, 100)
+    await asyncio.sleep(0.1)
+    assert wire.commands().feed(frames.pop()) == [[Release(3)]]
+    client.release(4, len(client.outputs) // 2)
+    await asyncio.sleep(0)
+    assert wire.commands().feed(frames.pop()) == [[Release(4)]]
+    monkeypatch.undo()
 
 
 async def test_an_unloaded_replica_answers_what_it_has_before_it_goes(books: Books, tmp_path: Path) -> None:
