@@ -54,7 +54,7 @@ class Refusals(grpc.aio.ServerInterceptor):
                 refused = _alone(error)
             # A method's own abort stays with gRPC as long as the call, in a circle with these frames: without the request.
             del request
-            return _refuse(context, refused, method)
+            return await _refuse(context, refused, method)
 
         make = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
@@ -89,7 +89,7 @@ class Refusals(grpc.aio.ServerInterceptor):
                 return
             except Exception as error:
                 refused = _alone(error)
-            _refuse(context, refused, method)
+            await _refuse(context, refused, method)
 
         make = (
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
@@ -103,11 +103,11 @@ def _alone(error: Exception) -> Exception:
     return error.with_traceback(None) if expected else error
 
 
-def _refuse(context: Any, error: Exception, method: str) -> bytes:
+async def _refuse(context: Any, error: Exception, method: str) -> bytes:
     # gRPC's own error: the call was over while it was to be ended, since its caller has left.
     if isinstance(error, grpc.aio.AbortError | grpc.aio.InternalError):
         raise error
     if not isinstance(error, Refusal):
         log.error("unexpected error", method=method, exc_info=error)
         error = Refusal(Reason.INTERNAL, f"{method}: an unexpected error; the service's log has it")
-    return refuse(context, error)
+    return await refuse(context, error)

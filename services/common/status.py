@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -104,23 +105,27 @@ def from_rpc_error(error: grpc.RpcError) -> Refusal | None:
     return None
 
 
-def refuse(context: Any, refusal: Refusal, *more: tuple[str, str]) -> bytes:
+async def refuse(context: Any, refusal: Refusal, *more: tuple[str, str]) -> bytes:
     """Ends the RPC with the refusal's code, message and details, once its method returns what this does. more: trailing metadata.
 
-    gRPC's own `abort` raises, and leaves a circle of some thirty objects behind each call, which the collector would have to find: a
-    flood of calls that are refused would stop the loop for milliseconds, several times a second.
+    gRPC keeps the error that its `abort` raises, in a circle with the frames that this has passed through: some twenty objects a call,
+    and a flood of calls that are refused would have the collector stop the loop for milliseconds several times a second. So it
+    passes through none of ours, and lets go of gRPC's once the call is over.
     """
-    return end(
-        context, CODES[refusal.reason], refusal.message, ((DETAILS_KEY, to_status(refusal).SerializeToString()), *more)
-    )
-
-
-def end(context: Any, code: grpc.StatusCode, message: str, trailing: tuple[tuple[str, str | bytes], ...]) -> bytes:
-    """`refuse`, of parts that are at hand."""
-    context.set_code(code)
-    context.set_details(message)
-    context.set_trailing_metadata(trailing)
+    trailing = ((DETAILS_KEY, to_status(refusal).SerializeToString()), *more)
+    try:
+        await context.abort(CODES[refusal.reason], refusal.message, trailing)
+    except grpc.aio.AbortError as error:
+        aborted = error.with_traceback(None)
+    task = asyncio.current_task()
+    assert task is not None
+    # gRPC raises it once more where the method has returned.
+    task.add_done_callback(lambda _: _forget_frames(aborted))
     return b""
+
+
+def _forget_frames(error: Exception) -> None:
+    error.__traceback__ = None
 
 
 def code_name(status: status_pb2.Status) -> str:

@@ -121,7 +121,7 @@ class Inference:
             assert task is not None
             task.add_done_callback(lambda _: self.gone(answered))
             return answered.content
-        return refuse(context, refusal, *answered.trailing())
+        return await refuse(context, refusal, *answered.trailing())
 
     async def answer(
         self, payload: bytes, context: Any, caller: Caller | Refusal, method: str = "ModelInfer"

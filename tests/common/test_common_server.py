@@ -171,6 +171,27 @@ async def test_without_the_mesh_token_a_call_of_any_kind_is_refused(kind: str) -
     await server.stop()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("token", ["right", "wrong"])
+async def test_a_call_that_is_refused_is_answered_with_its_status_and_no_message(kind: str, token: str) -> None:
+    server = await started(mesh_token="right")
+    async with connect(server.address, mesh_token=token) as channel:
+        messages: list[Any] = []
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            # Called as a stream, which shows every message that comes.
+            await drained(channel.stream_stream(f"/test.Room/{kind}")(iter([b"refuse"])), messages)
+        expected = grpc.StatusCode.INVALID_ARGUMENT if token == "right" else grpc.StatusCode.UNAUTHENTICATED
+        assert caught.value.code() is expected
+        assert messages == ([b"first"] if token == "right" and kind.endswith("Stream") else [])
+    await server.stop()
+
+
+async def drained(call: Any, messages: list[Any]) -> None:
+    """Reads until the call is over; raises its status."""
+    while (message := await call.read()) is not grpc.aio.EOF:
+        messages.append(message)
+
+
 async def test_health_needs_no_token_and_follows_the_drain() -> None:
     server = await started(mesh_token="right")
     async with connect(server.address) as channel:

@@ -113,7 +113,7 @@ class FakeExecutor(executor_pb2_grpc.ExecutorServiceServicer):
         if request.tenant == self.slow_for:
             await self.let_open.wait()
         if self.refuses is not None:
-            return refuse(context, self.refuses)
+            return await refuse(context, self.refuses)
         self.regions[request.region] = request
         return executor_pb2.OpenRegionResponse(memory_bytes=request.byte_size)
 
@@ -289,14 +289,14 @@ class FakeMesh(scheduler_pb2_grpc.SchedulerServiceServicer, registry_pb2_grpc.Re
         self.wishes.append((request.key.tenant, request.key.name, request.unloaded))
         refusal = self.wish_refusal
         if refusal is not None:
-            return refuse(context, refusal)
+            return await refuse(context, refusal)
         self.revision += 1
         return registry_pb2.UpdateModelResponse(model=registry_pb2.Model(key=request.key, revision=self.revision))
 
     async def WatchRoutes(self, request: scheduler_pb2.WatchRoutesRequest, context: Any) -> AsyncIterator[Any]:
         self.asked.append((request.epoch, request.after_revision))
         if self.compacted and request.after_revision:
-            refuse(context, Refusal(Reason.REVISION_COMPACTED, "take a new snapshot"))
+            await refuse(context, Refusal(Reason.REVISION_COMPACTED, "take a new snapshot"))
             return
         while True:
             yield await self.routes.get()

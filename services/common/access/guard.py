@@ -22,7 +22,7 @@ from services.common.access.keys import Keys, bearer
 from services.common.access.revocations import Revocations
 from services.common.access.token_rules import is_token
 from services.common.errors import Reason, Refusal
-from services.common.status import CODES, DETAILS_KEY, end, to_status
+from services.common.status import CODES, DETAILS_KEY, to_status
 
 log = structlog.get_logger()
 REFUSED = Counter("apportion_access_refused", "Calls that were refused before their method saw them.", ["reason"])
@@ -178,8 +178,12 @@ def answering(refusal: Refusal) -> Any:
     code, message = CODES[refusal.reason], refusal.message
     trailing = ((DETAILS_KEY, to_status(refusal).SerializeToString()),)
 
-    async def turn_away(_requests: Any, context: Any) -> bytes:
-        return end(context, code, message, trailing)
+    async def turn_away(_requests: Any, context: Any) -> None:
+        # Not gRPC's `abort`: see `status.refuse`.
+        context.set_code(code)
+        context.set_details(message)
+        context.set_trailing_metadata(trailing)
 
-    # Of the kind that reads nothing by itself: nobody waits for the payload of a call that is refused.
-    return grpc.stream_unary_rpc_method_handler(turn_away)
+    # Of the kind that reads nothing by itself, and sends nothing but the status: nobody waits for the payload of a call that is
+    # refused.
+    return grpc.stream_stream_rpc_method_handler(turn_away)
