@@ -146,6 +146,7 @@ async def left_behind(address: str, token: str, request: str, calls: int = 50) -
         gc.enable()
 
 
+@pytest.mark.slow
 async def test_a_call_that_is_refused_leaves_the_collector_no_more_than_one_that_is_answered() -> None:
     server = await started(mesh_token="right")
     answered = await left_behind(server.address, "right", "fine")

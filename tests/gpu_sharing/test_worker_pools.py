@@ -47,6 +47,8 @@ from gpu_sharing.worker.messages import (
 )
 from gpu_sharing.worker.seat import Seat
 
+pytestmark = pytest.mark.slow
+
 WIDE = 2048
 
 
