@@ -78,6 +78,7 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
         await made.stop_oldest()
 
 
+@pytest.mark.slow
 async def test_no_call_is_lost_where_one_of_two_servers_on_a_port_stops(fleet: Fleet):
     codes: Counter[str] = Counter()
     over = asyncio.Event()

@@ -25,6 +25,7 @@ from tests.reachable import grown, reachable
 ONE = np.zeros((1, 2), np.float32)
 
 
+@pytest.mark.slow
 async def test_the_executor_keeps_nothing_of_replicas_and_models_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "MOST_VERSIONS", 8)
     monkeypatch.setattr(module, "MOST_VERSIONS", 8)

@@ -24,6 +24,7 @@ async def test_a_request_is_answered_with_the_bytes_that_its_executor_gave(start
     assert (response.id, list(response.raw_output_contents)) == ("17", [b"abc"])
 
 
+@pytest.mark.slow
 async def test_each_of_many_answers_of_mixed_sizes_belongs_to_its_question(start: Start) -> None:
     executor = FakeExecutor()
     world = await start(executor)
@@ -247,9 +248,12 @@ async def test_calls_of_a_lost_executor_go_to_another_replica(start: Start) -> N
     async def never(executor: FakeExecutor, infer: executor_pb2.Infer, payload: bytes) -> None:
         await asyncio.sleep(3600)
 
-    bad, good = FakeExecutor(never), FakeExecutor()
+    bad, good = FakeExecutor(never, executor_id="e1"), FakeExecutor(executor_id="e2")
     world = await start(bad, good)
     await world.until(lambda: bool(bad.sessions) and bool(good.sessions))
+    # The one that will be lost says that it is idle, so the request goes there first.
+    good.report(2, 9, 50_000)
+    await asyncio.sleep(0.05)
     call = asyncio.ensure_future(world.stub.ModelInfer(infer_request("m", b"abc")))
     await world.until(lambda: len(bad.infers) == 1)
     await bad.stop()

@@ -416,6 +416,7 @@ def test_a_file_with_flipped_bits_is_refused_or_sound_but_never_breaks_the_check
         TorchExportRuntime().check(written(tmp_path, "m.pt2", bytes(broken)))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_document_with_anything_anywhere_is_refused_or_sound_but_never_breaks_the_check(

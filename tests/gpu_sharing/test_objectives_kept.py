@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +38,7 @@ def workload(model: SimulatedModel, reservation: int, burst: int, objective_ns: 
     return Scenario((victim, neighbour, flood), (*arrivals, *clients))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     costs=st.lists(st.integers(MS // 2, QUANTUM_NS), min_size=1, max_size=5),

@@ -65,6 +65,7 @@ def test_tritonclient_loads_and_unloads_unmodified(loading_mesh: RunningMesh) ->
     assert done.stdout.split() == ["sync", "refusals", "aio"]
 
 
+@pytest.mark.slow
 def test_what_was_unloaded_stays_so_over_deaths_and_a_push_until_it_is_loaded(
     loading_mesh: RunningMesh, artefact: Path
 ) -> None:

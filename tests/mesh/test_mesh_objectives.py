@@ -15,6 +15,7 @@ def objective(mesh: RunningMesh, *arguments: str) -> dict:
     return json.loads(mesh.command("model", "objective", *arguments, "--json"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_the_objective_that_can_be_had_is_told_before_at_and_after_a_push(mesh: RunningMesh, tmp_path: Path) -> None:
     mesh.create_tenant("objectives", reserve=0.2)

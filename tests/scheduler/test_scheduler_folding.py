@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_world import World, model, tenant
@@ -239,6 +240,7 @@ def lives(world: World, name: str) -> None:
     world.inspections.clear()
 
 
+@pytest.mark.slow
 def test_the_scheduler_keeps_nothing_of_models_that_are_gone() -> None:
     world = fold_world(fold_s=1)
     world.scheduler = Scheduler(epoch=9, now=world.now, policy=world.policy, route_changes=16)

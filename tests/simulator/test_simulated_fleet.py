@@ -122,6 +122,7 @@ def test_a_device_changes_its_layout_under_load_and_back_and_no_request_fails() 
         assert fared[key].outcomes.keys() == {"OK"}, fared[key].outcomes
 
 
+@pytest.mark.slow
 def test_two_fleets_that_change_layouts_with_one_seed_live_the_same_life() -> None:
     def digest() -> str:
         world = switching(3, seconds=30)
