@@ -111,7 +111,28 @@ class Counting:
         return self._pool(allocator)
 
 
-class CountedBudget:
+class _Pools:
+    """What budgets of either kind have made, and how that ends."""
+
+    def __init__(self) -> None:
+        self._pools: list[Any] = []
+        weakref.finalize(self, GATE.leave_behind, self._pools).atexit = False
+
+    def give_back(self, pools: list[Any]) -> None:
+        """See `Budget`."""
+        self._pools[:] = [each for each in self._pools if not any(each is pool for pool in pools)]
+        GATE.end(pools)
+
+    def renew(self) -> None:
+        """See `Budget`."""
+        GATE.end(self._pools)
+
+    def _added(self, made: Any) -> Any:
+        self._pools.append(made)
+        return made
+
+
+class CountedBudget(_Pools):
     """A budget whose books are kept by machine code. See `Budget`."""
 
     def __init__(self, counting: Counting, limit_bytes: Bytes, within: Budget | None = None) -> None:
@@ -124,8 +145,7 @@ class CountedBudget:
         )
         self._cells = self._taken[0].cells
         self._within = within
-        self._pools: list[Any] = []
-        weakref.finalize(self, GATE.leave_behind, self._pools).atexit = False
+        super().__init__()
         self._closed = False
 
     @property
@@ -156,18 +176,7 @@ class CountedBudget:
 
     def pool(self) -> Any:
         """See `Budget`."""
-        made = self._counting.pool(self._taken[1])
-        self._pools.append(made)
-        return made
-
-    def give_back(self, pools: list[Any]) -> None:
-        """See `Budget`."""
-        self._pools[:] = [each for each in self._pools if not any(each is pool for pool in pools)]
-        GATE.end(pools)
-
-    def renew(self) -> None:
-        """See `Budget`."""
-        GATE.end(self._pools)
+        return self._added(self._counting.pool(self._taken[1]))
 
     def close(self) -> None:
         """See `Budget`."""
@@ -215,7 +224,7 @@ class Budgets:
         return CountedBudget(self._counting, limit_bytes, within)
 
 
-class PlainBudget:
+class PlainBudget(_Pools):
     """A budget that nobody keeps, where `Budgets` cannot be had: everything is given, and nothing is wiped. See `Budget`."""
 
     refusals = 0
@@ -223,8 +232,7 @@ class PlainBudget:
     def __init__(self, limit_bytes: Bytes, make: Callable[[], Any], size: Callable[[Any], Bytes], because: str) -> None:
         """make: a pool of torch's. size: what one holds. because: what is missing."""
         self.limit_bytes, self._make, self._size, self.because = limit_bytes, make, size, because
-        self._pools: list[Any] = []
-        weakref.finalize(self, GATE.leave_behind, self._pools).atexit = False
+        super().__init__()
         self._peak_bytes: Bytes = 0
 
     @property
@@ -241,18 +249,7 @@ class PlainBudget:
 
     def pool(self) -> Any:
         """See `Budget`."""
-        made = self._make()
-        self._pools.append(made)
-        return made
-
-    def give_back(self, pools: list[Any]) -> None:
-        """See `Budget`."""
-        self._pools[:] = [each for each in self._pools if not any(each is pool for pool in pools)]
-        GATE.end(pools)
-
-    def renew(self) -> None:
-        """See `Budget`."""
-        GATE.end(self._pools)
+        return self._added(self._make())
 
     def close(self) -> None:
         """See `Budget`."""

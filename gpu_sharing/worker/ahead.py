@@ -9,14 +9,13 @@ from typing import Any
 
 from gpu_sharing.devices.base import LaneStream
 from gpu_sharing.devices.cuda.errors import is_lost
-from gpu_sharing.runtimes.base import Run, Tensors
+from gpu_sharing.runtimes.base import Run
 from gpu_sharing.units import Nanoseconds
 from gpu_sharing.worker.faults import describe, reason_of
-from gpu_sharing.worker.gather import join
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Submit
 from gpu_sharing.worker.meter import Meter
-from gpu_sharing.worker.regions import Lease, Regions
+from gpu_sharing.worker.regions import Lease, Regions, begun, joined
 from gpu_sharing.worker.requests import Finished, Requests, Work
 from gpu_sharing.worker.scatter import BatchOutputs
 from gpu_sharing.worker.watch import TIMES_THE_ESTIMATE, Watch, Watched
@@ -208,22 +207,13 @@ class AheadLane:
         )
 
     def _start(self, work: Work) -> _Flight:
-        lease = None if self._regions is None else self._regions.borrow(work.requests)
-        try:
-            flight = self._flight(work, lease)
-        except BaseException:
-            if lease is not None:
-                lease.end()
-            raise
+        flight = begun(self._regions, work.requests, lambda lease: self._flight(work, lease))
         self._flights[work.slice.batch] = flight
         return flight
 
     def _flight(self, work: Work, lease: Lease | None) -> _Flight:
         model, requests = work.hosted.model, work.requests
-        if lease is None:
-            inputs: Tensors = join(model.signature, requests, self._inputs)
-        else:
-            inputs = lease.join(model.signature, requests, self._inputs, model)
+        inputs = joined(lease, model, requests, self._inputs)
         gathered = self._clock()
         rows = sum(request.rows for request in requests)
         return _Flight(work.hosted, requests, rows, model.run(inputs), gathered, lease)

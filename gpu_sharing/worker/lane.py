@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from gpu_sharing.runtimes.base import Interrupted, Run, Tensors
+from gpu_sharing.runtimes.base import Interrupted, Run
 from gpu_sharing.units import SECOND, Nanoseconds
 from gpu_sharing.worker.faults import describe, reason_of
-from gpu_sharing.worker.gather import join
 from gpu_sharing.worker.hosted import Hosted
 from gpu_sharing.worker.messages import Load, Submit
 from gpu_sharing.worker.meter import Meter
 from gpu_sharing.worker.reading import Reading
-from gpu_sharing.worker.regions import Lease, Regions
+from gpu_sharing.worker.regions import Lease, Regions, begun, joined
 from gpu_sharing.worker.requests import Finished, Requests, Work
 from gpu_sharing.worker.scatter import BatchOutputs
 from gpu_sharing.worker.watch import TIMES_THE_ESTIMATE, Watch, Watched
@@ -123,22 +122,13 @@ class Lane:
         return None
 
     def _start(self, work: Work) -> _Flight:
-        lease = None if self._regions is None else self._regions.borrow(work.requests)
-        try:
-            flight = self._flight(work, lease)
-        except BaseException:
-            if lease is not None:
-                lease.end()
-            raise
+        flight = begun(self._regions, work.requests, lambda lease: self._flight(work, lease))
         self._flights[work.slice.batch] = flight
         return flight
 
     def _flight(self, work: Work, lease: Lease | None) -> _Flight:
         model, requests = work.hosted.model, work.requests
-        if lease is None:
-            inputs: Tensors = join(model.signature, requests, self._inputs)
-        else:
-            inputs = lease.join(model.signature, requests, self._inputs, model)
+        inputs = joined(lease, model, requests, self._inputs)
         if self._copies:
             self._delay(work.hosted.load)
         gathered = self._clock()

@@ -8,15 +8,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from gpu_sharing.devices.regions import DeviceRegions, Opened, RegionRefused, absent
-from gpu_sharing.runtimes.base import Tensors
+from gpu_sharing.runtimes.base import LoadedModel, Tensors
 from gpu_sharing.runtimes.lent import Borrower, LentInputs, Piece
 from gpu_sharing.tensors import ITEM_BYTES, NUMPY_NAMES, Signature, TensorSpec
 from gpu_sharing.units import Bytes
-from gpu_sharing.worker.gather import read
+from gpu_sharing.worker.gather import join, read
 from gpu_sharing.worker.messages import (
     CloseRegion,
     Event,
@@ -28,6 +29,7 @@ from gpu_sharing.worker.messages import (
     TensorRef,
 )
 
+T = TypeVar("T")
 MOST_OPEN = 4096
 _STOP_S = 5.0
 
@@ -252,3 +254,21 @@ class Lease:
         except RegionRefused as refused:
             raise RegionLost(refused.reason, f"input {spec.name!r}: {refused}") from refused
         return read(content.data, TensorRef(ref.index, ref.shape, 0, content.nbytes), spec)
+
+
+def begun(regions: Regions | None, requests: Sequence[Submit], begin: Callable[[Lease | None], T]) -> T:
+    """What `begin` makes of the memory that a batch's requests are lent, if any; it is given back where that fails."""
+    lease = None if regions is None else regions.borrow(requests)
+    try:
+        return begin(lease)
+    except BaseException:
+        if lease is not None:
+            lease.end()
+        raise
+
+
+def joined(lease: Lease | None, model: LoadedModel, requests: Sequence[Submit], arena: memoryview) -> Tensors:
+    """A batch's inputs, put together from the arena and from what is lent."""
+    if lease is None:
+        return join(model.signature, requests, arena)
+    return lease.join(model.signature, requests, arena, model)
