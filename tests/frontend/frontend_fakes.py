@@ -384,3 +384,21 @@ def infer_request(
     for name, (kind, value) in parameters.items():
         setattr(request.parameters[name], kind, value)
     return request
+
+
+def at(parameters: Any, region: str, byte_size: int, offset: int = 0) -> None:
+    parameters["shared_memory_region"].string_param = region
+    parameters["shared_memory_byte_size"].int64_param = byte_size
+    if offset:
+        parameters["shared_memory_offset"].int64_param = offset
+
+
+def shared_request(byte_size: int, *, into: int | None = None, offset: int = 0, region: str = "r") -> Any:
+    """A request whose one input lies in the region; the output, too, where `into` says at which offset."""
+    request = infer_request("m", bytes(byte_size))
+    del request.raw_input_contents[:]
+    at(request.inputs[0].parameters, region, byte_size, offset)
+    if into is not None:
+        request.outputs.add(name="X")
+        at(request.outputs[0].parameters, region, byte_size, into)
+    return request

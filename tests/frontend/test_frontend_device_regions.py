@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from frontend_fakes import FakeExecutor, infer_request, route, tenant
+from frontend_fakes import FakeExecutor, at, infer_request, route, shared_request, tenant
 from frontend_world import OPTIONS, Start, World
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,25 +25,8 @@ from services.frontend.core.regions import DeviceRegion, Part, check_part
 HANDLE, SIZE, MOST_REGIONS = b"h" * 64, 4096, 12
 
 
-def at(parameters: Any, region: str, byte_size: int, offset: int = 0) -> None:
-    parameters["shared_memory_region"].string_param = region
-    parameters["shared_memory_byte_size"].int64_param = byte_size
-    if offset:
-        parameters["shared_memory_offset"].int64_param = offset
-
-
 def register(name: str = "r", *, handle: bytes = HANDLE, device: int = 0, size: int = SIZE) -> Any:
     return oip.CudaSharedMemoryRegisterRequest(name=name, raw_handle=handle, device_id=device, byte_size=size)
-
-
-def shared_request(byte_size: int, *, offset: int = 0, into: int | None = None, region: str = "r") -> Any:
-    request = infer_request("m", bytes(byte_size))
-    del request.raw_input_contents[:]
-    at(request.inputs[0].parameters, region, byte_size, offset)
-    if into is not None:
-        request.outputs.add(name="X")
-        at(request.outputs[0].parameters, region, byte_size, into)
-    return request
 
 
 async def stored(_executor: FakeExecutor, _infer: Any, payload: bytes) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from frontend_fakes import FakeExecutor, infer_request, route, tenant
+from frontend_fakes import FakeExecutor, at, infer_request, route, shared_request, tenant
 from frontend_world import OPTIONS, Start
 
 from services._proto.inference import grpc_service_pb2 as oip
@@ -50,24 +50,6 @@ async def refusal_of(call: Any) -> tuple[grpc.StatusCode, Refusal]:
 
 def register(path: Path, name: str = "r", *, offset: int = 0, byte_size: int = SIZE) -> Any:
     return oip.SystemSharedMemoryRegisterRequest(name=name, key=f"/{path.name}", offset=offset, byte_size=byte_size)
-
-
-def at(parameters: Any, region: str, byte_size: int, offset: int = 0) -> None:
-    parameters["shared_memory_region"].string_param = region
-    parameters["shared_memory_byte_size"].int64_param = byte_size
-    if offset:
-        parameters["shared_memory_offset"].int64_param = offset
-
-
-def shared_request(byte_size: int, *, into: int | None = None, offset: int = 0, region: str = "r") -> Any:
-    """A request whose one input lies in the region; the output, too, where `into` says at which offset."""
-    request = infer_request("m", bytes(byte_size))
-    del request.raw_input_contents[:]
-    at(request.inputs[0].parameters, region, byte_size, offset)
-    if into is not None:
-        request.outputs.add(name="X")
-        at(request.outputs[0].parameters, region, byte_size, into)
-    return request
 
 
 async def test_tensors_come_out_of_a_region_and_go_back_into_it(start: Start, memory: Path) -> None:
